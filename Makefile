@@ -1,0 +1,57 @@
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+# One thread each: policies of this size run slower on several, and the tests run in $(WORKERS) processes.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow pytest lint check-codestyle format type commit-checks bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+venv: $(STAMP)  ## create .venv and install the package and its tools with the pinned versions
+
+# The build backend goes first, pinned too, so that nothing is built from versions that constraints.txt does not name.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)  ## train MemoryPPO on a memory task and say how well it remembers (minutes)
+	$(BIN)/python examples/demo_repeat_previous.py
+
+test: $(STAMP)  ## all tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+pytest: test  ## the same, by SB3's name
+
+test-slow: $(STAMP)  ## only the slow tests
+	$(PYTEST) -m slow
+
+lint: $(STAMP)  ## style and common mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check-codestyle: lint  ## the same, by SB3's name
+
+format: $(STAMP)  ## put style right, in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP)  ## strict types: package, tests, examples, benchmarks
+	$(BIN)/mypy
+
+commit-checks: format type lint  ## what to run before a commit
+
+bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO
+	$(BIN)/python benchmarks/throughput.py
+
+clean:  ## remove build outputs and caches; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find sb3_cyborg tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

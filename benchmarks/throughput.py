@@ -1,0 +1,202 @@
+"""
+Speed of ``MemoryPPO`` beside sb3-contrib's ``RecurrentPPO``: collection, update and overall, in one run.
+
+The agents take turns: RecurrentPPO, an agent, RecurrentPPO with a shared LSTM, then the next agent. A ratio compares an
+agent with the peer that ran right beside it, and the tables hold medians over the repeats, so what else the machine does
+falls on both alike. Everything that can be equal is: environment, seed, width, ``n_envs``, ``n_steps``, batch size, epochs,
+threads, policy and value heads.
+
+Two peers, because they answer two questions. ``RecurrentPPO`` is what a user gets: by default it has two LSTMs, one for
+the actor and one for the critic. ``RecurrentPPO shared`` has a single LSTM (``shared_lstm=True``,
+``enable_critic_lstm=False``), as MemoryPPO has a single core, though it does not train it on the value loss.
+
+The learning rate is next to nothing, so that every agent keeps acting at random and sees episodes of the same length.
+"""
+
+import argparse
+import csv
+import functools
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch as th
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cyborg import MemoryPPO
+
+ENCODERS = ("gru", "lstm", "mamba", "hybrid", "fusion")
+MEMORIES = ("none", "ring", "kv", "slot", "pmm")
+AGENTS = [f"{encoder}/none" for encoder in ENCODERS] + [f"gru/{memory}" for memory in MEMORIES if memory != "none"]
+PEER, SHARED_PEER = "RecurrentPPO", "RecurrentPPO shared"
+PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
+PHASES = ("collect", "update", "overall")
+LEARNING_RATE = 1e-8
+
+Seconds = dict[str, float]
+
+
+def memory_ppo_kwargs(agent: str, width: int) -> dict[str, Any]:
+    """:return: The ``policy_kwargs`` of ``MemoryPPO`` for an agent named ``encoder/memory``."""
+    encoder, memory = agent.split("/")
+    return {"encoder": encoder, "memory": memory, "hidden_dim": width, "latent_dim": width, "memory_dim": width // 2}
+
+
+def recurrent_ppo_kwargs(agent: str, width: int) -> dict[str, Any]:
+    """:return: The ``policy_kwargs`` of ``RecurrentPPO`` for one of the two peers."""
+    shared = {"shared_lstm": True, "enable_critic_lstm": False} if agent == SHARED_PEER else {}
+    return {"lstm_hidden_size": width, **shared}
+
+
+def make_envs(name: str, n_envs: int) -> VecEnv:
+    env: str | Callable[..., gym.Env[Any, Any]] = name
+    if name.startswith("RepeatPrevious"):
+        from popgym.envs import repeat_previous
+
+        env = getattr(repeat_previous, name)
+    return make_vec_env(env, n_envs=n_envs, seed=0)
+
+
+def make_model(agent: str, env_name: str, args: argparse.Namespace) -> RecurrentPPO:
+    common: dict[str, Any] = {
+        "n_steps": args.n_steps,
+        "batch_size": args.batch_size,
+        "n_epochs": args.n_epochs,
+        "learning_rate": LEARNING_RATE,
+        "seed": 0,
+        "device": "cpu",
+    }
+    env = make_envs(env_name, args.n_envs)
+    if agent in (PEER, SHARED_PEER):
+        return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=recurrent_ppo_kwargs(agent, args.width), **common)
+    return MemoryPPO("MlpPolicy", env, policy_kwargs=memory_ppo_kwargs(agent, args.width), **common)
+
+
+class Contestant:
+    """A model whose ``collect_rollouts`` and ``train`` are timed."""
+
+    def __init__(self, agent: str, env_name: str, args: argparse.Namespace) -> None:
+        self.model = make_model(agent, env_name, args)
+        self.steps = args.n_envs * args.n_steps
+        self.parameters = sum(parameter.numel() for parameter in self.model.policy.parameters())
+        self.seconds: Seconds = {}
+        self._time("collect_rollouts", "collect")
+        self._time("train", "update")
+        self.run_iteration()  # warm-up: allocations, first calls of kernels
+
+    def _time(self, method: str, phase: str) -> None:
+        original = getattr(self.model, method)
+
+        @functools.wraps(original)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            self.seconds[phase] = time.perf_counter() - start
+            return result
+
+        setattr(self.model, method, timed)
+
+    def run_iteration(self) -> Seconds:
+        """:return: The seconds of one rollout and one update."""
+        gc.collect()
+        start = time.perf_counter()
+        self.model.learn(self.steps, reset_num_timesteps=self.model.num_timesteps == 0)
+        return {**self.seconds, "overall": time.perf_counter() - start}
+
+
+def measure(env_name: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """:return: One row for each turn of an agent or peer, and the number of parameters of each."""
+    contestants = {name: Contestant(name, env_name, args) for name in (PEER, SHARED_PEER, *args.agents)}
+    rows: list[dict[str, Any]] = []
+    for repeat in range(args.repeats):
+        for agent in args.agents:
+            for name in (PEER, agent, SHARED_PEER):
+                seconds = contestants[name].run_iteration()
+                speeds = {phase: contestants[name].steps / seconds[phase] for phase in PHASES}
+                rows.append({"env": env_name, "repeat": repeat, "beside": agent, "agent": name, **speeds})
+        print(f"{env_name}: repeat {repeat + 1} of {args.repeats} done", file=sys.stderr, flush=True)
+    return rows, {name: contestant.parameters for name, contestant in contestants.items()}
+
+
+def ratio(rows: list[dict[str, Any]], agent: str, peer: str, phase: str) -> float:
+    """:return: The median over the repeats of an agent's speed over that of the peer that ran beside it."""
+    speed = {(row["repeat"], row["agent"]): row[phase] for row in rows if row["beside"] == agent}
+    return float(statistics.median(speed[repeat, agent] / speed[repeat, peer] for repeat, name in speed if name == agent))
+
+
+def markdown_table(rows: list[dict[str, Any]], parameters: dict[str, int]) -> str:
+    header = ["agent", "parameters"]
+    for phase in PHASES:
+        header += [f"{phase} steps/s", f"x {PEER}", "x shared"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    for agent in parameters:
+        cells = [agent, f"{parameters[agent]:,}"]
+        for phase in PHASES:
+            cells.append(f"{statistics.median(row[phase] for row in rows if row['agent'] == agent):,.0f}")
+            is_peer = agent in (PEER, SHARED_PEER)
+            cells += ["", ""] if is_peer else [f"{ratio(rows, agent, peer, phase):.2f}" for peer in (PEER, SHARED_PEER)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def describe_machine() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{cpu}, {os.cpu_count()} cores{load}; Python {platform.python_version()}, {packages}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", default=["RepeatPreviousEasy", "CartPole-v1"], help="default: %(default)s")
+    parser.add_argument(
+        "--agents",
+        nargs="+",
+        choices=[f"{encoder}/{memory}" for encoder in ENCODERS for memory in MEMORIES],
+        default=AGENTS,
+        metavar="ENCODER/MEMORY",
+    )
+    parser.add_argument("--width", type=int, default=128, help="of LSTM and core (default: %(default)s)")
+    parser.add_argument("--n-envs", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--n-steps", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=512, help="default: %(default)s")
+    parser.add_argument("--n-epochs", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="folder for throughput.csv and throughput.md")
+    args = parser.parse_args()
+    th.set_num_threads(args.threads)
+
+    settings = ("width", "n_envs", "n_steps", "batch_size", "n_epochs", "threads", "repeats")
+    report = [describe_machine(), "", ", ".join(f"{name}={getattr(args, name)}" for name in settings)]
+    all_rows: list[dict[str, Any]] = []
+    for env_name in args.env:
+        rows, parameters = measure(env_name, args)
+        all_rows += rows
+        report += ["", f"**{env_name}**", "", markdown_table(rows, parameters)]
+    text = "\n".join(report)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "throughput.md").write_text(text + "\n")
+        with (args.out / "throughput.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(all_rows[0]))
+            writer.writeheader()
+            writer.writerows(all_rows)
+        print(f"\nWritten to {args.out.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""
+Train ``MemoryPPO`` with the ``ring`` memory on POPGym's RepeatPreviousMedium and measure how well it remembers.
+
+``make demo`` runs it. Everything but the import of ``MemoryPPO`` is plain Stable-Baselines3.
+"""
+
+import argparse
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from matplotlib.figure import Figure
+from popgym.envs.repeat_previous import RepeatPreviousMedium
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cyborg import MemoryPPO
+
+STEPS = 1_000_000
+GOAL = 0.9  # mean return that the default number of steps must reach
+CEILING = 1.0  # every answer right
+EPISODES = 100
+HYPERPARAMS: dict[str, Any] = {
+    "n_steps": 104,  # an episode is 103 steps
+    "seq_len": 104,
+    "batch_size": 8 * 104,
+    "n_epochs": 4,
+    "learning_rate": 1e-3,
+    "policy_kwargs": {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}},
+}
+
+
+class EpisodeReturns(BaseCallback):
+    """Keep the steps at which training episodes ended, with the mean, least and greatest of their returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[float, float, float, float]] = []
+
+    def _on_step(self) -> bool:
+        if ended := [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]:
+            self.points.append((self.num_timesteps, float(np.mean(ended)), min(ended), max(ended)))
+        return True
+
+
+class RandomAgent:
+    """Any action, as likely as any other."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+
+    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        return np.array([self.env.action_space.sample() for _ in range(len(observation))]), None
+
+
+def evaluate(agent: Any, seed: int) -> float:
+    env = make_vec_env(RepeatPreviousMedium, n_envs=20, seed=seed)
+    env.action_space.seed(seed)
+    returns, _ = evaluate_policy(agent or RandomAgent(env), env, n_eval_episodes=EPISODES, deterministic=True)
+    return float(np.mean(returns))
+
+
+def plot_learning_curve(points: list[tuple[float, float, float, float]], random_return: float, path: Path) -> None:
+    steps, mean, least, greatest = np.array(points).reshape(-1, 4).T
+    axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
+    axes.fill_between(steps, least, greatest, alpha=0.2, linewidth=0, label="worst to best of these episodes")
+    axes.plot(steps, mean, linewidth=2, label="mean of the episodes that ended here (training)")
+    axes.axhline(CEILING, color="tab:green", linestyle="--", label="ceiling")
+    axes.axhline(random_return, color="tab:red", linestyle=":", label="random policy")
+    axes.set(title="MemoryPPO with a ring memory on POPGym RepeatPreviousMedium", ylim=(-1.05, 1.1))
+    axes.set(xlabel="environment steps", ylabel="return of an episode")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=STEPS, help="environment steps to train for (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where results go (default: runs/demo-<date-time>)")
+    parser.add_argument("--num-envs", type=int, default=64)
+    args = parser.parse_args()
+    folder = args.folder or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    th.set_num_threads(1)  # a policy of this size is slower on several
+
+    print("The task: cards are shown one at a time, and the agent must say at each the suit it saw 32 steps ago.")
+    print("An agent that answers at random scores about -0.5, and one that never forgets scores 1.0.\n", flush=True)
+    env = make_vec_env(RepeatPreviousMedium, n_envs=args.num_envs, seed=args.seed)
+    model = MemoryPPO("MlpPolicy", env, tensorboard_log=str(folder), seed=args.seed, device="cpu", **HYPERPARAMS)
+    curve, start = EpisodeReturns(), time.perf_counter()
+    model.learn(args.steps, callback=curve, tb_log_name="tensorboard", progress_bar=True)
+    minutes = (time.perf_counter() - start) / 60
+
+    random_return, model_return = evaluate(None, args.seed + 10_000), evaluate(model, args.seed + 10_000)
+    model.save(folder / "model.zip")
+    plot_learning_curve(curve.points, random_return, folder / "learning_curve.png")
+    print(f"\nMean return over {EPISODES} evaluation episodes (deterministic):")
+    trained = f"after {model.num_timesteps:,} steps in {minutes:.1f} minutes, seed {args.seed}"
+    print(f"  MemoryPPO      {model_return:6.3f}   {trained}")
+    print(f"  random policy  {random_return:6.3f}")
+    print(f"Model, learning curve and TensorBoard log are in {folder.resolve()}")
+    if args.steps >= STEPS and model_return < GOAL:
+        print(f"FAILED: the mean return is {model_return:.3f}, but at least {GOAL} was to be reached.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

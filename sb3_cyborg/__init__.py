@@ -1,0 +1,29 @@
+"""Memory for Stable-Baselines3: recurrent PPO with encoders and external memories, and honest states."""
+
+from sb3_cyborg.encoders.encoder_v7 import EncoderV7, register_encoder
+from sb3_cyborg.memories.memory_v7 import MemoryV7, register_memory
+from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.memory_ppo.policies import (
+    MemoryActorCriticCnnPolicy,
+    MemoryActorCriticPolicy,
+    MemoryMultiInputActorCriticPolicy,
+)
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7
+from sb3_cyborg.sequence_model import SequenceModel, Stack, State
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EncoderV7",
+    "MemoryActorCriticCnnPolicy",
+    "MemoryActorCriticPolicy",
+    "MemoryMultiInputActorCriticPolicy",
+    "MemoryPPO",
+    "MemoryV7",
+    "RolloutBufferV7",
+    "SequenceModel",
+    "Stack",
+    "State",
+    "register_encoder",
+    "register_memory",
+]

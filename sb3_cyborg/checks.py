@@ -1,0 +1,72 @@
+"""Checks of what users pass: every failure is a ``ValueError`` that names the value and what would work."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """
+    Build the error for a name that is in no registry, with the nearest name that is.
+
+    :param what: What the name stands for, e.g. ``"encoder"``.
+    :param name: The name that the user gave.
+    :param known: The names that exist.
+    :return: The error, for the caller to raise.
+    """
+    options = sorted(known)
+    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(map(repr, options)) or 'none'}.")
+
+
+def check_options(what: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
+    """
+    Refuse options that nobody reads.
+
+    :param what: What the options belong to, e.g. ``"memory 'ring'"``.
+    :param options: The options that the user gave.
+    :param known: The names that are understood.
+    :raises ValueError: for the first unknown option, with the nearest known one.
+    """
+    known = set(known)
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option for {what}", name, known)
+
+
+def check_positive(**sizes: Any) -> None:
+    """
+    Require whole numbers of at least one.
+
+    :param sizes: Named sizes.
+    :raises ValueError: for the first that is not an ``int`` >= 1.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {size!r}.")
+
+
+def check_divides(divisor_name: str, divisor: int, size_name: str, size: int) -> None:
+    """
+    Require that ``divisor`` divides ``size``.
+
+    :raises ValueError: with the nearest divisors that work.
+    """
+    if size % divisor:
+        below, above = nearest_divisors(size, divisor)
+        raise ValueError(
+            f"`{divisor_name}`={divisor} does not divide `{size_name}`={size}; the nearest that do are {below} and {above}."
+        )
+
+
+def divisors(size: int) -> list[int]:
+    """:return: All divisors of ``size`` (>= 1), in ascending order."""
+    return [candidate for candidate in range(1, size + 1) if size % candidate == 0]
+
+
+def nearest_divisors(size: int, wanted: int) -> tuple[int, int]:
+    """:return: The largest divisor of ``size`` up to ``wanted`` and the smallest from there on (``size`` if none)."""
+    below = [candidate for candidate in divisors(size) if candidate <= wanted]
+    above = [candidate for candidate in divisors(size) if candidate >= wanted]
+    return (below[-1] if below else 1), (above[0] if above else size)

@@ -1,0 +1,90 @@
+"""What the memories that are read by multi-head attention share: heads, the null entry, diagnostics."""
+
+import math
+
+import torch as th
+from torch import nn
+
+from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.ops.window_attention import finite, masked_softmax
+from sb3_cyborg.sequence_model import Logs, SequenceModel
+
+
+class AttentionMemory(SequenceModel):
+    """
+    Base of memories that are read by multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+    Each head also sees a learned null entry, so that "nothing of this" is an answer; an empty memory reads nothing else.
+
+    :param input_dim: Features of the input.
+    :param memory_dim: Features of what is read, over all heads.
+    :param num_slots: Entries that are kept.
+    :param num_heads: Heads; divides ``memory_dim``.
+    """
+
+    def __init__(self, input_dim: int, memory_dim: int, num_slots: int, num_heads: int) -> None:
+        super().__init__()
+        check_positive(input_dim=input_dim, memory_dim=memory_dim, num_slots=num_slots, num_heads=num_heads)
+        check_divides("num_heads", num_heads, "memory_dim", memory_dim)
+        self.input_dim, self.output_dim = input_dim, memory_dim
+        self.num_slots, self.num_heads, self.head_dim = num_slots, num_heads, memory_dim // num_heads
+        self.query = nn.Linear(input_dim, memory_dim)
+        self.null_key = nn.Parameter(th.zeros(num_heads, self.head_dim))
+        self.null_value = nn.Parameter(th.zeros(num_heads, self.head_dim))
+        self.out = nn.Linear(memory_dim, memory_dim)
+        for layer in (self.query, self.out):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def heads(self, x: th.Tensor) -> th.Tensor:
+        """:return: (..., memory_dim) as (..., H, d)."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+    def null_logits(self, query: th.Tensor) -> th.Tensor:
+        """:return: Score of the null entry, (..., H), of queries (..., H, d)."""
+        return (query * self.null_key).sum(-1) / math.sqrt(self.head_dim)
+
+    def finish(self, context: th.Tensor, null_weights: th.Tensor) -> th.Tensor:
+        """:return: The read (..., memory_dim), of weighted values (..., H, d) and the null entry's weights (..., H)."""
+        context = context + null_weights.unsqueeze(-1) * self.null_value
+        read: th.Tensor = self.out(context.flatten(-2))
+        return read
+
+    def attend(
+        self, query: th.Tensor, keys: th.Tensor, values: th.Tensor, visible: th.Tensor, bias: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        One step's read of all stored entries.
+
+        :param query: (B, H, d).
+        :param keys: (B, S, H, d).
+        :param values: (B, S, H, e).
+        :param visible: Boolean, (B, S).
+        :param bias: Added to the scores, broadcastable to (B, H, S).
+        :return: Weighted values (B, H, e), weights (B, H, S), weight of the null entry (B, H).
+        """
+        logits = (keys.transpose(1, 2) @ query.unsqueeze(-1)).squeeze(-1) / math.sqrt(self.head_dim)
+        if bias is not None:
+            logits = logits + bias
+        weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
+        context = (weights.unsqueeze(2) @ finite(values).transpose(1, 2)).squeeze(2)
+        return context, weights, null
+
+    def read_logs(self, weights: th.Tensor, null_weights: th.Tensor, fill: th.Tensor) -> Logs:
+        """
+        Diagnostics of a read, in training mode only: while acting nobody looks at them.
+
+        :param weights: (..., S).
+        :param null_weights: (...,).
+        :param fill: Entries in use, any shape, in [0, num_slots].
+        :return: ``read_entropy`` in nats, ``usage`` (weight on anything but the null entry), ``fill`` in [0, 1].
+        """
+        if not self.training:
+            return {}
+        with th.no_grad():
+            entropy = th.special.entr(weights).sum(-1) + th.special.entr(null_weights)
+            return {
+                "read_entropy": entropy.mean(),
+                "usage": 1 - null_weights.mean(),
+                "fill": fill.mean() / self.num_slots,
+            }

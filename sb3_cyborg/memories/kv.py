@@ -1,0 +1,79 @@
+"""The key-value memory: what followed what."""
+
+import torch as th
+from torch import nn
+
+from sb3_cyborg.memories.attention import AttentionMemory
+from sb3_cyborg.memories.ring import clear_dead
+from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
+from sb3_cyborg.sequence_model import Logs, State, shift_steps
+
+
+class KeyValueMemory(AttentionMemory):
+    """
+    Keeps the last ``num_slots`` pairs of a key and a value, addressed by content alone.
+
+    The value is made of the input, the key of the input *and the one before it*: a query finds what followed
+    something as well as what came along with it (the shift of H3, Fu et al. 2022, https://arxiv.org/abs/2212.14052).
+
+    State: ``keys`` and ``values`` (B, S, memory_dim), oldest first; ``previous`` (B, input_dim), the last input;
+    ``count`` (B,), steps of the episode, at most S.
+
+    :param input_dim: Features of the input.
+    :param memory_dim: Features of the read.
+    :param num_slots: S, the number of pairs.
+    :param num_heads: Heads; divides ``memory_dim``.
+    """
+
+    counters = frozenset({"count"})
+
+    def __init__(self, input_dim: int, memory_dim: int = 128, num_slots: int = 64, num_heads: int = 4) -> None:
+        super().__init__(input_dim, memory_dim, num_slots, num_heads)
+        self.key = nn.Linear(2 * input_dim, memory_dim, bias=False)
+        self.value = nn.Linear(input_dim, memory_dim, bias=False)
+        nn.init.orthogonal_(self.key.weight)
+        nn.init.orthogonal_(self.value.weight)
+
+    def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
+        return {
+            "keys": self._zeros(batch_size, self.num_slots, self.output_dim, device=device),
+            "values": self._zeros(batch_size, self.num_slots, self.output_dim, device=device),
+            "previous": self._zeros(batch_size, self.input_dim, device=device),
+            "count": self._zeros(batch_size, device=device),
+        }
+
+    def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        if mask is not None:
+            state = self.reset_states(state, mask)
+        keys, values, count = state["keys"], state["values"], state["count"]
+        ages = th.arange(self.num_slots, 0, -1, device=x.device)
+        visible = ages <= count.unsqueeze(-1)
+        query = self.heads(self.query(x))
+        context, weights, null = self.attend(query, self.heads(keys), self.heads(values), visible)
+        key = self.key(th.cat([x, state["previous"]], dim=-1))
+        new_state = {
+            "keys": th.cat([keys[:, 1:], key.unsqueeze(1)], dim=1),
+            "values": th.cat([values[:, 1:], self.value(x).unsqueeze(1)], dim=1),
+            "previous": x,
+            "count": (count + 1).clamp(max=self.num_slots),
+        }
+        return self.finish(context, null), new_state, self.read_logs(weights, null, count)
+
+    def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        steps = x.shape[1]
+        reach = steps_since_start(state["count"], masks, steps).clamp(max=self.num_slots)
+        key = self.key(th.cat([x, shift_steps(x, state["previous"], masks)], dim=-1))
+        keys = th.cat([state["keys"], key], dim=1)
+        values = th.cat([state["values"], self.value(x)], dim=1)
+        query = self.heads(self.query(x))
+        context, weights, null = window_attention(
+            query, self.heads(keys[:, :-1]), self.heads(values[:, :-1]), reach, self.null_logits(query)
+        )
+        count = (reach[:, -1] + 1).clamp(max=self.num_slots)
+        new_state = {
+            "keys": clear_dead(keys[:, steps:], count, masks),
+            "values": clear_dead(values[:, steps:], count, masks),
+            "previous": x[:, -1],
+            "count": count,
+        }
+        return self.finish(context, null), new_state, self.read_logs(weights, null, reach)

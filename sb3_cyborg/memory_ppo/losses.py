@@ -1,0 +1,68 @@
+"""The losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) as pure functions of tensors."""
+
+import torch as th
+
+
+def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
+    """
+    ``(A - mean(A)) / (std(A) + 1e-8)``, over the minibatch as in SB3.
+
+    :param advantages: Any shape, at least two elements.
+    :return: The same shape.
+    """
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def clipped_policy_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+    """
+    Clipped surrogate objective, equation 7 of the paper: ``-mean(min(r A, clip(r, 1 - c, 1 + c) A))``.
+
+    :param ratio: New over old probability of the actions.
+    :param advantages: The same shape.
+    :param clip_range: c.
+    :return: 0-d tensor.
+    """
+    return -th.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
+
+
+def value_loss(
+    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None
+) -> th.Tensor:
+    """
+    Squared error of the values; with ``clip_range_vf``, the larger of the clipped and the unclipped one.
+
+    ``mean(max((v - R)^2, (v_old + clip(v - v_old, -c, c) - R)^2))``, as in OpenAI's baselines (Engstrom et al. 2020,
+    https://arxiv.org/abs/2005.12729). SB3 takes the clipped one alone.
+
+    :param values: Predicted now.
+    :param old_values: Predicted while acting, same shape.
+    :param returns: Targets, same shape.
+    :param clip_range_vf: c, in units of the return; ``None`` does not clip.
+    :return: 0-d tensor.
+    """
+    loss = (values - returns) ** 2
+    if clip_range_vf is not None:
+        clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+        loss = th.max(loss, (clipped - returns) ** 2)
+    return loss.mean()
+
+
+def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
+    """
+    ``-mean(H)``; where the entropy has no closed form, ``mean(log_prob)`` estimates it.
+
+    :param entropy: Entropies, or ``None``.
+    :param log_prob: Log-probabilities of the actions taken.
+    :return: 0-d tensor.
+    """
+    return log_prob.mean() if entropy is None else -entropy.mean()
+
+
+def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:
+    """
+    Estimate of KL(old || new) that has low variance and is never negative: ``mean(exp(x) - 1 - x)``.
+
+    :param log_ratio: x, log of new over old probability of actions of the old policy.
+    :return: 0-d tensor. Source: Schulman, http://joschu.net/blog/kl-approx.html
+    """
+    return (log_ratio.exp() - 1 - log_ratio).mean()

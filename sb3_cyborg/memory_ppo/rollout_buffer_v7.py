@@ -1,0 +1,315 @@
+"""``RolloutBufferV7``: a rollout of ``T`` steps in ``N`` environments, and the states that training starts from."""
+
+import warnings
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+
+from sb3_cyborg.checks import check_divides, check_positive, divisors
+from sb3_cyborg.sequence_model import State, keep_mask
+
+Observations = th.Tensor | dict[str, th.Tensor]
+
+TARGET_SEQ_LEN = 64
+"""Sequences are at most this long where the user does not say, if ``n_steps`` has such a divisor..."""
+SHORT_SEQ_LEN = 16
+"""... of at least this; if not, the next longer one."""
+MIN_BATCH_SIZE = 128
+"""Minibatches are at least this large where the user does not say."""
+MINIBATCHES = 4
+"""How many minibatches a rollout is cut into where the user does not say."""
+
+
+class SequenceBatch(TypedDict):
+    """Sequences with their burn-in; P is ``burn_in``, L is ``seq_len``."""
+
+    obs: Observations  # (B, P + L, ...)
+    actions: th.Tensor  # (B, P + L, A)
+    old_values: th.Tensor  # (B, P + L), as the others below
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    masks: th.Tensor  # keep-mask: 0 where an episode starts
+    grad_mask: th.Tensor  # 0 burn-in (or padding before it), 1 training
+    state: State  # at the first step of each row's prefix
+    prefix_lens: list[int]  # of each row: how many of the P steps are real; the padding comes first
+
+
+def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size: int | None) -> tuple[int, int]:
+    """
+    Find lengths that divide. What the user left open adapts; what cannot work is refused.
+
+    :param n_steps: Steps of a rollout in each environment.
+    :param n_envs: Environments.
+    :param seq_len: Wanted length of a sequence, or ``None``.
+    :param batch_size: Wanted transitions in a minibatch, or ``None``.
+    :return: ``seq_len``, which divides ``n_steps``, and ``batch_size``, a multiple of it, at least 2.
+    :raises ValueError: for numbers that cannot work, with the nearest that do.
+    """
+    check_positive(n_steps=n_steps, n_envs=n_envs)
+    total = n_steps * n_envs
+    if total < 2:
+        raise ValueError(
+            f"`n_steps * n_envs` must be greater than 1, got n_steps={n_steps} and n_envs={n_envs}: one transition has no "
+            "advantage to normalize."
+        )
+    if batch_size is not None:
+        check_positive(batch_size=batch_size)
+        if batch_size == 1:
+            raise ValueError("`batch_size` must be at least 2, got 1: one transition has no advantage to normalize.")
+    if seq_len is not None:
+        check_positive(seq_len=seq_len)
+        check_divides("seq_len", seq_len, "n_steps", n_steps)
+        if batch_size is not None and batch_size % seq_len:
+            below = max(batch_size // seq_len, 1) * seq_len
+            raise ValueError(
+                f"`batch_size`={batch_size} is not a multiple of `seq_len`={seq_len}; the nearest that are: "
+                f"{below} and {below + seq_len}."
+            )
+    else:
+        seq_len = _fitting_seq_len(n_steps, batch_size)
+    wanted = max(MIN_BATCH_SIZE, total // MINIBATCHES) if batch_size is None else batch_size
+    rows = max(1, min(wanted, total) // seq_len)
+    if batch_size is None:
+        # As many sequences as divide them all, so that no minibatch is smaller than the rest.
+        rows = [divisor for divisor in divisors(total // seq_len) if divisor <= rows][-1]
+    while rows * seq_len < 2:  # only for sequences of one step
+        rows += 1
+    _refuse_single(total, seq_len, rows)
+    if batch_size is not None and rows * seq_len != batch_size:
+        warnings.warn(
+            f"You have specified a mini-batch size of {batch_size}, but the rollout holds `n_steps * n_envs = {total}` "
+            f"transitions in sequences of {seq_len}: mini-batches of {rows * seq_len} are used instead.",
+            stacklevel=3,
+        )
+    elif total % (rows * seq_len):
+        warnings.warn(
+            f"You have specified a mini-batch size of {batch_size}, but because the rollout holds `n_steps * n_envs = "
+            f"{total}` transitions, after every {total // (rows * seq_len)} mini-batches there will be one of "
+            f"{total % (rows * seq_len)}. We recommend a `batch_size` that is a factor of `n_steps * n_envs`.",
+            stacklevel=3,
+        )
+    return seq_len, rows * seq_len
+
+
+def _fitting_seq_len(n_steps: int, batch_size: int | None) -> int:
+    """:return: A divisor of ``n_steps`` that is long enough to learn from and, if possible, divides ``batch_size``."""
+    longest = min(TARGET_SEQ_LEN, batch_size or TARGET_SEQ_LEN)
+    fitting = [length for length in divisors(n_steps) if length <= longest]
+    if fitting[-1] < min(SHORT_SEQ_LEN, longest):
+        return min((length for length in divisors(n_steps) if length > fitting[-1]), default=fitting[-1])
+    # One that the batch size is a multiple of, unless that would cut sequences to less than half.
+    exact = [length for length in fitting if (batch_size or 0) % length == 0]
+    return exact[-1] if 2 * exact[-1] >= fitting[-1] else fitting[-1]
+
+
+def _refuse_single(total: int, seq_len: int, rows: int) -> None:
+    if total % (rows * seq_len) == 1:
+        size = rows * seq_len
+        good = [candidate for candidate in range(2, total + 1) if candidate % seq_len == 0 and total % candidate != 1]
+        nearest = sorted(good, key=lambda candidate: abs(candidate - size))[:2]
+        raise ValueError(
+            f"`batch_size`={size} leaves a last minibatch of one transition out of {total}, which has no advantage to "
+            f"normalize; the nearest that work: {' and '.join(map(str, sorted(nearest)))}."
+        )
+
+
+class RolloutBufferV7:
+    """
+    A rollout as torch tensors, ``[T, N, ...]``, allocated once, for Box, Dict, discrete and image observations alike.
+
+    It keeps the states the agent acted with, but only where a sequence begins: every ``seq_len`` steps, or
+    ``burn_in`` steps before. A sequence near the start of the rollout has a shorter burn-in: what came before was
+    acted with older weights.
+
+    :param n_steps: T.
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :param initial_state: A state of N rows; the structure of those that will be stored.
+    :param device: Where the tensors live.
+    :param gae_lambda: λ of generalized advantage estimation.
+    :param gamma: Discount factor.
+    :param n_envs: N.
+    :param seq_len: L, length of a training sequence; divides ``n_steps``; ``None`` is all of it.
+    :param burn_in: P, steps before each sequence that are replayed without gradient.
+    :raises ValueError: for sizes that cannot work.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        initial_state: State,
+        device: th.device | str = "cpu",
+        gae_lambda: float = 0.95,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        seq_len: int | None = None,
+        burn_in: int = 0,
+    ) -> None:
+        seq_len = n_steps if seq_len is None else seq_len
+        check_positive(n_steps=n_steps, n_envs=n_envs, seq_len=seq_len)
+        check_divides("seq_len", seq_len, "n_steps", n_steps)
+        if isinstance(burn_in, bool) or not isinstance(burn_in, int) or burn_in < 0:
+            raise ValueError(f"`burn_in` must be a whole number of at least 0, got {burn_in!r}.")
+        self.n_steps, self.n_envs, self.seq_len = n_steps, n_envs, seq_len
+        # No sequence has more steps before it than this; more would be padding for all of them.
+        self.burn_in = min(burn_in, n_steps - seq_len)
+        self.gae_lambda, self.gamma = gae_lambda, gamma
+        self.device = th.device(device)
+
+        def steps(*shape: int, dtype: th.dtype = th.float32) -> th.Tensor:
+            return th.zeros((n_steps, n_envs, *shape), dtype=dtype, device=self.device)
+
+        self.observations: Observations
+        if isinstance(observation_space, spaces.Dict):
+            self.observations = {
+                key: steps(*_shape(space), dtype=_dtype(space)) for key, space in observation_space.spaces.items()
+            }
+        else:
+            self.observations = steps(*_shape(observation_space), dtype=_dtype(observation_space))
+        discrete = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
+        self.actions = steps(get_action_dim(action_space), dtype=th.int64 if discrete else th.float32)
+        self.rewards, self.values, self.log_probs = steps(), steps(), steps()
+        self.episode_starts, self.advantages, self.returns = steps(), steps(), steps()
+        starts = sorted({max(0, start - self.burn_in) for start in range(0, n_steps, seq_len)})
+        self._anchors = {step: index for index, step in enumerate(starts)}
+        self.states: State = {
+            name: th.zeros((len(starts), *leaf.shape), dtype=leaf.dtype, device=self.device)
+            for name, leaf in initial_state.items()
+        }
+        self.pos = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether all steps were added."""
+        return self.pos == self.n_steps
+
+    def reset(self) -> None:
+        """Begin a new rollout."""
+        self.pos = 0
+
+    def add(
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        actions: th.Tensor,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+        values: th.Tensor,
+        log_probs: th.Tensor,
+        state: State,
+    ) -> None:
+        """
+        Add one step of all environments.
+
+        :param obs: Observations that were acted on, (N, ...).
+        :param actions: Actions as sampled, (N, ...).
+        :param rewards: (N,).
+        :param episode_starts: Whether an episode starts with ``obs``, (N,).
+        :param values: Value estimates of ``obs``, (N, 1) or (N,).
+        :param log_probs: Log-probabilities of the actions, (N,).
+        :param state: The state *before* the step, as it was passed to the policy; kept only at anchors.
+        :raises ValueError: when the buffer is full.
+        """
+        if self.full:
+            raise ValueError(f"The rollout buffer already holds its {self.n_steps} steps; call `reset()` first.")
+        t = self.pos
+        if isinstance(self.observations, dict):
+            assert isinstance(obs, dict)
+            for key, stored in self.observations.items():
+                stored[t].copy_(th.as_tensor(obs[key]).view(stored[t].shape))
+        else:
+            self.observations[t].copy_(th.as_tensor(obs).view(self.observations[t].shape))
+        self.actions[t].copy_(actions.view(self.n_envs, -1))
+        self.rewards[t].copy_(th.as_tensor(rewards))
+        self.episode_starts[t].copy_(th.as_tensor(episode_starts))
+        self.values[t].copy_(values.view(-1))
+        self.log_probs[t].copy_(log_probs)
+        if t in self._anchors:
+            for name, leaf in state.items():
+                self.states[name][self._anchors[t]].copy_(leaf)
+        self.pos += 1
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """
+        Generalized advantage estimation (Schulman et al. 2015, https://arxiv.org/abs/1506.02438), as in SB3.
+
+        :param last_values: Value of the observation after the last step, (N,) or (N, 1).
+        :param dones: Whether the last step ended the episode, (N,).
+        """
+        next_values = last_values.detach().view(-1).to(self.device)
+        next_non_terminal = keep_mask(th.as_tensor(dones, dtype=th.float32, device=self.device))
+        advantage = th.zeros_like(next_values)
+        for t in reversed(range(self.n_steps)):
+            delta = self.rewards[t] + self.gamma * next_values * next_non_terminal - self.values[t]
+            advantage = delta + self.gamma * self.gae_lambda * next_non_terminal * advantage
+            self.advantages[t] = advantage
+            next_non_terminal = keep_mask(self.episode_starts[t])
+            next_values = self.values[t]
+        th.add(self.advantages, self.values, out=self.returns)
+
+    def sample_sequences(
+        self, seq_len: int | None = None, burn_in: int | None = None, batch_size: int | None = None
+    ) -> Iterator[SequenceBatch]:
+        """
+        One epoch: every transition once, in random order of sequences.
+
+        :param seq_len: What the buffer was made for, or ``None``: only there are states kept.
+        :param burn_in: Likewise.
+        :param batch_size: Transitions in a minibatch, a multiple of ``seq_len``; ``None`` is all of them.
+        :return: The minibatches.
+        :raises ValueError: for a rollout that is not complete, and for sizes that cannot work.
+        """
+        if not self.full:
+            raise ValueError(f"The rollout is not complete: {self.pos} of {self.n_steps} steps.")
+        for name, wanted, have in (("seq_len", seq_len, self.seq_len), ("burn_in", burn_in, self.burn_in)):
+            if wanted is not None and wanted != have:
+                raise ValueError(f"States were kept for `{name}`={have}, so `{name}`={wanted} cannot be sampled.")
+        total = self.n_steps * self.n_envs
+        batch_size = total if batch_size is None else batch_size
+        if batch_size < self.seq_len or batch_size % self.seq_len:
+            raise ValueError(f"`batch_size`={batch_size} is not a multiple of `seq_len`={self.seq_len}.")
+        rows = th.randperm(total // self.seq_len)
+        return (self._gather(part) for part in rows.split(batch_size // self.seq_len))
+
+    def _gather(self, rows: th.Tensor) -> SequenceBatch:
+        """:param rows: Indices of sequences, (B,): sequence ``i`` is the ``i // N``-th of environment ``i % N``."""
+        start, env = rows // self.n_envs * self.seq_len, rows % self.n_envs
+        prefix_lens = start.clamp(max=self.burn_in)
+        anchors = th.tensor([self._anchors[step] for step in (start - prefix_lens).tolist()], device=self.device)
+        offsets = th.arange(-self.burn_in, self.seq_len)
+        step = (start.unsqueeze(1) + offsets).clamp(min=0).to(self.device)  # a short prefix is padded with step 0
+        env = env.to(self.device)
+
+        def take(tensor: th.Tensor) -> th.Tensor:
+            return tensor[step, env.unsqueeze(1)]
+
+        obs = self.observations
+        return {
+            "obs": {key: take(tensor) for key, tensor in obs.items()} if isinstance(obs, dict) else take(obs),
+            "actions": take(self.actions),
+            "old_values": take(self.values),
+            "old_log_prob": take(self.log_probs),
+            "advantages": take(self.advantages),
+            "returns": take(self.returns),
+            "masks": keep_mask(take(self.episode_starts)),
+            "grad_mask": (offsets >= 0).float().to(self.device).expand(len(rows), -1),
+            "state": {name: leaf[anchors, env] for name, leaf in self.states.items()},
+            "prefix_lens": prefix_lens.tolist(),
+        }
+
+
+def _shape(space: spaces.Space) -> tuple[int, ...]:
+    assert space.shape is not None, space
+    return space.shape
+
+
+def _dtype(space: spaces.Space) -> th.dtype:
+    """:return: How to store observations: as they are, but floats as float32, which is what networks read."""
+    dtype = np.dtype(space.dtype)  # type: ignore[arg-type]  # gymnasium types it as possibly None
+    return th.float32 if dtype.kind == "f" else th.as_tensor(np.zeros(1, dtype)).dtype
