@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 
@@ -35,16 +36,27 @@ def check_options(what: str, options: Mapping[str, Any], known: Iterable[str]) -
             raise unknown_name(f"option for {what}", name, known)
 
 
+def check_whole(at_least: int, /, **sizes: Any) -> None:
+    """
+    Require whole numbers, numpy's included.
+
+    :param at_least: The smallest that will do.
+    :param sizes: Named sizes.
+    :raises ValueError: for the first that is none, or smaller.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < at_least:
+            raise ValueError(f"`{name}` must be a whole number of at least {at_least}, got {size!r}.")
+
+
 def check_positive(**sizes: Any) -> None:
     """
     Require whole numbers of at least one.
 
     :param sizes: Named sizes.
-    :raises ValueError: for the first that is not an ``int`` >= 1.
+    :raises ValueError: for the first that is none.
     """
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {size!r}.")
+    check_whole(1, **sizes)
 
 
 def check_divides(divisor_name: str, divisor: int, size_name: str, size: int) -> None:
@@ -54,10 +66,8 @@ def check_divides(divisor_name: str, divisor: int, size_name: str, size: int) ->
     :raises ValueError: with the nearest divisors that work.
     """
     if size % divisor:
-        below, above = nearest_divisors(size, divisor)
-        raise ValueError(
-            f"`{divisor_name}`={divisor} does not divide `{size_name}`={size}; the nearest that do are {below} and {above}."
-        )
+        nearest = " and ".join(map(str, sorted(set(nearest_divisors(size, divisor)))))
+        raise ValueError(f"`{divisor_name}`={divisor} does not divide `{size_name}`={size}; the nearest that do: {nearest}.")
 
 
 def divisors(size: int) -> list[int]:

@@ -48,7 +48,7 @@ class KeyValueMemory(AttentionMemory):
         keys, values, count = state["keys"], state["values"], state["count"]
         ages = th.arange(self.num_slots, 0, -1, device=x.device)
         visible = ages <= count.unsqueeze(-1)
-        query = self.heads(self.query(x))
+        query = self.queries(x)
         context, weights, null = self.attend(query, self.heads(keys), self.heads(values), visible)
         key = self.key(th.cat([x, state["previous"]], dim=-1))
         new_state = {
@@ -65,7 +65,7 @@ class KeyValueMemory(AttentionMemory):
         key = self.key(th.cat([x, shift_steps(x, state["previous"], masks)], dim=-1))
         keys = th.cat([state["keys"], key], dim=1)
         values = th.cat([state["values"], self.value(x)], dim=1)
-        query = self.heads(self.query(x))
+        query = self.queries(x)
         context, weights, null = window_attention(
             query, self.heads(keys[:, :-1]), self.heads(values[:, :-1]), reach, self.null_logits(query)
         )

@@ -117,7 +117,7 @@ class PersistentMemory(AttentionMemory):
         occupied = strength > 0
         bias = th.where(occupied, strength, 1.0).log().unsqueeze(1)
         keys, values = self.heads(self.key(items)), self.heads(self.value(items))
-        context, weights, null = self.attend(self.heads(self.query(x)), keys, values, occupied, bias)
+        context, weights, null = self.attend(self.queries(x), keys, values, occupied, bias)
         gate = self._gate(x)
         index = th.arange(self.num_slots, device=x.device).expand_as(occupied)
         with th.no_grad():
@@ -152,7 +152,7 @@ class PersistentMemory(AttentionMemory):
         items = th.cat([state["items"], self.item(x)], dim=1)  # (B, S + T, m)
         strength = th.cat([state["strength"], gate], dim=1)
         bias = th.where(strength > 0, strength, 1.0).log()
-        query = self.heads(self.query(x))
+        query = self.queries(x)
         keys, values = self.heads(self.key(items)), self.heads(self.value(items))
         # Scores of every step with every item there is or will be: one matmul; the slots then only choose among them.
         scores = query.transpose(1, 2) @ keys.permute(0, 2, 3, 1) / math.sqrt(self.head_dim) + bias[:, None, None]

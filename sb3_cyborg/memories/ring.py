@@ -33,8 +33,9 @@ class RingMemory(AttentionMemory):
         self.value = nn.Linear(input_dim, memory_dim, bias=False)
         nn.init.orthogonal_(self.key.weight)
         nn.init.orthogonal_(self.value.weight)
-        self.age_key = nn.Parameter(th.randn(num_heads, num_slots, self.head_dim) * 0.02)  # age 1 first
-        self.age_bias = nn.Parameter(th.zeros(num_heads, num_slots))
+        # As large as content scores from the start: ages that look alike to a head take twice as long to tell apart.
+        self.age_key = nn.Parameter(th.randn(num_heads, num_slots, self.head_dim))  # age 1 first
+        self.age_bias = nn.Parameter(th.randn(num_heads, num_slots))
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {
@@ -51,7 +52,7 @@ class RingMemory(AttentionMemory):
         if mask is not None:
             state = self.reset_states(state, mask)
         entries, count = state["entries"], state["count"]
-        query = self.heads(self.query(x))
+        query = self.queries(x)
         # (W_k e) . q = e . (W_k' q): projecting one query is S times cheaper than projecting S entries.
         key, value = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (self.key, self.value))
         wanted = th.einsum("bhd,hde->bhe", query, key)
@@ -70,7 +71,7 @@ class RingMemory(AttentionMemory):
         steps = x.shape[1]
         reach = steps_since_start(state["count"], masks, steps).clamp(max=self.num_slots)
         entries = th.cat([state["entries"], x], dim=1)
-        query, keys = self.heads(self.query(x)), self.heads(self.key(entries[:, :-1]))
+        query, keys = self.queries(x), self.heads(self.key(entries[:, :-1]))
         values = self.heads(self.value(entries[:, :-1]))
         age_logits = self._sequence_age_logits(query)
         context, weights, null = window_attention(query, keys, values, reach, self.null_logits(query), age_logits)

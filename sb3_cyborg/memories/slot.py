@@ -4,12 +4,9 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.checks import check_divides, check_positive
-from sb3_cyborg.ops.linear_scan import slot_scan
+from sb3_cyborg.ops.linear_scan import MAX_WRITE, slot_scan
 from sb3_cyborg.ops.window_attention import steps_since_start
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
-
-MAX_WRITE = 1 - 1e-4
-"""No write erases a slot entirely: the logarithm of what remains stays finite."""
 
 
 class SlotMemory(SequenceModel):
@@ -19,7 +16,7 @@ class SlotMemory(SequenceModel):
     https://arxiv.org/abs/2409.07146; the write is the one of gated linear attention).
 
     ``M <- (1 - a g) M + a g w`` with a soft address ``a`` over the slots, a gate ``g`` and an item ``w``, all of the
-    input; the read is ``sum_s p_s M_s`` with a soft address ``p``. Before its first write a slot holds a learned null
+    input (no write erases all of a slot: ``a g`` is at most ``MAX_WRITE``); the read is ``sum_s p_s M_s`` with a soft address ``p``. Before its first write a slot holds a learned null
     vector; what is left of it is kept apart, as ``unwritten``.
 
     State: ``slots`` (B, H, S, d); ``unwritten`` (B, H, S), the null vector's share of each slot, 1 at the start.

@@ -25,9 +25,7 @@ def clipped_policy_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: flo
     return -th.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
 
 
-def value_loss(
-    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None
-) -> th.Tensor:
+def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None) -> th.Tensor:
     """
     Squared error of the values; with ``clip_range_vf``, the larger of the clipped and the unclipped one.
 

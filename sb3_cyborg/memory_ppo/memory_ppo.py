@@ -1,6 +1,7 @@
 """``MemoryPPO``: PPO for policies with an encoder and a memory, trained from the very states that it acted with."""
 
 import io
+import json
 import pathlib
 import pickle
 import zipfile
@@ -17,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cyborg.checks import check_options, unknown_name
+from sb3_cyborg.checks import check_options, check_positive, check_whole, unknown_name
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
@@ -30,6 +31,20 @@ from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBat
 from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    EOFError,
+    KeyError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
+)
+"""What SB3 raises for files that are damaged, or of something else."""
 
 
 class MemoryPPO(RecurrentPPO):
@@ -173,7 +188,7 @@ class MemoryPPO(RecurrentPPO):
         if not issubclass(self.policy_class, MemoryActorCriticPolicy):
             raise ValueError(
                 f"`policy` must be a subclass of MemoryActorCriticPolicy or one of {sorted(self.policy_aliases)}, got "
-                f"{self.policy_class.__name__}."
+                f"{self.policy_class.__name__}; load a model of another algorithm with that algorithm."
             )
         if isinstance(self.observation_space, spaces.Dict) and self.policy_class in (
             MemoryActorCriticPolicy,
@@ -182,6 +197,8 @@ class MemoryPPO(RecurrentPPO):
             raise ValueError("You must use `MultiInputPolicy` when working with dict observation space.")
         check_options("policy_kwargs", self.policy_kwargs, policy_options(self.policy_class))
         # Sizes are checked before anything is built.
+        check_positive(n_epochs=self.n_epochs)
+        check_whole(0, burn_in=self.burn_in)
         seq_len, self._minibatch_size = plan_minibatches(self.n_steps, self.n_envs, self.seq_len, self.batch_size)
         self.policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
@@ -292,14 +309,18 @@ class MemoryPPO(RecurrentPPO):
         extra = np.zeros(len(dones), dtype=np.float32)
         rows = [
             row
-            for row in np.flatnonzero(dones)
+            for row in np.flatnonzero(dones).tolist()
             if infos[row].get("TimeLimit.truncated", False) and infos[row].get("terminal_observation") is not None
         ]
         if not rows:
             return extra
         terminal = [infos[row]["terminal_observation"] for row in rows]
-        obs = {key: np.stack([t[key] for t in terminal]) for key in terminal[0]} if isinstance(terminal[0], dict) else np.stack(terminal)
-        check_finite_observations(obs, f"at the end of an episode, after {self.num_timesteps} steps,")
+        obs: Any = (
+            np.stack(terminal)
+            if not isinstance(terminal[0], dict)
+            else {key: np.stack([single[key] for single in terminal]) for key in terminal[0]}
+        )
+        check_finite_observations(obs, f"at the end of an episode, after {self.num_timesteps} steps,", rows)
         with th.no_grad():
             obs_tensor = self.policy.obs_to_tensor(obs)[0]
             starts = th.zeros(len(rows), device=self.device)
@@ -430,5 +451,5 @@ class MemoryPPO(RecurrentPPO):
         """
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, AssertionError, RuntimeError, TypeError) as error:
+        except DAMAGE as error:
             raise ValueError(f"{path} is not a whole file of a MemoryPPO model: {error}") from error

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_cyborg.checks import check_positive, nearest_divisors
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
-from sb3_cyborg.memories.memory_v7 import MemoryV7, memory_options
+from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
 
@@ -150,15 +152,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             settings["num_layers"],
             **settings["encoder_kwargs"],
         )
-        memory_kwargs = dict(settings["memory_kwargs"])
         memory_dim = encoder.output_dim if settings["memory_dim"] is None else settings["memory_dim"]
-        if "memory_dim" in memory_options(settings["memory"]):
-            memory_kwargs.setdefault("memory_dim", memory_dim)
+        memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
         self.core = Stack(encoder, MemoryV7(encoder.output_dim, settings["memory"], **memory_kwargs))
         for name, module in self.core.named_modules():
             # Acting and updating run in different modes, so they would not agree.
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-                raise ValueError(f"Dropout in the core ({name}, p={module.p}) would make acting and training disagree; use p=0.")
+            p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
+            if isinstance(p, (int, float)) and p > 0:
+                raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
         self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
         super()._build_mlp_extractor()
 
@@ -293,8 +294,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 "API, `obs = vec_env.reset()` SB3's."
             )
         self.set_training_mode(False)
-        check_finite_observations(observation, "in `predict`")
         obs, vectorized = self.obs_to_tensor(observation)
+        check_finite_observations(obs, "in `predict`")
         batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         starts = th.zeros(batch_size, device=self.device)
         if episode_start is not None:
@@ -348,6 +349,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             return state
         total = batch["masks"].shape[1] - int(batch["grad_mask"][0].sum())
         lengths = th.tensor(batch["prefix_lens"])
+        training = self.training
+        self.set_training_mode(False)  # as when acting: no running statistic sees these steps
         with th.no_grad():
             for longest, shorter in zip(ends, [*ends[1:], 0], strict=True):
                 if longest == shorter:
@@ -358,6 +361,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
                 _, replayed, _ = self._core_sequence(obs, actions[rows], index_state(state, rows), masks[rows])
                 state = {name: leaf.index_copy(0, rows, replayed[name]) for name, leaf in state.items()}
+        self.set_training_mode(training)
         return state
 
     def evaluate_sequences(self, batch: SequenceBatch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, Logs]:
@@ -406,6 +410,19 @@ def _steps(batch: SequenceBatch, part: slice) -> tuple[Observations, th.Tensor, 
     return cut, batch["actions"][:, part], batch["masks"][:, part]
 
 
+def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[str, Any]:
+    """:return: Options of a memory: the given ones, ``memory_dim``, and a number of heads that divides it."""
+    known = memory_options(kind)
+    options = dict(given)
+    if "memory_dim" in known:
+        options.setdefault("memory_dim", memory_dim)
+        check_positive(memory_dim=options["memory_dim"])
+    if {"memory_dim", "num_heads"} <= known and "num_heads" not in options:
+        wanted = inspect.signature(MEMORIES[kind]).parameters["num_heads"].default
+        options["num_heads"] = nearest_divisors(options["memory_dim"], wanted)[0]
+    return options
+
+
 def _warn_of_lstm_options(
     shared_lstm: bool | None, enable_critic_lstm: bool | None, lstm_kwargs: dict[str, Any] | None, share_features: bool
 ) -> None:
@@ -451,20 +468,22 @@ def encode_actions(actions: th.Tensor, space: spaces.Space, squashed: bool = Fal
     return actions.float()
 
 
-def check_finite_observations(obs: np.ndarray | dict[str, np.ndarray], when: str) -> None:
+def check_finite_observations(
+    obs: np.ndarray | dict[str, np.ndarray] | Observations, when: str, envs: Sequence[int] | None = None
+) -> None:
     """
     :param obs: Observations, (N, ...).
     :param when: Where they came from, for the message.
+    :param envs: Environments that the rows are of; ``None`` for all of them in order.
     :raises ValueError: if any is NaN or infinite, with the environment's index.
     """
     for key, value in obs.items() if isinstance(obs, dict) else [("", obs)]:
-        array = np.asarray(value)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            rows = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(-1, 1)
-            env = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            bad = rows[env][~np.isfinite(rows[env])][0]
+        tensor = th.as_tensor(value)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            place = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+            env = place[0] if envs is None else envs[place[0]]
             name = f" {key!r}" if key else ""
-            raise ValueError(f"Observation{name} of environment {env} {when} is not finite: it holds {bad}.")
+            raise ValueError(f"Observation{name} of environment {env} {when} is not finite: it holds {tensor[place].item()}.")
 
 
 class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):

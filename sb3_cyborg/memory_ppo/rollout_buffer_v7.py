@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_cyborg.checks import check_divides, check_positive, divisors
+from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors
 from sb3_cyborg.sequence_model import State, keep_mask
 
 Observations = th.Tensor | dict[str, th.Tensor]
@@ -74,11 +74,12 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
         seq_len = _fitting_seq_len(n_steps, batch_size)
     wanted = max(MIN_BATCH_SIZE, total // MINIBATCHES) if batch_size is None else batch_size
     rows = max(1, min(wanted, total) // seq_len)
+    fewest = 2 if seq_len == 1 else 1
     if batch_size is None:
-        # As many sequences as divide them all, so that no minibatch is smaller than the rest.
-        rows = [divisor for divisor in divisors(total // seq_len) if divisor <= rows][-1]
-    while rows * seq_len < 2:  # only for sequences of one step
-        rows += 1
+        # As many sequences as divide them all, so that no minibatch is smaller than the rest; the nearest in ratio.
+        fitting = [divisor for divisor in divisors(total // seq_len) if divisor >= fewest]
+        rows = min(fitting, key=lambda divisor: max(divisor / rows, rows / divisor))
+    rows = max(rows, fewest)
     _refuse_single(total, seq_len, rows)
     if batch_size is not None and rows * seq_len != batch_size:
         warnings.warn(
@@ -93,7 +94,7 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
             f"{total % (rows * seq_len)}. We recommend a `batch_size` that is a factor of `n_steps * n_envs`.",
             stacklevel=3,
         )
-    return seq_len, rows * seq_len
+    return int(seq_len), int(rows * seq_len)  # numpy's whole numbers are welcome, too
 
 
 def _fitting_seq_len(n_steps: int, batch_size: int | None) -> int:
@@ -155,11 +156,10 @@ class RolloutBufferV7:
         seq_len = n_steps if seq_len is None else seq_len
         check_positive(n_steps=n_steps, n_envs=n_envs, seq_len=seq_len)
         check_divides("seq_len", seq_len, "n_steps", n_steps)
-        if isinstance(burn_in, bool) or not isinstance(burn_in, int) or burn_in < 0:
-            raise ValueError(f"`burn_in` must be a whole number of at least 0, got {burn_in!r}.")
-        self.n_steps, self.n_envs, self.seq_len = n_steps, n_envs, seq_len
+        check_whole(0, burn_in=burn_in)
+        self.n_steps, self.n_envs, self.seq_len = n_steps, n_envs, seq_len = int(n_steps), int(n_envs), int(seq_len)
         # No sequence has more steps before it than this; more would be padding for all of them.
-        self.burn_in = min(burn_in, n_steps - seq_len)
+        self.burn_in = min(int(burn_in), n_steps - seq_len)
         self.gae_lambda, self.gamma = gae_lambda, gamma
         self.device = th.device(device)
 
@@ -267,6 +267,7 @@ class RolloutBufferV7:
         """
         if not self.full:
             raise ValueError(f"The rollout is not complete: {self.pos} of {self.n_steps} steps.")
+        burn_in = None if burn_in is None else min(burn_in, self.n_steps - self.seq_len)  # as when it was made
         for name, wanted, have in (("seq_len", seq_len, self.seq_len), ("burn_in", burn_in, self.burn_in)):
             if wanted is not None and wanted != have:
                 raise ValueError(f"States were kept for `{name}`={have}, so `{name}`={wanted} cannot be sampled.")
@@ -275,7 +276,7 @@ class RolloutBufferV7:
         if batch_size < self.seq_len or batch_size % self.seq_len:
             raise ValueError(f"`batch_size`={batch_size} is not a multiple of `seq_len`={self.seq_len}.")
         rows = th.randperm(total // self.seq_len)
-        return (self._gather(part) for part in rows.split(batch_size // self.seq_len))
+        return (self._gather(part) for part in rows.split(int(batch_size) // self.seq_len))
 
     def _gather(self, rows: th.Tensor) -> SequenceBatch:
         """:param rows: Indices of sequences, (B,): sequence ``i`` is the ``i // N``-th of environment ``i % N``."""

@@ -6,21 +6,29 @@ https://arxiv.org/abs/2405.21060, section 6) makes it matmuls: within a chunk ev
 weight ``C_i . B_j exp(sum of dt A)``; between chunks the state is carried.
 
 Episodes may start in mid-sequence. Two things keep them apart, exactly: the sums of ``dt A`` restart with each episode,
-and what is not finite never enters a matmul, for a weight of zero would not silence it.
+and what is not finite never enters a matmul, for a weight of zero would not silence it. What belongs to the same
+episode gets its NaN back afterwards (:func:`_nan_where`).
+
+Shapes: B rows, T steps, K chunks of L steps, H heads of width P in G groups, N the size of the state.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch as th
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK = 32
 """Steps that are handled at once; the work within a chunk grows with its square, the number of loop turns falls."""
 
-LOWEST_LOG_DECAY = -1000.0
-"""``exp`` of anything lower is 0 even in fp64; without a floor, a huge step would eat the digits of the sums."""
+FLOOR = -80.0
+"""The lowest logarithm of a decay: exp(-80) is nothing beside any number that matters. Lower ones would cost digits of
+the sums that they are part of, and subnormal numbers are five times slower."""
 
 
 def ssd_step(
-    x: th.Tensor, dt: th.Tensor, a: th.Tensor, b: th.Tensor, c: th.Tensor, state: th.Tensor
+    x: th.Tensor, dt: th.Tensor, a: th.Tensor, b: th.Tensor, c: th.Tensor, d: th.Tensor, state: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Read one step. Heads share the ``b`` and ``c`` of their group; H is a multiple of G.
@@ -30,6 +38,7 @@ def ssd_step(
     :param a: Decay rates, < 0, (H,).
     :param b: Where in the state to write, (B, G, N).
     :param c: What of the state to read, (B, G, N).
+    :param d: Weight of the input in the output, (H,).
     :param state: The state before the step, (B, H, P, N).
     :return: Outputs (B, H, P) and the state after the step.
     """
@@ -38,8 +47,8 @@ def ssd_step(
     write = (x * dt.unsqueeze(-1)).view(batch_size, groups, -1, 1)  # the heads of a group and their P: one axis
     faded = state * th.exp(dt * a).view(batch_size, heads, 1, 1)
     state = th.addcmul(faded.view(batch_size, groups, -1, size), write, b.unsqueeze(2))
-    y = state @ c.unsqueeze(-1)  # (B, G, H/G P, 1)
-    return y.view(batch_size, heads, width), state.view(batch_size, heads, width, size)
+    read = (state * c.unsqueeze(2)).sum(-1).view(batch_size, heads, width)  # on a CPU, faster than a matmul this thin
+    return th.addcmul(read, x, d.unsqueeze(-1)), state.view(batch_size, heads, width, size)
 
 
 def ssd_reference(
@@ -48,6 +57,7 @@ def ssd_reference(
     a: th.Tensor,
     b: th.Tensor,
     c: th.Tensor,
+    d: th.Tensor,
     state: th.Tensor,
     masks: th.Tensor | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
@@ -56,7 +66,7 @@ def ssd_reference(
     for t in range(x.shape[1]):
         if masks is not None:
             state = th.where(masks[:, t, None, None, None] > 0.5, state, 0.0)
-        y, state = ssd_step(x[:, t], dt[:, t], a, b[:, t], c[:, t], state)
+        y, state = ssd_step(x[:, t], dt[:, t], a, b[:, t], c[:, t], d, state)
         outputs.append(y)
     return th.stack(outputs, dim=1), state
 
@@ -67,6 +77,7 @@ def ssd_chunked(
     a: th.Tensor,
     b: th.Tensor,
     c: th.Tensor,
+    d: th.Tensor,
     state: th.Tensor,
     masks: th.Tensor | None = None,
     chunk_size: int = CHUNK,
@@ -75,18 +86,19 @@ def ssd_chunked(
     Read a sequence. Heads share the ``b`` and ``c`` of their group; H is a multiple of G.
 
     A value that is not finite makes every output from its step to the end of its episode NaN, in all heads of the row;
-    nothing before it and nothing of the next episode.
+    nothing before it and nothing of the next episode. Gradients flow into all tensors but ``masks`` and out of both
+    results; a ``dt`` below 1e-30 gets none from what it writes.
 
     :param x: Inputs of the heads, (B, T, H, P) with T >= 1.
     :param dt: Step sizes, >= 0, (B, T, H).
     :param a: Decay rates, < 0, (H,).
     :param b: Where in the state to write, (B, T, G, N).
     :param c: What of the state to read, (B, T, G, N).
+    :param d: Weight of the input in the output, (H,).
     :param state: The state before the first step, (B, H, P, N).
     :param masks: Keep-masks, (B, T), or ``None``; a reset makes the state zeros before the step reads.
     :param chunk_size: Steps in a chunk, >= 1; T need not be a multiple.
-    :return: Outputs (B, T, H, P) and the state after the last step (B, H, P, N); gradients flow through both, and into
-        ``state``.
+    :return: Outputs (B, T, H, P) and the state after the last step (B, H, P, N).
     """
     batch_size, steps, heads, width = x.shape
     chunk = min(chunk_size, steps)
@@ -94,102 +106,198 @@ def ssd_chunked(
     padding = count * chunk - steps
 
     def split(tensor: th.Tensor) -> th.Tensor:
-        """(B, T, ...) to (B, chunks, C, ...); a padded step has dt 0: it writes nothing and lets nothing fade."""
+        """(B, T, ...) to (B, K, L, ...); a padded step has dt 0: it writes nothing and lets nothing fade."""
         if padding:
             tensor = F.pad(tensor, (*[0, 0] * (tensor.dim() - 2), 0, padding))
-        return tensor.view(batch_size, count, chunk, *tensor.shape[2:])
+        return tensor.reshape(batch_size, count, chunk, *tensor.shape[2:])
 
-    write = x * dt.unsqueeze(-1)
-    taint = _taint(write, dt, b, masks)
-    writes, reads, keys = split(_finite(write)), split(c), split(_finite(b))
-    episodes = _episodes_of_chunks(masks, batch_size, count, chunk, x.device)
-    seen = (episodes.unsqueeze(-1) == episodes.unsqueeze(-2)).tril()  # (B, chunks, C, C)
-    log_decay = (dt.double() * a.double()).nan_to_num(LOWEST_LOG_DECAY).clamp(min=LOWEST_LOG_DECAY)
-    sums = seen.double() @ split(log_decay)  # (B, chunks, C, H): of dt A, since the chunk or the episode began
+    if masks is None:
+        episodes = th.zeros(batch_size, count, chunk, dtype=th.int64, device=x.device)
+    else:
+        episodes = split((masks <= 0.5).long()).cumsum(-1)
+    seen = (episodes.unsqueeze(-1) == episodes.unsqueeze(-2)).tril()
+    dt = split(dt)
+    # fp64, because differences of sums are taken; they are few
+    log_decay = (_finite(dt).double() * a.double()).clamp(min=FLOOR)
+    sums = seen.double() @ log_decay  # (B, K, L, H)
+    y, state = _ssd(split(x), dt, split(b), split(c), d, sums, state, episodes, seen)
+    return y.reshape(batch_size, count * chunk, heads, width)[:, :steps], state
 
-    within = _within_chunks(writes, reads, keys, sums, seen)
-    before, state = _carry(writes, keys, sums, episodes, state)
-    carried = _read_carried(reads, before, sums, episodes, split(taint))
-    y = (carried + within).reshape(batch_size, count * chunk, heads, width)
-    return y[:, :steps], state + taint[:, -1, None, None, None]
+
+class _SSD(th.autograd.Function):
+    """
+    :func:`ssd_chunked` of chunks. On a CPU the time goes into passes over memory, not into arithmetic: hence one function
+    with the fewest of them, in the forward and in the backward, and ``dt`` in the weights instead of the inputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: th.Tensor,
+        dt: th.Tensor,
+        b: th.Tensor,
+        c: th.Tensor,
+        d: th.Tensor,
+        sums: th.Tensor,
+        state: th.Tensor,
+        episodes: th.Tensor,
+        seen: th.Tensor,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param x: (B, K, L, H, P).
+        :param dt: (B, K, L, H).
+        :param b: (B, K, L, G, N).
+        :param c: (B, K, L, G, N).
+        :param d: (H,).
+        :param sums: Sums of ``dt A`` since the chunk or the episode began, fp64, (B, K, L, H).
+        :param state: Before the first chunk, (B, H, P, N).
+        :param episodes: How many resets there were since the chunk began, (B, K, L).
+        :param seen: Whether a step (third axis) sees another one (last axis), (B, K, L, L).
+        :return: Outputs (B, K, L, H, P), and the state after the last chunk.
+        """
+        groups = b.shape[3]
+        lost = _nan_where((seen & _bad(x, b, dt.unsqueeze(-1)).unsqueeze(-2)).any(-1), x.dtype)  # (B, K, L)
+        nan = lost + _nan_where(_bad(c), x.dtype)
+        dt, b, c = _finite(dt), _finite(b).transpose(2, 3), _finite(c).transpose(2, 3)  # b, c: (B, K, G, L, N)
+
+        heads_x = x.transpose(2, 3).clone(memory_format=th.contiguous_format).nan_to_num_(0.0, 0.0, 0.0)
+        decay, weights = _weights(dt, b, c, sums, seen)
+        own = weights.diagonal(dim1=-2, dim2=-1)
+        own_without_d = own.clone()
+        own += d.unsqueeze(-1)
+        within = weights @ heads_x  # (B, K, H, L, P)
+
+        first, last = (episodes == 0).unsqueeze(-1), (episodes == episodes[..., -1:]).unsqueeze(-1)
+        fade = _exp(sums.clone(), x.dtype).masked_fill_(~first, 0.0)  # since the chunk began, (B, K, L, H)
+        to_end = _exp(sums[:, :, -1:] - sums, x.dtype).masked_fill_(~last, 0.0).mul_(dt)
+        kept = _by_group((x * to_end.unsqueeze(-1)).nan_to_num_(0.0, 0.0, 0.0), groups)  # (B, K, G, L, H/G P)
+        added = (kept.mT @ b).view(*x.shape[:2], *state.shape[1:])
+        before, state = _carry(added, fade[:, :, -1], episodes[..., -1] > 0, lost[..., -1], state)
+        # A state that is not finite (any more) is NaN for those who read it.
+        nan = nan + th.where(first.squeeze(-1), _nan_where(_bad(before.unsqueeze(2)), x.dtype), 0.0)
+        before.nan_to_num_(0.0, 0.0, 0.0)
+        read = (c @ _flat(before, groups).mT).transpose(2, 3).reshape(x.shape)
+        ctx.save_for_backward(dt, b, c, heads_x, decay, weights, own_without_d, fade, to_end, kept, before, read, seen)
+        y = th.addcmul(within.transpose(2, 3), read, (fade + nan.unsqueeze(-1)).unsqueeze(-1), out=th.empty_like(read))
+        return y, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor, grad_state: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        dt, b, c, heads_x, decay, weights, own_without_d, fade, to_end, kept, before, read, seen = ctx.saved_tensors
+        groups = b.shape[2]
+        # Within chunks
+        heads_grad = grad.transpose(2, 3).contiguous()
+        heads_grad_x = weights.mT @ heads_grad  # (B, K, H, L, P)
+        grad_weights = heads_grad @ heads_x.mT  # (B, K, H, L, L)
+        own_grad = grad_weights.diagonal(dim1=-2, dim2=-1)
+        grad_d = own_grad.sum((0, 1, 3))
+        # Of weight = dt_j exp(s_i - s_j) score: by row the gradient of s_i, by column of -s_j and of log dt_j. In fp64,
+        # because what is summed cancels.
+        grad_logs = grad_weights * weights
+        grad_logs.diagonal(dim1=-2, dim2=-1).copy_(own_grad * own_without_d)
+        grad_log_dt = grad_logs.sum(-2, dtype=th.float64).transpose(2, 3)  # (B, K, L, H)
+        grad_sums = grad_logs.sum(-1, dtype=th.float64).transpose(2, 3)
+        grad_scores = grad_weights.mul_(decay).view(*seen.shape[:2], groups, -1, *seen.shape[2:]).sum(3)
+        grad_scores.masked_fill_(~seen.unsqueeze(2), 0.0)
+        # Across chunks: what was read, then what was kept
+        faded_grad = grad * fade.unsqueeze(-1)
+        grad_sums = grad_sums + (faded_grad * read).sum(-1)
+        faded_grad = _by_group(faded_grad, groups)
+        flat = _flat(before, groups)
+        grad_before = (faded_grad.mT @ c).view(before.shape)
+        grad_added, grad_fade, grad_state = _carry_backward(grad_before, fade[:, :, -1], before, grad_state)
+        flat_grad = grad_added.view(flat.shape)
+        grad_c = faded_grad @ flat + grad_scores @ b
+        grad_b = kept @ flat_grad + grad_scores.mT @ c
+        grad_kept = b @ flat_grad.mT  # (B, K, G, L, H/G P)
+        grad_to_end = (grad_kept * kept).transpose(2, 3).reshape(read.shape).sum(-1).double()  # of its logarithm
+        grad_sums[:, :, -1] += grad_to_end.sum(2) + grad_fade
+        grad_log_dt = grad_log_dt + grad_to_end
+        grad_dt = th.where(dt > 1e-30, grad_log_dt / dt, 0.0).to(dt.dtype)
+        grad_kept = grad_kept.transpose(2, 3).reshape(read.shape)
+        grad_x = th.addcmul(heads_grad_x.transpose(2, 3), grad_kept, to_end.unsqueeze(-1), out=th.empty_like(read))
+        grad_b, grad_c = grad_b.transpose(2, 3), grad_c.transpose(2, 3)
+        return grad_x, grad_dt, grad_b, grad_c, grad_d, grad_sums - grad_log_dt, grad_state, None, None
+
+
+_ssd: Callable[..., tuple[th.Tensor, th.Tensor]] = _SSD.apply
 
 
 def _finite(values: th.Tensor) -> th.Tensor:
     return th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _taint(write: th.Tensor, dt: th.Tensor, b: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
+def _bad(*tensors: th.Tensor) -> th.Tensor:
+    """:return: Which steps of the tensors (B, K, L, ...) hold what is not finite, (B, K, L)."""
+    return ~th.isfinite(th.stack([tensor.flatten(3).sum(-1) for tensor in tensors])).all(0)
+
+
+def _nan_where(condition: th.Tensor, dtype: th.dtype) -> th.Tensor:
+    """:return: NaN where the condition holds, else 0: to be added to what has lost its NaN."""
+    return th.zeros(condition.shape, dtype=dtype, device=condition.device).masked_fill_(condition, float("nan"))
+
+
+def _exp(log_decay: th.Tensor, dtype: th.dtype) -> th.Tensor:
     """
-    :return: What to add to the outputs, (B, T): NaN from the first step of an episode that wrote what is not finite up to
-        the episode's end, else 0. It restores what :func:`_finite` took out, only where it belongs.
+    :param log_decay: Overwritten.
+    :return: ``exp``, at most 1 also where it is masked afterwards: the other way in time, it would overflow.
     """
-    with th.no_grad():
-        total = write.flatten(2).sum(-1) + b.flatten(2).sum(-1) + dt.sum(-1)
-        bad = ~th.isfinite(total)
-        time = th.arange(bad.shape[1], device=bad.device)
-        last_bad = th.where(bad, time, -1).cummax(dim=1).values
-        if masks is not None:
-            start = th.where(masks > 0.5, 0, time).cummax(dim=1).values
-            last_bad = th.where(last_bad < start, -1, last_bad)
-        return th.where(last_bad >= 0, float("nan"), 0.0).to(write.dtype)
+    return log_decay.to(dtype).clamp_(FLOOR, 0.0).exp_()
 
 
-def _episodes_of_chunks(
-    masks: th.Tensor | None, batch_size: int, count: int, chunk: int, device: th.device
-) -> th.Tensor:
-    """:return: How many resets there were since the chunk began, (B, chunks, C)."""
-    if masks is None:
-        return th.zeros(batch_size, count, chunk, dtype=th.int32, device=device)
-    resets = F.pad((masks <= 0.5).int(), (0, count * chunk - masks.shape[1]))
-    return resets.view(batch_size, count, chunk).cumsum(-1, dtype=th.int32)
+def _by_group(tensor: th.Tensor, groups: int) -> th.Tensor:
+    """:return: (B, K, G, L, H/G P) from (B, K, L, H, P): the heads of a group share their matmuls."""
+    return tensor.reshape(*tensor.shape[:3], groups, -1).transpose(2, 3)
 
 
-def _within_chunks(
-    writes: th.Tensor, reads: th.Tensor, keys: th.Tensor, sums: th.Tensor, seen: th.Tensor
-) -> th.Tensor:
-    """:return: What each step reads of its own and earlier writes of its chunk and episode, (B, chunks, C, H, P)."""
-    batch_size, count, chunk, heads, _ = writes.shape
-    groups = keys.shape[3]
-    by_head = sums.transpose(-1, -2)
-    exponent = (by_head.unsqueeze(-1) - by_head.unsqueeze(-2)).to(writes.dtype)  # (B, chunks, H, C, C)
-    decay = th.exp(exponent.masked_fill(~seen.unsqueeze(2), float("-inf")))
-    scores = reads.transpose(2, 3) @ keys.permute(0, 1, 3, 4, 2)  # (B, chunks, G, C, C)
-    scores = scores.masked_fill(~seen.unsqueeze(2), 0.0)  # what is unseen may overflow
-    weights = scores.unsqueeze(3) * decay.view(batch_size, count, groups, -1, chunk, chunk)
-    return (weights.view(batch_size, count, heads, chunk, chunk) @ writes.transpose(2, 3)).transpose(2, 3)
+def _flat(states: th.Tensor, groups: int) -> th.Tensor:
+    """:return: (B, K, G, H/G P, N) from (B, K, H, P, N)."""
+    return states.view(*states.shape[:2], groups, -1, states.shape[-1])
+
+
+def _weights(dt: th.Tensor, b: th.Tensor, c: th.Tensor, sums: th.Tensor, seen: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :return: ``dt_j exp(s_i - s_j)``, which means nothing where ``j`` is not seen, and the weights with which step ``i``
+        reads the input of step ``j``, both (B, K, H, L, L).
+    """
+    sums = sums.transpose(2, 3)
+    exponent = th.empty(*sums.shape, sums.shape[-1], dtype=dt.dtype, device=dt.device)
+    th.sub(sums.unsqueeze(-1), sums.unsqueeze(-2), out=exponent)
+    decay = _exp(exponent, dt.dtype).mul_(dt.transpose(2, 3).unsqueeze(-2))
+    scores = (c @ b.mT).masked_fill_(~seen.unsqueeze(2), 0.0)  # (B, K, G, L, L)
+    weights = decay.view(*scores.shape[:3], -1, *scores.shape[3:]) * scores.unsqueeze(3)
+    return decay, weights.view(decay.shape)
 
 
 def _carry(
-    writes: th.Tensor, keys: th.Tensor, sums: th.Tensor, episodes: th.Tensor, state: th.Tensor
+    added: th.Tensor, fade: th.Tensor, gone: th.Tensor, lost: th.Tensor, state: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
-    """:return: The states before each chunk (B, chunks, H, P, N) and after the last one (B, H, P, N)."""
-    batch_size, count, chunk, heads, width = writes.shape
-    groups, size = keys.shape[-2:]
-    ending = (episodes == episodes[..., -1:]).unsqueeze(-1)
-    to_end = th.exp((sums[:, :, -1:] - sums).to(writes.dtype).masked_fill(~ending, float("-inf")))
-    kept = (writes * to_end.unsqueeze(-1)).view(batch_size, count, chunk, groups, -1)
-    added = kept.permute(0, 1, 3, 4, 2) @ keys.transpose(2, 3)  # (B, chunks, G, H/G P, N)
-    added = added.view(batch_size, count, heads, width, size)
-    fade = th.exp(sums[:, :, -1]).to(writes.dtype)[..., None, None]  # (B, chunks, H, 1, 1)
-    gone = (episodes[..., -1] > 0)[..., None, None, None]
-    before = []
-    for index in range(count):
-        before.append(state)
-        state = (fade[:, index] * state).masked_fill(gone[:, index], 0.0) + added[:, index]
-    return th.stack(before, dim=1), state
+    """
+    :param added: What the chunks add to the state, (B, K, H, P, N).
+    :param fade: By how much they fade it, (B, K, H).
+    :param gone: Whether there was a reset, (B, K).
+    :param lost: NaN where what was added has lost one, else 0, (B, K).
+    :param state: Before the first chunk, (B, H, P, N).
+    :return: The states before each chunk (B, K, H, P, N) and after the last one (B, H, P, N).
+    """
+    before = th.empty_like(added)
+    factors = fade[..., None, None].unbind(1)
+    for index, factor in enumerate(factors):
+        before[:, index] = state
+        state = (state * factor).masked_fill_(gone[:, index, None, None, None], 0.0)
+        state += added[:, index]
+        state += lost[:, index, None, None, None]
+    return before, state
 
 
-def _read_carried(
-    reads: th.Tensor, before: th.Tensor, sums: th.Tensor, episodes: th.Tensor, taint: th.Tensor
-) -> th.Tensor:
-    """:return: What each step reads of the state before its chunk, (B, chunks, C, H, P)."""
-    batch_size, count, heads, width, size = before.shape
-    chunk, groups = reads.shape[2:4]
-    flat = before.view(batch_size, count, groups, -1, size)
-    read = (reads.transpose(2, 3) @ flat.transpose(-1, -2)).transpose(2, 3)  # (B, chunks, C, G, H/G P)
-    fade = th.exp(sums).to(reads.dtype)
-    gone = (episodes > 0)[..., None, None]
-    carried = (read.reshape(batch_size, count, chunk, heads, width) * fade.unsqueeze(-1)).masked_fill(gone, 0.0)
-    return carried + taint[..., None, None]
-
-
+def _carry_backward(
+    grad_before: th.Tensor, fade: th.Tensor, before: th.Tensor, grad_state: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """:return: The gradients of ``added``, of the logarithm of ``fade`` (B, K, H), and of the first state."""
+    grad_added = th.empty_like(before)
+    for index in range(before.shape[1] - 1, -1, -1):
+        grad_added[:, index] = grad_state
+        grad_state = th.addcmul(grad_before[:, index], grad_state, fade[:, index, :, None, None])
+    grad_fade = fade * (grad_added * before).sum((-1, -2))
+    return grad_added, grad_fade, grad_state

@@ -1,0 +1,293 @@
+"""
+Mamba-2 with an explicit state (Dao & Gu 2024, https://arxiv.org/abs/2405.21060).
+
+Parameters have the names, shapes and meaning of ``mamba_ssm.Mamba2``'s, so that state dicts load both ways. What is added:
+a sequence starts from any state, resets where its masks say, and ends in the state that stepping would give.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.ops.ssd import CHUNK, ssd_chunked, ssd_step
+from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State
+
+MAMBA_OPTIONS = frozenset({"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"})
+"""Names of the keyword options of :class:`Mamba2`, and so of :func:`make_mamba_core`."""
+
+DT_RANGE = (0.001, 0.1)
+"""Range of the step sizes at initialisation, log-uniform."""
+
+A_RANGE = (1.0, 16.0)
+"""Range of the decay rates at initialisation, uniform."""
+
+
+class Mamba2(SequenceModel):
+    """
+    One Mamba-2 block: projection, short causal convolution, state-space recurrence, gated RMS norm, projection.
+
+    State: ``conv`` (B, C, d_conv - 1) the last inputs of the convolution, newest last, C = expand * d_model +
+    2 * ngroups * d_state; ``ssm`` (B, heads, headdim, d_state). ``d_conv=1`` leaves ``conv`` without columns.
+
+    :param d_model: Features in and out.
+    :param d_state: Size N of the state of each of the expand * d_model inner features.
+    :param d_conv: Steps that the convolution sees, its own included.
+    :param expand: Inner features for each feature in.
+    :param headdim: Inner features of a head; divides expand * d_model.
+    :param ngroups: Groups of heads; those of a group share where they write and read. Divides the number of heads.
+    :param chunk_size: Steps that the sequence form handles at once; it changes speed, not results.
+    :raises ValueError: for a size below one, or one that does not divide what it has to.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 32,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 32,
+        ngroups: int = 1,
+        chunk_size: int = CHUNK,
+    ) -> None:
+        super().__init__()
+        check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
+        check_positive(headdim=headdim, ngroups=ngroups, chunk_size=chunk_size)
+        d_inner = expand * d_model
+        check_divides("headdim", headdim, "expand * d_model", d_inner)
+        check_divides("ngroups", ngroups, "expand * d_model / headdim", d_inner // headdim)
+        self.input_dim = self.output_dim = d_model
+        self.d_inner, self.d_state, self.d_conv = d_inner, d_state, d_conv
+        self.nheads, self.headdim, self.ngroups = d_inner // headdim, headdim, ngroups
+        self.chunk_size = chunk_size
+        self.conv_dim = d_inner + 2 * ngroups * d_state
+        self.in_proj = nn.Linear(d_model, d_inner + self.conv_dim + self.nheads, bias=False)  # z, [x, B, C], dt
+        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim)
+        self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads))
+        self.A_log = nn.Parameter(th.empty(self.nheads).uniform_(*A_RANGE).log())
+        self.D = nn.Parameter(th.ones(self.nheads))
+        self.norm = GatedRMSNorm(d_inner, ngroups)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
+        return {
+            "conv": self._zeros(batch_size, self.conv_dim, self.d_conv - 1, device=device),
+            "ssm": self._zeros(batch_size, self.nheads, self.headdim, self.d_state, device=device),
+        }
+
+    def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        # On a CPU a look is cheaper than to select among all of the state; elsewhere it would wait for the device.
+        if mask is not None and not (mask.device.type == "cpu" and bool((mask > 0.5).all())):
+            state = self.reset_states(state, mask)
+        z, features, dt = self._project(x)
+        with th.autocast(x.device.type, enabled=False):
+            window = th.cat([state["conv"], features.unsqueeze(-1)], dim=-1)  # (B, C, d_conv)
+            features = F.silu((window * self.conv1d.weight.squeeze(1)).sum(-1) + self._conv_bias)
+            heads, b, c = self._split(features)
+            y, ssm = ssd_step(heads, F.softplus(dt + self.dt_bias), -self.A_log.exp(), b, c, self.D, state["ssm"])
+            gated = self.norm(y.flatten(-2), z)
+        return self.out_proj(gated), {"conv": window[..., 1:], "ssm": ssm}, {}
+
+    def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        z, features, dt = self._project(x)
+        with th.autocast(x.device.type, enabled=False):
+            weight = self.conv1d.weight.squeeze(1)
+            features, conv = causal_conv(features, state["conv"], weight, self._conv_bias, masks)
+            heads, b, c = self._split(F.silu(features))
+            y, ssm = self._scan(heads, dt, b, c, state["ssm"], masks)
+            gated = self.norm(y.flatten(-2), z)
+        return self.out_proj(gated), {"conv": conv, "ssm": ssm}, {}
+
+    @property
+    def _conv_bias(self) -> th.Tensor:
+        bias = self.conv1d.bias
+        assert bias is not None
+        return bias
+
+    def _project(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """:return: Gate ``z``, input of the convolution, raw ``dt``; in the precision of the state, under autocast too."""
+        projected = self.in_proj(x).to(self.D.dtype)
+        z, features, dt = th.split(projected, [self.d_inner, self.conv_dim, self.nheads], dim=-1)
+        return z, features, dt
+
+    def _split(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """:return: From (..., C): ``x`` (..., heads, headdim), ``B`` and ``C`` (..., ngroups, d_state)."""
+        group_size = self.ngroups * self.d_state
+        x, b, c = th.split(features, [self.d_inner, group_size, group_size], dim=-1)
+        shape = features.shape[:-1]
+        groups = (*shape, self.ngroups, self.d_state)
+        return x.view(*shape, self.nheads, self.headdim), b.view(groups), c.view(groups)
+
+    def _scan(
+        self, x: th.Tensor, dt: th.Tensor, b: th.Tensor, c: th.Tensor, ssm: th.Tensor, masks: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The recurrence over a sequence; all else is the same for each way to compute it.
+
+        :param x: (B, T, heads, headdim).
+        :param dt: As projected, without bias and softplus, (B, T, heads).
+        :param b: (B, T, ngroups, d_state).
+        :param c: (B, T, ngroups, d_state).
+        :param ssm: The state before the first step.
+        :param masks: Keep-masks, (B, T), or ``None``.
+        :return: Outputs (B, T, heads, headdim) and the state after the last step.
+        """
+        dt = F.softplus(dt + self.dt_bias)
+        return ssd_chunked(x, dt, -self.A_log.exp(), b, c, self.D, ssm, masks, self.chunk_size)
+
+
+class GatedRMSNorm(nn.Module):
+    """
+    ``RMSNorm(y * silu(z)) * weight``, the mean square taken over each group of features.
+
+    :param features: Width.
+    :param groups: Number of groups; divides ``features``.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, features: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(th.ones(features))
+
+    def forward(self, y: th.Tensor, z: th.Tensor) -> th.Tensor:
+        """:return: (..., features) from two of that shape."""
+        gated = (y * F.silu(z)).view(*y.shape[:-1], self.groups, -1)
+        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight
+
+
+class MambaLayer(SequenceModel):
+    """
+    A Mamba-2 block with a residual around: ``x + Mamba2(RMSNorm(x))``.
+
+    :param hidden_dim: Features in and out.
+    :param options: Options of :class:`Mamba2`.
+    """
+
+    def __init__(self, hidden_dim: int, **options: Any) -> None:
+        super().__init__()
+        self.mixer = Mamba2(hidden_dim, **options)
+        self.norm = nn.RMSNorm(hidden_dim, eps=1e-5)
+        self.input_dim = self.output_dim = hidden_dim
+
+    def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
+        return self.mixer.get_initial_state(batch_size, device)
+
+    def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        output, state, logs = self.mixer.forward_step(self.norm(x), state, mask)
+        return x + output, state, logs
+
+    def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        output, state, logs = self.mixer.forward_sequence(self.norm(x), state, masks)
+        return x + output, state, logs
+
+
+def make_mamba_core(hidden_dim: int, num_layers: int, **options: Any) -> SequenceModel:
+    """
+    Stack Mamba-2 layers.
+
+    :param hidden_dim: Features in and out, >= 1.
+    :param num_layers: How many, >= 1.
+    :param options: Options of :class:`Mamba2`, see ``MAMBA_OPTIONS``.
+    :return: The model; its state has ``layer<i>.conv`` and ``layer<i>.ssm``.
+    :raises ValueError: for sizes that do not fit.
+    """
+    check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
+    layers = {f"layer{index}": MambaLayer(hidden_dim, **options) for index in range(num_layers)}
+    return Serial(residual=False, **layers)
+
+
+def causal_conv(
+    x: th.Tensor, state: th.Tensor, weight: th.Tensor, bias: th.Tensor, masks: th.Tensor | None = None
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Convolve each channel with its own past, as far as its episode goes back.
+
+    :param x: Inputs, (B, T, C) with T >= 1.
+    :param state: The W - 1 inputs before the first, newest last, (B, C, W - 1).
+    :param weight: One tap for each step, that of the step itself last, (C, W).
+    :param bias: (C,).
+    :param masks: Keep-masks, (B, T), or ``None``; to a reset and what follows, earlier inputs are zeros.
+    :return: Outputs (B, T, C) and the last W - 1 inputs (B, C, W - 1), zeros where they are of an earlier episode.
+    """
+    window = weight.shape[1]
+    padded = th.cat([state.transpose(1, 2), x], dim=1)  # (B, W - 1 + T, C)
+    tail = padded[:, x.shape[1] :]
+    reach = None
+    if masks is not None:
+        reach = _reach(masks, window)
+        in_reach = reach[:, -1:] >= th.arange(window - 2, -1, -1, device=x.device)  # lags that the next step adds 1 to
+        tail = th.where(in_reach.unsqueeze(-1), tail, 0.0)
+    # Copied, so that a state that is kept does not keep the whole sequence.
+    return _causal_conv(padded, weight, bias, reach), tail.transpose(1, 2).contiguous()
+
+
+def _reach(masks: th.Tensor, window: int) -> th.Tensor:
+    """:return: How many steps back the episode goes, at most ``window - 1`` as far as the sequence tells, (B, T)."""
+    time = th.arange(masks.shape[1], device=masks.device)
+    start = th.where(masks > 0.5, -window, time).cummax(dim=1).values
+    return (time - start).clamp(max=window - 1)
+
+
+class _CausalConv(th.autograd.Function):
+    """The taps of :func:`causal_conv`, a few operations each: several times faster than a grouped convolution on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: th.Tensor, weight: th.Tensor, bias: th.Tensor, reach: th.Tensor | None) -> th.Tensor:
+        """
+        :param padded: W - 1 inputs before the first and the inputs, (B, W - 1 + T, C).
+        :param weight: (C, W).
+        :param bias: (C,).
+        :param reach: How many steps back each step may look, (B, T), or ``None`` for all.
+        :return: (B, T, C).
+        """
+        window = weight.shape[1]
+        steps = padded.shape[1] - window + 1
+        taps = [slice(window - 1 - lag, window - 1 - lag + steps) for lag in range(window)]
+        keeps: list[th.Tensor] = []
+        if reach is not None:
+            # To multiply by a mask is faster than to select, but what is not finite has to be gone for that ...
+            keeps = [(reach >= lag).to(padded.dtype).unsqueeze(-1) for lag in range(window)]
+            finite = th.isfinite(padded.sum(-1))
+            padded = th.nan_to_num(padded, nan=0.0, posinf=0.0, neginf=0.0)
+        output = th.addcmul(bias, padded[:, taps[0]], weight[:, -1])
+        for lag in range(1, window):
+            tap = padded[:, taps[lag]] * keeps[lag] if keeps else padded[:, taps[lag]]
+            output.addcmul_(tap, weight[:, -1 - lag])
+        if reach is not None:
+            # ... and comes back where the episode saw it.
+            seen = [finite[:, taps[lag]] | (reach < lag) for lag in range(window)]
+            output += th.where(th.stack(seen).all(0), 0.0, float("nan")).to(output.dtype).unsqueeze(-1)
+        ctx.save_for_backward(padded, weight, *keeps)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        padded, weight, *keeps = ctx.saved_tensors
+        window, steps = weight.shape[1], grad.shape[1]
+        grad_padded, grad_weight = th.zeros_like(padded), th.empty_like(weight)
+        tap_grad, product = th.empty_like(grad), th.empty_like(grad)  # one memory for all taps: it stays in the cache
+        for lag in range(window):
+            at = slice(window - 1 - lag, window - 1 - lag + steps)
+            tap = th.mul(grad, keeps[lag], out=tap_grad) if keeps and lag else grad
+            grad_weight[:, -1 - lag] = th.mul(tap, padded[:, at], out=product).sum((0, 1))
+            grad_padded[:, at].addcmul_(tap, weight[:, -1 - lag])
+        return grad_padded, grad_weight, grad.sum((0, 1)), None
+
+
+_causal_conv: Callable[..., th.Tensor] = _CausalConv.apply
+
+
+def _initial_dt_bias(heads: int) -> th.Tensor:
+    """:return: Biases whose softplus is log-uniform in ``DT_RANGE``."""
+    low, high = map(math.log, DT_RANGE)
+    dt = th.empty(heads).uniform_(low, high).exp()
+    return dt + th.log(-th.expm1(-dt))  # the inverse of softplus

@@ -1,0 +1,137 @@
+"""
+States are honest: before anything has been learned from a rollout, replaying it gives the probabilities it was acted with.
+
+Looked at on the third update, with several environments and random episode ends: on the first rollout, or with one
+environment, faults of the state cannot be seen (cf. sb3-contrib #290).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch as th
+
+from sb3_cyborg import MemoryPPO
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch
+from sb3_cyborg.sequence_model import State
+from tests.toys import ACTION_SPACES, VECTOR, ToyEnv, toy_vec_env
+
+TOLERANCE = 1e-5
+UPDATES = 3
+
+
+def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str, **kwargs: Any) -> list[float]:
+    """:return: The largest |ratio - 1| of the first minibatch of each update; the minibatch is the whole rollout."""
+
+    def make() -> gym.Env[Any, Any]:
+        return ToyEnv(VECTOR, ACTION_SPACES[action_space], mean_length=9)
+
+    encoder_kwargs = {"headdim": 8, "d_state": 4, "chunk_size": 4} if ENCODERS[encoder].options else {}
+    memory_kwargs = {} if memory == "none" else {"num_slots": 5, "num_heads": 2}
+    n_steps, n_envs = 24, 4
+    model = MemoryPPO(
+        "MlpPolicy",
+        toy_vec_env(n_envs, make),
+        n_steps=n_steps,
+        batch_size=n_steps * n_envs,
+        seq_len=6,
+        burn_in=burn_in,
+        n_epochs=2,
+        learning_rate=3e-3,
+        seed=0,
+        device="cpu",
+        policy_kwargs={
+            "encoder": encoder,
+            "memory": memory,
+            "hidden_dim": 8,
+            "net_arch": [8],
+            "encoder_kwargs": encoder_kwargs,
+            "memory_kwargs": memory_kwargs,
+        },
+        **kwargs,
+    )
+    errors = []
+    train = model.train
+
+    def recorded() -> None:
+        train()
+        errors.append(float(model.logger.name_to_value["train/ratio_error"]))
+
+    model.train = recorded  # type: ignore[method-assign]  # to see every update, not only the last
+    model.learn(UPDATES * n_steps * n_envs, log_interval=100)
+    assert len(errors) == UPDATES
+    return errors
+
+
+@pytest.mark.parametrize("action_space", ["discrete", "box"])
+@pytest.mark.parametrize("burn_in", [0, 9])  # 9 is more than a sequence, and no multiple of one
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_ratio_is_one(encoder: str, memory: str, burn_in: int, action_space: str) -> None:
+    errors = ratio_errors(encoder, memory, burn_in, action_space)
+    assert errors[-1] <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("burn_in", [0, 9])
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+def test_ratio_is_one_with_the_last_action(action_space: str, burn_in: int) -> None:
+    errors = ratio_errors("gru", "ring", burn_in, action_space, use_last_action=True)
+    assert max(errors) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("burn_in", [0, 9])
+def test_ratio_is_one_with_gsde(burn_in: int) -> None:
+    errors = ratio_errors("gru", "kv", burn_in, "box", use_sde=True, sde_sample_freq=4)
+    assert max(errors) <= TOLERANCE, errors
+
+
+def _zero_states(batch: SequenceBatch) -> None:
+    batch["state"] = {name: th.zeros_like(leaf) for name, leaf in batch["state"].items()}
+
+
+def _swap_environments(batch: SequenceBatch) -> None:
+    batch["state"] = {name: leaf.roll(1, dims=0) for name, leaf in batch["state"].items()}
+
+
+def _reset_one_step_late(batch: SequenceBatch) -> None:
+    masks = batch["masks"]
+    batch["masks"] = th.cat([th.ones_like(masks[:, :1]), masks[:, :-1]], dim=1)
+
+
+def _never_reset(batch: SequenceBatch) -> None:
+    batch["masks"] = th.ones_like(batch["masks"])
+
+
+@pytest.mark.parametrize("burn_in", [0, 9])
+@pytest.mark.parametrize(("encoder", "memory"), [("gru", "none"), ("lstm", "ring"), ("mamba", "slot"), ("gru", "pmm")])
+@pytest.mark.parametrize("fault", [_zero_states, _swap_environments, _reset_one_step_late, _never_reset])
+def test_a_planted_fault_shows(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[SequenceBatch], None], encoder: str, memory: str, burn_in: int
+) -> None:
+    gather = RolloutBufferV7._gather
+
+    def faulty(self: RolloutBufferV7, rows: th.Tensor) -> SequenceBatch:
+        batch = gather(self, rows)
+        fault(batch)
+        return batch
+
+    monkeypatch.setattr(RolloutBufferV7, "_gather", faulty)
+    errors = ratio_errors(encoder, memory, burn_in, "discrete")
+    assert errors[-1] > 10 * TOLERANCE, errors
+
+
+def test_a_state_stored_one_step_late_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state after the step in place of the one before it."""
+    add = RolloutBufferV7.add
+    states: list[State] = []
+
+    def late(self: RolloutBufferV7, *args: Any) -> None:
+        *others, state = args
+        states.append(state)
+        add(self, *others, states[-2] if len(states) > 1 else state)
+
+    monkeypatch.setattr(RolloutBufferV7, "add", late)
+    assert ratio_errors("gru", "none", 0, "discrete")[-1] > 10 * TOLERANCE

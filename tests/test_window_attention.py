@@ -1,0 +1,76 @@
+"""The banded form against the plain loop, and what may be seen."""
+
+import torch as th
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sb3_cyborg.ops.window_attention import (
+    masked_softmax,
+    steps_since_start,
+    window_attention,
+    window_attention_reference,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(1, 20),
+    window=st.integers(1, 9),
+    heads=st.integers(1, 3),
+    ages=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, seed: int) -> None:
+    generator = th.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> th.Tensor:
+        return th.randn(shape, dtype=th.float64, generator=generator, requires_grad=True)
+
+    query, keys, values = (random(2, length, heads, 4) for length in (steps, window + steps - 1, window + steps - 1))
+    null_logits, age_logits = random(2, steps, heads), random(2, steps, heads, window) if ages else None
+    reach = th.randint(0, window + 1, (2, steps), generator=generator).double()
+    inputs = [tensor for tensor in (query, keys, values, null_logits, age_logits) if tensor is not None]
+    got = window_attention(query, keys, values, reach, null_logits, age_logits)
+    want = window_attention_reference(query, keys, values, reach, null_logits, age_logits)
+    for a, b in zip(got, want, strict=True):
+        th.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    upstream = [th.randn(tensor.shape, dtype=tensor.dtype, generator=generator) for tensor in want]
+    gradients = [
+        th.autograd.grad(sum(((t * u).sum() for t, u in zip(out, upstream, strict=True)), th.zeros(())), inputs, allow_unused=True)
+        for out in (got, want)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        th.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_nothing_beyond_reach_is_seen() -> None:
+    steps, window = 6, 4
+    query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps - 1, 1, 2)
+    reach = th.tensor([[0.0, 1, 2, 0, 1, 2]])
+    _, weights, null = window_attention(query, keys, keys, reach, th.zeros(1, steps, 1))
+    assert th.equal((weights[0, :, 0] > 0).sum(-1).float(), reach[0]), "as many entries have weight as may be seen"
+    assert th.equal(null[0, :, 0] == 1, reach[0] == 0), "an empty past reads the null entry alone"
+    th.testing.assert_close(weights.sum(-1) + null, th.ones(1, steps, 1))
+
+
+def test_an_invisible_nan_does_not_show_but_a_visible_one_does() -> None:
+    steps, window = 5, 3
+    query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps - 1, 1, 2)
+    keys[:, window] = float("nan")  # the entry of step 0, which step t sees if it reaches t back
+    reach = th.tensor([[3.0, 0, 1, 3, 3]])
+    context, *_ = window_attention(query, keys, keys, reach, th.zeros(1, steps, 1))
+    assert context[0, [0, 1, 2, 4]].isfinite().all()
+    assert not context[0, 3].isfinite().any()
+
+
+def test_steps_since_start() -> None:
+    count = th.tensor([5.0, 0.0])
+    masks = th.tensor([[1.0, 1, 0, 1, 0], [0, 1, 1, 1, 1]])
+    assert steps_since_start(count, masks, 5).tolist() == [[5, 6, 0, 1, 0], [0, 1, 2, 3, 4]]
+    assert steps_since_start(count, None, 2).tolist() == [[5, 6], [0, 1]]
+
+
+def test_masked_softmax_of_nothing_is_the_null_entry() -> None:
+    weights, null = masked_softmax(th.full((2, 3), float("nan")), th.zeros(2, 3, dtype=th.bool), th.zeros(2))
+    assert weights.tolist() == [[0, 0, 0]] * 2
+    assert null.tolist() == [1, 1]
