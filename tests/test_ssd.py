@@ -155,7 +155,7 @@ def test_dt_of_zero_writes_and_fades_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [th.float32, th.float64])
 @pytest.mark.parametrize("chunk_size", [4, 32])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e6, 1e30])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e6, 3e38])  # the last overflows in fp32
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
 def test_nothing_passes_a_reset(leaf: str, poison: float, chunk_size: int, dtype: th.dtype) -> None:
     """Not one bit of what follows a reset depends on what was before it, gradients included."""

@@ -223,8 +223,8 @@ def causal_conv(
     reach = None
     if masks is not None:
         reach = _reach(masks, window)
-        in_reach = reach[:, -1:] >= th.arange(window - 2, -1, -1, device=x.device)  # lags that the next step adds 1 to
-        tail = th.where(in_reach.unsqueeze(-1), tail, 0.0)
+        steps_back = th.arange(window - 2, -1, -1, device=x.device)  # of each column of the tail, from the last step
+        tail = th.where((reach[:, -1:] >= steps_back).unsqueeze(-1), tail, 0.0)
     # Copied, so that a state that is kept does not keep the whole sequence.
     return _causal_conv(padded, weight, bias, reach), tail.transpose(1, 2).contiguous()
 
