@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
@@ -78,8 +77,14 @@ def test_sizes_that_are_none(name: str, size: Any) -> None:
 @pytest.mark.parametrize("size", [0, -8, 8.0, "8", True])
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("hidden_dim", "hidden_dim"), ("latent_dim", "latent_dim"), ("num_layers", "num_layers"), ("memory_dim", "memory_dim")]
-    + [("lstm_hidden_size", "hidden_dim"), ("n_lstm_layers", "num_layers")],
+    [
+        ("hidden_dim", "hidden_dim"),
+        ("latent_dim", "latent_dim"),
+        ("num_layers", "num_layers"),
+        ("memory_dim", "memory_dim"),
+        ("lstm_hidden_size", "hidden_dim"),
+        ("n_lstm_layers", "num_layers"),
+    ],
 )
 def test_sizes_of_the_network_that_are_none(name: str, says: str, size: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f"`{says}` must be a whole number of at least 1, got {size!r}")):
@@ -146,7 +151,7 @@ def test_unknown_policies(name: str, hint: str) -> None:
 
 
 def test_a_policy_without_memory() -> None:
-    with pytest.raises(ValueError, match="subclass of MemoryActorCriticPolicy.*'MlpPolicy'.*got ActorCriticPolicy"):
+    with pytest.raises(ValueError, match=r"subclass of MemoryActorCriticPolicy.*'MlpPolicy'.*got ActorCriticPolicy"):
         toy_model(policy=ActorCriticPolicy)
 
 
@@ -301,10 +306,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_models_of_other_algorithms(tmp_path: Path) -> None:
     env = toy_vec_env(1)
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}).save(tmp_path / "ppo")
-    with pytest.raises(ValueError, match="MemoryActorCriticPolicy.*got ActorCriticPolicy; load a model of another algorithm"):
+    with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got ActorCriticPolicy; load a model of another algorithm"):
         MemoryPPO.load(tmp_path / "ppo")
     RecurrentPPO("MlpLstmPolicy", env, n_steps=8, policy_kwargs={"lstm_hidden_size": 4}).save(tmp_path / "recurrent")
-    with pytest.raises(ValueError, match="MemoryActorCriticPolicy.*got RecurrentActorCriticPolicy; load a model of another"):
+    with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got RecurrentActorCriticPolicy; load a model of another"):
         MemoryPPO.load(tmp_path / "recurrent", env=env)
 
 
@@ -323,16 +328,22 @@ def test_files_of_random_bytes(tmp_path: Path) -> None:
         MemoryPPO.load(path)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_damaged_files(tmp_path: Path, saved: bytes, seed: int) -> None:
-    """A few bytes are wrong: the file loads as it was or is refused as damaged, nothing else."""
+    """A few bytes are wrong: the file is refused as damaged, or, where they do not matter, loads as it was."""
     rng = np.random.default_rng(seed)
     damaged = np.frombuffer(saved, np.uint8).copy()
-    damaged[rng.integers(0, len(damaged), 3 + seed)] ^= 0xFF
-    path = tmp_path / "model.zip"
+    damaged[rng.integers(0, len(damaged), 1 + 3 * seed)] ^= 0xFF
+    path, whole = tmp_path / "model.zip", tmp_path / "whole.zip"
     path.write_bytes(damaged.tobytes())
-    with pytest.raises(ValueError, match=r"model\.zip"):
-        MemoryPPO.load(path)
+    whole.write_bytes(saved)
+    message = str(path)  # of the refusal
+    try:
+        loaded = MemoryPPO.load(path)
+    except ValueError as error:
+        message, loaded = str(error), MemoryPPO.load(whole)
+    assert str(path) in message
+    assert same(weights(loaded.policy), weights(MemoryPPO.load(whole).policy))
 
 
 def rewritten(saved: bytes, path: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
@@ -382,11 +393,6 @@ def test_weights_that_do_not_fit(tmp_path: Path, saved: bytes) -> None:
 def test_a_missing_file_stays_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         MemoryPPO.load(tmp_path / "nothing")
-
-
-def test_the_fixture_loads(tmp_path: Path, saved: bytes) -> None:
-    path = rewritten(saved, tmp_path / "model.zip", lambda members: None)
-    assert isinstance(MemoryPPO.load(path).policy.state_dict()["value_net.weight"], th.Tensor)
 
 
 def test_environments_that_do_not_fit_the_file(tmp_path: Path, saved: bytes) -> None:

@@ -26,6 +26,10 @@ FLOOR = -80.0
 """The lowest logarithm of a decay: exp(-80) is nothing beside any number that matters. Lower ones would cost digits of
 the sums that they are part of, and subnormal numbers are five times slower."""
 
+LARGEST = 1e15
+"""What is larger counts as infinite: two such numbers may be multiplied, and summed up, without an overflow, which beside
+a weight of zero would be NaN as well."""
+
 
 def ssd_step(
     x: th.Tensor, dt: th.Tensor, a: th.Tensor, b: th.Tensor, c: th.Tensor, d: th.Tensor, state: th.Tensor
@@ -85,9 +89,9 @@ def ssd_chunked(
     """
     Read a sequence. Heads share the ``b`` and ``c`` of their group; H is a multiple of G.
 
-    A value that is not finite makes every output from its step to the end of its episode NaN, in all heads of the row;
-    nothing before it and nothing of the next episode. Gradients flow into all tensors but ``masks`` and out of both
-    results; a ``dt`` below 1e-30 gets none from what it writes.
+    A value that is not finite, or beyond ``LARGEST``, makes every output from its step to the end of its episode NaN, in
+    all heads of the row (in ``c``: of its step alone); nothing before it and nothing of the next episode. Gradients flow
+    into all tensors but ``masks`` and out of both results; a ``dt`` below 1e-30 gets none from what it writes.
 
     :param x: Inputs of the heads, (B, T, H, P) with T >= 1.
     :param dt: Step sizes, >= 0, (B, T, H).
@@ -160,7 +164,8 @@ class _SSD(th.autograd.Function):
         nan = lost + _nan_where(_bad(c), x.dtype)
         dt, b, c = _finite(dt), _finite(b).transpose(2, 3), _finite(c).transpose(2, 3)  # b, c: (B, K, G, L, N)
 
-        heads_x = x.transpose(2, 3).clone(memory_format=th.contiguous_format).nan_to_num_(0.0, 0.0, 0.0)
+        heads_x = x.transpose(2, 3).clone(memory_format=th.contiguous_format)
+        _finite(heads_x, out=heads_x)
         decay, weights = _weights(dt, b, c, sums, seen)
         own = weights.diagonal(dim1=-2, dim2=-1)
         own_without_d = own.clone()
@@ -175,7 +180,7 @@ class _SSD(th.autograd.Function):
         before, state = _carry(added, fade[:, :, -1], episodes[..., -1] > 0, lost[..., -1], state)
         # A state that is not finite (any more) is NaN for those who read it.
         nan = nan + th.where(first.squeeze(-1), _nan_where(_bad(before.unsqueeze(2)), x.dtype), 0.0)
-        before.nan_to_num_(0.0, 0.0, 0.0)
+        _finite(before, out=before)
         read = (c @ _flat(before, groups).mT).transpose(2, 3).reshape(x.shape)
         ctx.save_for_backward(dt, b, c, heads_x, decay, weights, own_without_d, fade, to_end, kept, before, read, seen)
         y = th.addcmul(within.transpose(2, 3), read, (fade + nan.unsqueeze(-1)).unsqueeze(-1), out=th.empty_like(read))
@@ -224,13 +229,15 @@ class _SSD(th.autograd.Function):
 _ssd: Callable[..., tuple[th.Tensor, th.Tensor]] = _SSD.apply
 
 
-def _finite(values: th.Tensor) -> th.Tensor:
-    return th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+def _finite(values: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+    """:return: The values with zeros for what is not finite, and nothing beyond ``LARGEST``."""
+    return th.clamp(th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0, out=out), -LARGEST, LARGEST, out=out)
 
 
 def _bad(*tensors: th.Tensor) -> th.Tensor:
-    """:return: Which steps of the tensors (B, K, L, ...) hold what is not finite, (B, K, L)."""
-    return ~th.isfinite(th.stack([tensor.flatten(3).sum(-1) for tensor in tensors])).all(0)
+    """:return: Which steps of the tensors (B, K, L, ...) hold what is not finite or too large, (B, K, L)."""
+    norms = th.stack([th.linalg.vector_norm(tensor.flatten(3), dim=-1) for tensor in tensors])
+    return ~(norms <= LARGEST).all(0)
 
 
 def _nan_where(condition: th.Tensor, dtype: th.dtype) -> th.Tensor:

@@ -1,0 +1,526 @@
+"""
+Traps that recurrent policies have fallen into, one regression test each.
+
+C, S: issues of sb3-contrib and stable-baselines3. Some have their test elsewhere: that the ratio is one with several
+environments on later rollouts (C290) in ``test_ratio.py``; time and environment swapped (C111), minibatches that are not of
+``batch_size`` (C155, C285) and the size of stored states (S834) in ``test_rollout_buffer_v7.py``.
+"""
+
+import copy
+import re
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from sb3_cyborg import MemoryPPO, SequenceModel, State, register_memory
+from sb3_cyborg.memories.memory_v7 import MEMORIES, NoMemory
+from sb3_cyborg.memory_ppo import losses
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch
+from sb3_cyborg.sequence_model import Logs
+from tests.toys import (
+    ACTION_SPACES,
+    DropoutBatchNorm,
+    ToyEnv,
+    assert_honest,
+    predict,
+    record_updates,
+    rollout,
+    same,
+    toy_model,
+    toy_vec_env,
+    weights,
+)
+
+
+def minibatch_loss(
+    model: MemoryPPO, batch: SequenceBatch, clip_range_vf: float | None = None
+) -> tuple[th.Tensor, dict[str, list[th.Tensor]]]:
+    """:return: The loss of a minibatch and all that would be logged of it."""
+    model.policy.set_training_mode(True)
+    stats: dict[str, list[th.Tensor]] = defaultdict(list)
+    loss = model._minibatch_loss(batch, 0.2, clip_range_vf, stats)
+    return loss, stats
+
+
+def assert_same_loss(model: MemoryPPO, clean: SequenceBatch, poisoned: SequenceBatch) -> None:
+    """Loss, gradients and statistics are equal and finite."""
+    results = []
+    for batch in (clean, poisoned):
+        loss, stats = minibatch_loss(model, batch, clip_range_vf=0.5)
+        found = th.autograd.grad(loss, list(model.policy.parameters()), allow_unused=True)
+        results.append((loss, stats, [gradient for gradient in found if gradient is not None]))
+    (loss, stats, wanted), (other_loss, other_stats, got) = results
+    assert loss.isfinite()
+    assert th.equal(loss, other_loss)
+    assert stats.keys() == other_stats.keys()
+    assert all(th.equal(*pair) for name in stats for pair in zip(stats[name], other_stats[name], strict=True))
+    assert all(th.equal(*pair) for pair in zip(wanted, got, strict=True))
+
+
+def whole_batch(model: MemoryPPO) -> SequenceBatch:
+    (batch,) = model.rollout_buffer.sample_sequences()
+    return batch
+
+
+def poison(tensor: th.Tensor, where: th.Tensor) -> th.Tensor:
+    """:return: The tensor with NaN, or a number that is no action, in some places."""
+    bad = float("nan") if tensor.is_floating_point() else -(10**6)
+    return th.where(where.view(*where.shape, *[1] * (tensor.dim() - where.dim())), bad, tensor)
+
+
+# --- minibatches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize(("n_steps", "n_envs", "batch_size"), [(1, 3, 2), (7, 1, 3), (7, 1, 2), (5, 5, 8)])
+def test_a_one_sample_last_minibatch(n_steps: int, n_envs: int, batch_size: int) -> None:
+    """Its normalized advantage is NaN, and then so are the weights (S440): refused, and what is offered instead works."""
+    kwargs: dict[str, Any] = {"n_steps": n_steps, "seq_len": 1}
+    with pytest.raises(ValueError, match=f"`batch_size`={batch_size} leaves a last minibatch of one transition") as error:
+        toy_model(toy_vec_env(n_envs), batch_size=batch_size, **kwargs)
+    works = [int(number) for number in re.findall(r"\d+", str(error.value).split("nearest")[1])]
+    assert works
+    for good in works:
+        model = toy_model(toy_vec_env(n_envs), batch_size=good, **kwargs)
+        updates = record_updates(model)
+        model.learn(2 * n_steps * n_envs)
+        assert_honest(updates, 2)
+        assert all(tensor.isfinite().all() for tensor in weights(model.policy).values())
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_losses_and_statistics_see_no_burn_in(actions: str) -> None:
+    """Nor do normalized advantages (C75); what only a training step needs may be anything in the burn-in."""
+    env = toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES[actions]))
+    model = rollout(toy_model(env, burn_in=3, use_last_action=True))
+    clean = whole_batch(model)
+    burn_in = clean["grad_mask"] == 0
+    assert burn_in.any()
+    poisoned: Any = copy.copy(clean)
+    for name in ("advantages", "returns", "old_values", "old_log_prob"):
+        poisoned[name] = poison(poisoned[name], burn_in)
+    assert_same_loss(model, clean, poisoned)
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+@pytest.mark.parametrize("memory", ["ring", "slot", "pmm", "kv"])
+def test_nothing_sees_padding(memory: str, actions: str) -> None:
+    """A prefix that would begin before the rollout is shorter; what stands in its place is never computed with (C75)."""
+    env = toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES[actions]))
+    model = rollout(toy_model(env, burn_in=6, use_last_action=True, policy_kwargs={"memory": memory}))
+    clean = whole_batch(model)
+    padding = th.arange(clean["masks"].shape[1]) < 6 - th.tensor(clean["prefix_lens"]).unsqueeze(1)
+    assert padding.any(dim=1).sum() == 6  # of three environments, the first and the second sequence
+    poisoned: Any = copy.copy(clean)
+    for name in ("obs", "actions", "masks", "advantages", "returns", "old_values", "old_log_prob"):
+        poisoned[name] = poison(poisoned[name], padding)
+    assert_same_loss(model, clean, poisoned)
+
+
+def test_running_statistics_see_no_burn_in() -> None:
+    """The burn-in is a replay of acting, so it runs as acting does: batch normalization and dropout are off (C75)."""
+    model = rollout(toy_model(burn_in=3, policy_kwargs={"features_extractor_class": DropoutBatchNorm}))
+    extractor = model.policy.features_extractor
+    assert isinstance(extractor, DropoutBatchNorm)
+    extractor.modes.clear()
+    minibatch_loss(model, whole_batch(model))
+    assert extractor.modes == [False, True]
+    assert extractor.batch_norm.num_batches_tracked == 1
+    assert model.policy.training
+
+
+def test_resets_do_not_send_training_through_a_loop_over_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any episode start in a minibatch does that in sb3-contrib (C113, C118), so practically all of them."""
+    model = rollout(toy_model())
+    assert model.rollout_buffer.episode_starts[1:].any()
+    batch = whole_batch(model)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("training stepped")
+
+    for module in model.policy.core.modules():
+        monkeypatch.setattr(module, "forward_step", refuse, raising=False)
+    minibatch_loss(model, batch)
+    with pytest.raises(AssertionError, match="training stepped"):
+        predict(model, np.zeros((3, 3), np.float32))
+
+
+# --- states -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["ring", "slot", "pmm", "kv"])
+@pytest.mark.parametrize("encoder", ["gru", "lstm"])
+def test_the_stored_state_at_an_episode_start_is_the_dead_episodes(encoder: str, memory: str) -> None:
+    """Only the mask hides it: nothing else may depend on it, not even if it is NaN."""
+    env = toy_vec_env(make=lambda: ToyEnv(mean_length=2))
+    policy_kwargs = {"encoder": encoder, "memory": memory}
+    model = rollout(toy_model(env, n_steps=24, use_last_action=True, policy_kwargs=policy_kwargs))
+    clean = model.rollout_buffer._gather(th.arange(18))  # in order: the first three are of step 0
+    starts = clean["masks"][:, 0] == 0
+    assert starts[3:].any(), "no episode started at an anchor after the first: the test shows nothing"
+    assert any(leaf[3:][starts[3:]].any() for leaf in clean["state"].values())
+    poisoned = copy.copy(clean)
+    poisoned["state"] = {name: poison(leaf, starts) for name, leaf in clean["state"].items()}
+    assert_same_loss(model, clean, poisoned)
+
+
+def test_predict_returns_the_state_that_the_critic_needs_too() -> None:
+    """sb3-contrib's returns the actor's alone (C117)."""
+    model = rollout(toy_model())
+    buffer = model.rollout_buffer
+    assert isinstance(buffer.observations, th.Tensor)
+    state: dict[str, np.ndarray] = {name: leaf.numpy() for name, leaf in model.policy.get_initial_state(3).items()}
+    for t in range(buffer.n_steps):
+        obs, starts = buffer.observations[t], buffer.episode_starts[t]
+        with th.no_grad():
+            tensors = {name: th.as_tensor(leaf) for name, leaf in state.items()}
+            values = model.policy.predict_values(obs, tensors, starts)
+        th.testing.assert_close(values.flatten(), buffer.values[t], atol=1e-6, rtol=0)
+        _, state = predict(model, obs.numpy(), state, starts.numpy())
+
+
+class ClockEnv(gym.Env[Any, Any]):
+    """The observation is the step, the reward its square; the episode ends in a given way at a given step."""
+
+    observation_space = spaces.Box(-1, 100, (1,))
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, length: int, truncate: bool) -> None:
+        self.length, self.truncate = length, truncate
+        self.time = 0
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.time / 10], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        ended = self.time == self.length
+        return self.observe(), float(self.time**2), ended and not self.truncate, ended and self.truncate, {}
+
+
+CLOCKS = [(4, False), (4, True), (3, True), (4, True), (100, True)]
+"""Several ends at once, of both kinds, not in the first environment."""
+
+
+def clock_model(**kwargs: Any) -> MemoryPPO:
+    env = DummyVecEnv([partial(ClockEnv, *clock) for clock in CLOCKS])
+    return rollout(toy_model(env, n_steps=8, batch_size=20, gamma=0.9, **kwargs))
+
+
+def post_step_states(model: MemoryPPO) -> list[State]:
+    """:return: The state after each step, replayed; with the action that was taken, where the policy reads it."""
+    buffer, policy = model.rollout_buffer, model.policy
+    assert isinstance(buffer.observations, th.Tensor)
+    state, states = policy.get_initial_state(buffer.n_envs), []
+    with th.no_grad():
+        for t in range(buffer.n_steps):
+            _, state = policy.get_distribution(buffer.observations[t], state, buffer.episode_starts[t])
+            if policy.use_last_action:
+                state = state | {"last_action": nn.functional.one_hot(buffer.actions[t].flatten(), 3).float()}
+            states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("memory", ["ring", "slot", "pmm"])
+@pytest.mark.parametrize("use_last_action", [False, True])
+def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_action: bool) -> None:
+    """With the state after the last step; that look writes nothing into any state (S633)."""
+    model = clock_model(use_last_action=use_last_action, policy_kwargs={"memory": memory})
+    buffer, states = model.rollout_buffer, post_step_states(model)
+    for n, (length, truncate) in enumerate(CLOCKS):
+        for t in range(buffer.n_steps):
+            time = t % length + 1
+            want = float(time**2)
+            if time == length and truncate:
+                row = {name: leaf[n : n + 1] for name, leaf in states[t].items()}
+                with th.no_grad():
+                    value = model.policy.predict_values(th.tensor([[time / 10]]), row, th.zeros(1))
+                assert abs(value.item()) > 1e-3, "a bootstrap of nothing would not be seen"
+                want += 0.9 * value.item()
+            assert buffer.rewards[t, n].item() == pytest.approx(want, abs=1e-5), (t, n)
+    for name, leaf in model._last_state.items():
+        th.testing.assert_close(leaf, states[-1][name], atol=1e-6, rtol=0)
+
+
+def test_terminations_and_truncations_both_end_the_advantage() -> None:
+    """Nothing flows over the end of an episode; only what a truncation cut off is bootstrapped, into the reward."""
+    buffer = clock_model(gae_lambda=0.8).rollout_buffer
+    for n, (length, truncate) in enumerate(CLOCKS[:-1]):
+        t = length - 1
+        assert buffer.returns[t, n].item() == pytest.approx(buffer.rewards[t, n].item(), abs=1e-5)
+        assert (buffer.rewards[t, n].item() == float(length**2)) != truncate
+        delta = buffer.rewards[t - 1, n] + 0.9 * buffer.values[t, n] - buffer.values[t - 1, n]
+        want = delta + 0.9 * 0.8 * buffer.advantages[t, n]
+        assert buffer.advantages[t - 1, n].item() == pytest.approx(want.item(), abs=1e-5)
+
+
+def test_the_look_ahead_leaves_the_state_as_it_is() -> None:
+    """Looking at a terminal observation, or at the one after the rollout, writes into no memory (S633)."""
+    model = clock_model(policy_kwargs={"memory": "pmm"})
+    state = model._last_state
+    before = {name: leaf.clone() for name, leaf in state.items()}
+    infos = [{"TimeLimit.truncated": True, "terminal_observation": np.ones(1, np.float32)}] * len(CLOCKS)
+    extra = model._truncation_bootstrap(infos, np.ones(len(CLOCKS), dtype=bool), state)
+    assert extra.all()
+    assert same(before, state)
+
+
+@pytest.mark.parametrize("n_envs", [2, 8, 1])
+def test_a_model_trained_with_four_environments_runs_with_others(tmp_path: Path, n_envs: int) -> None:
+    """States are as many as environments, in the buffer and at hand."""
+    model = toy_model(toy_vec_env(4), burn_in=2, batch_size=None).learn(48)
+    model.save(tmp_path / "model")
+    loaded = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(n_envs), device="cpu")
+    assert same(weights(model.policy), weights(loaded.policy))
+    updates = record_updates(loaded)
+    loaded.learn(2 * 12 * n_envs)
+    assert_honest(updates, 2)
+    assert loaded.rollout_buffer.n_envs == n_envs
+    assert not same(weights(model.policy), weights(loaded.policy))
+    action, _ = predict(loaded, np.zeros((n_envs + 1, 3), np.float32))
+    assert action.shape == (n_envs + 1,)
+
+
+def test_a_model_that_was_trained_on_one_env_can_go_on_where_the_next_one_is_in_mid_episode(tmp_path: Path) -> None:
+    """Without a reset, training goes on in the episodes at hand, from fresh states: they are the ones acted with."""
+    model = toy_model().learn(36)
+    assert model.env is not None
+    model.save(tmp_path / "model")
+    loaded = MemoryPPO.load(tmp_path / "model", env=model.env, device="cpu", force_reset=False)
+    updates = record_updates(loaded)
+    loaded.learn(36, reset_num_timesteps=False)
+    assert_honest(updates)
+
+
+# --- the core -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:shared_lstm")
+@pytest.mark.parametrize("policy_kwargs", [{}, {"shared_lstm": True, "enable_critic_lstm": False}])
+def test_actor_and_critic_both_train_the_core(policy_kwargs: dict[str, Any]) -> None:
+    """``shared_lstm`` of sb3-contrib cuts the value's gradient off."""
+    model = rollout(toy_model(policy_kwargs=policy_kwargs))
+    model.policy.set_training_mode(True)
+    values, log_prob, _, _ = model.policy.evaluate_sequences(whole_batch(model))
+    core = dict(model.policy.core.named_parameters())
+    for output in (values, log_prob):
+        gradients = th.autograd.grad(output.square().sum(), list(core.values()), retain_graph=True)
+        for name, gradient in zip(core, gradients, strict=True):
+            assert gradient.any(), f"{name} learns nothing"
+
+
+class Dropping(NoMemory):
+    """A memory with dropout of one kind or another somewhere inside."""
+
+    def __init__(self, input_dim: int, layer: str = "module", p: float = 0.1) -> None:
+        super().__init__(input_dim)
+        layers: dict[str, nn.Module] = {
+            "module": nn.Sequential(nn.Linear(2, 2), nn.Dropout(p)),
+            "lstm": nn.LSTM(2, 2, num_layers=2, dropout=p),
+            "attention": nn.MultiheadAttention(2, 1, dropout=p),
+            "transformer": nn.TransformerEncoderLayer(2, 1, 2, dropout=p),
+        }
+        self.inner = layers[layer]
+
+
+@pytest.fixture
+def dropping() -> Any:
+    register_memory("dropping", Dropping)
+    yield
+    del MEMORIES["dropping"]
+
+
+@pytest.mark.usefixtures("dropping")
+@pytest.mark.parametrize("layer", ["module", "lstm", "attention", "transformer"])
+def test_dropout_in_the_core_is_refused(layer: str) -> None:
+    """Acting is without, training with: the ratio would be wrong by 7e-3."""
+    kwargs = {"memory": "dropping", "memory_kwargs": {"layer": layer}}
+    with pytest.raises(ValueError, match=r"Dropout in the core \(memory.memory.inner.*p=0.1\).*use p=0"):
+        toy_model(policy_kwargs=kwargs)
+    toy_model(policy_kwargs=kwargs | {"memory_kwargs": {"layer": layer, "p": 0.0}})
+
+
+# --- the update ---------------------------------------------------------------------------------------------------------
+
+
+def test_value_clipping_is_that_of_ppo() -> None:
+    """The larger of the clipped and the unclipped loss; sb3-contrib takes the clipped one, which stops learning too soon."""
+    model = rollout(toy_model())
+    batch = whole_batch(model)
+    with th.no_grad():
+        values = model.policy.evaluate_sequences(batch)[0]
+    generator = th.Generator().manual_seed(0)
+    batch["old_values"] = values + th.randn(values.shape, generator=generator)
+    batch["returns"] = values + th.randn(values.shape, generator=generator)
+    clip = 0.3
+    clipped = batch["old_values"] + (values - batch["old_values"]).clamp(-clip, clip)
+    both = th.stack([(values - batch["returns"]) ** 2, (clipped - batch["returns"]) ** 2])
+    _, stats = minibatch_loss(model, batch, clip)
+    assert stats["train/value_loss"][-1].item() == pytest.approx(both.max(0).values.mean().item(), rel=1e-5)
+    assert stats["train/value_loss"][-1] > 1.05 * both[1].mean(), "sb3-contrib's loss would pass as well"
+
+
+def recorded_kls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    kls: list[float] = []
+    real = losses.approximate_kl
+
+    def recorded(log_ratio: th.Tensor) -> th.Tensor:
+        kl = real(log_ratio)
+        kls.append(kl.item())
+        return kl
+
+    monkeypatch.setattr(losses, "approximate_kl", recorded)
+    return kls
+
+
+def test_approx_kl_is_logged_over_all_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sb3-contrib logs that of the last epoch."""
+    kls = recorded_kls(monkeypatch)
+    model = toy_model(n_epochs=3, learning_rate=0.01)
+    updates = record_updates(model)
+    model.learn(36)
+    assert len(kls) == 3 * 3
+    assert updates[0]["train/approx_kl"] == pytest.approx(np.mean(kls), rel=1e-5)
+    assert np.mean(kls[-3:]) > 1.2 * np.mean(kls), "the last epoch's would pass as well"
+
+
+def count_steps(model: MemoryPPO) -> list[int]:
+    steps: list[int] = []
+    step = model.policy.optimizer.step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        steps.append(1)
+        return step(*args, **kwargs)
+
+    setattr(model.policy.optimizer, "step", counted)  # noqa: B010
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "target_kl", "evaluated", "n_updates"),
+    [
+        (36, 1e-9, 2, 1),  # one minibatch an epoch: the second epoch makes no step, so it is no update
+        (12, 1e-9, 2, 1),  # the second minibatch of the first epoch
+        (12, 1e9, 12, 4),
+        (12, None, 12, 4),
+    ],
+)
+def test_updates_are_counted_right_after_a_kl_stop(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, target_kl: float | None, evaluated: int, n_updates: int
+) -> None:
+    """The stop comes before the step, and only epochs with a step count (C325, S1229)."""
+    kls = recorded_kls(monkeypatch)
+    model = toy_model(n_epochs=4, batch_size=batch_size, target_kl=target_kl, learning_rate=0.01)
+    updates, steps = record_updates(model), count_steps(model)
+    model.learn(36)
+    stopped = target_kl == 1e-9
+    assert len(kls) == evaluated
+    assert len(steps) == evaluated - stopped
+    assert (kls[-1] > 1.5e-9) or not stopped
+    assert updates[0]["train/n_updates"] == n_updates
+
+
+def test_a_kl_stop_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the words of SB3, and only to those who want to hear."""
+    for verbose in (0, 1):
+        model = toy_model(target_kl=1e-9, learning_rate=0.01, verbose=verbose)
+        capsys.readouterr()
+        rollout(model)
+        model.train()
+        assert ("Early stopping at step 0 due to reaching max kl" in capsys.readouterr().out) == bool(verbose)
+
+
+class ActionLog(ToyEnv):
+    """Keeps the actions that it is given."""
+
+    def __init__(self) -> None:
+        low = np.array([[-1, -0.5, 0], [-0.1, -2, -3]], np.float32)
+        super().__init__(action_space=spaces.Box(low, low + np.array([[1, 0.2, 3], [0.2, 4, 1]], np.float32)))
+        self.actions: list[np.ndarray] = []
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(action.copy())
+        return super().step(action)
+
+
+def test_continuous_actions_are_clipped_in_their_shape_and_stored_unclipped() -> None:
+    """sb3-contrib clipped after flattening (C318)."""
+    vec_env = DummyVecEnv([ActionLog] * 3)
+    vec_env.seed(0)
+    envs: Any = vec_env.envs
+    model = rollout(toy_model(vec_env))
+    stored = model.rollout_buffer.actions.numpy()
+    assert stored.shape == (12, 3, 6)
+    space = model.action_space
+    assert isinstance(space, spaces.Box)
+    for n, env in enumerate(envs):
+        got, sampled = np.stack(env.actions), stored[:, n].reshape(-1, 2, 3)
+        np.testing.assert_array_equal(got, np.clip(sampled, space.low, space.high))
+        assert (got != sampled).any()
+    # The probability is that of the sample, so the ratio stays one.
+    updates = record_updates(model)
+    model.learn(36)
+    assert_honest(updates)
+
+
+def test_the_first_update_of_an_unclipped_agent_is_honest_after_a_change_of_environment() -> None:
+    """The states at hand belong to the old environment's episodes; the new one's begin anew."""
+    model = toy_model().learn(36)
+    old = {name: leaf.clone() for name, leaf in model._last_state.items()}
+    assert any(leaf.any() for leaf in old.values())
+    model.set_env(toy_vec_env(seed=7))
+    updates = record_updates(model)
+    model.learn(36, reset_num_timesteps=False)
+    assert_honest(updates)
+    assert model.rollout_buffer.episode_starts[0].all()
+    model._last_state = {name: th.full_like(leaf, float("nan")) for name, leaf in old.items()}
+    model.set_env(toy_vec_env(seed=8))
+    model.learn(36, reset_num_timesteps=False)
+    assert_honest(updates, 2)
+    assert all(tensor.isfinite().all() for tensor in weights(model.policy).values())
+
+
+class Loud(NoMemory):
+    """A memory that reports an auxiliary loss: the algorithm weighs it, and logs only what is detached."""
+
+    def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        read, state, _ = super().forward_sequence(x, state, masks)
+        return read, state, {"aux_loss": x.square().mean(), "loudness": x.detach().abs().mean()}
+
+
+def test_burn_in_has_no_auxiliary_loss() -> None:
+    """Of a memory's own loss, too, burn-in steps are no part (C75)."""
+    register_memory("loud", Loud)
+    try:
+        model = rollout(toy_model(burn_in=3, policy_kwargs={"memory": "loud", "memory_kwargs": {}}))
+    finally:
+        del MEMORIES["loud"]
+    batch = whole_batch(model)
+    seen: list[int] = []
+    memory = model.policy.core.parts["memory"]
+    assert isinstance(memory, SequenceModel)
+    real = memory.forward_sequence
+
+    def recorded(x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        output, state, logs = real(x, state, masks)
+        seen.append(x.shape[1] if logs["aux_loss"].requires_grad else 0)
+        return output, state, logs
+
+    setattr(memory, "forward_sequence", recorded)  # noqa: B010
+    _, stats = minibatch_loss(model, batch)
+    assert seen == [0, 4]
+    assert len(stats["train/memory_loss"]) == len(stats["memory/loudness"]) == 1
