@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch as th
 
-from sb3_cyborg.sequence_model import SequenceModel, State
+from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 
 Model = SequenceModel
 Run = Callable[[Model, th.Tensor, State, th.Tensor | None], tuple[th.Tensor, State]]
@@ -53,7 +53,7 @@ def mask_patterns(batch_size: int, steps: int, generator: th.Generator) -> dict[
 
 
 def random_chunks(steps: int, generator: th.Generator) -> list[int]:
-    lengths = []
+    lengths: list[int] = []
     while sum(lengths) < steps:
         lengths.append(int(th.randint(1, max(2, steps // 2), (), generator=generator)))
     lengths[-1] -= sum(lengths) - steps
@@ -119,7 +119,8 @@ def verify_state(model: Model, x: th.Tensor) -> None:
         assert {name: (leaf.shape, leaf.dtype) for name, leaf in state.items()} == {
             name: (leaf.shape, leaf.dtype) for name, leaf in initial.items()
         }
-    assert th.equal(x, x_before) and all(th.equal(initial[name], before[name]) for name in initial)
+    assert th.equal(x, x_before)
+    assert all(th.equal(initial[name], before[name]) for name in initial)
     assert not any(leaf.requires_grad for leaf in model.detach_states(final).values())
     reset = model.reset_states(final, th.zeros(batch_size))
     assert all(th.equal(reset[name], initial[name]) for name in initial), "a reset row is not the initial state"
@@ -150,7 +151,8 @@ def verify_isolation(model: Model, x: th.Tensor, tolerance: float) -> None:
             first = th.ones(batch_size, steps)
             first[:, 0] = 0
             after_nan, _ = run(model, x, poisoned, first)
-            assert_close({"output": after_nan}, {"output": run(model, x, state, first)[0]}, tolerance, "NaN state before a reset")
+            from_clean, _ = run(model, x, state, first)
+            assert_close({"output": after_nan}, {"output": from_clean}, tolerance, "NaN state before a reset")
             # Rows: poison the last one, all others must not move.
             dirty_x = x.clone()
             dirty_x[-1] = float("nan")
@@ -208,7 +210,8 @@ def verify_gradcheck(model: Model, *, steps: int = 4, seed: int = 0) -> None:
     def function(x: th.Tensor, *values: th.Tensor) -> tuple[th.Tensor, ...]:
         first = dict(zip(smooth, values[: len(smooth)], strict=True)) | fixed
         parameters = dict(zip(names, values[len(smooth) :], strict=True))
-        output, final, _ = th.func.functional_call(_Caller(candidate), {f"model.{k}": v for k, v in parameters.items()}, (x, first, masks))
+        named = {f"model.{name}": value for name, value in parameters.items()}
+        output, final, _ = th.func.functional_call(_Caller(candidate), named, (x, first, masks))
         return (output, *[leaf for leaf in final.values() if leaf.requires_grad])
 
     inputs = (x, *smooth.values(), *[p.detach().clone().requires_grad_() for p in candidate.parameters()])
@@ -227,5 +230,5 @@ class _Caller(th.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: th.Tensor, state: State, masks: th.Tensor) -> tuple:
+    def forward(self, x: th.Tensor, state: State, masks: th.Tensor) -> tuple[th.Tensor, State, Logs]:
         return self.model.forward_sequence(x, state, masks)

@@ -40,13 +40,16 @@ def test_equals_pytorch(ours: type[GRU] | type[LSTM], theirs: type[nn.GRU] | typ
 def test_modes_are_no_aliases_of_each_other(mode: str) -> None:
     """Each has the cores that its name says, and no other."""
     types = {type(module).__name__ for module in EncoderV7(3, 16, mode=mode).modules()} & {"GRU", "LSTM", "Mamba2"}
-    assert types == {
-        "gru": {"GRU"},
-        "lstm": {"LSTM"},
-        "mamba": {"Mamba2"},
-        "hybrid": {"Mamba2", "GRU"},
-        "fusion": {"Mamba2", "GRU"},
-    }[mode]
+    assert (
+        types
+        == {
+            "gru": {"GRU"},
+            "lstm": {"LSTM"},
+            "mamba": {"Mamba2"},
+            "hybrid": {"Mamba2", "GRU"},
+            "fusion": {"Mamba2", "GRU"},
+        }[mode]
+    )
 
 
 def test_hybrid_is_serial_with_a_residual_and_fusion_parallel() -> None:

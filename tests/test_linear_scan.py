@@ -24,7 +24,8 @@ def test_equals_the_loop(steps: int, slots: int, chunk: int, reset_rate: float, 
     state = th.randn(2, 3, slots, 2, dtype=th.float64, generator=generator)
     masks = (th.rand(2, steps, generator=generator) >= reset_rate).float()
     inputs = [tensor.requires_grad_() for tensor in (read, write, items, state)]
-    got, want = slot_scan(*inputs, masks, chunk), slot_scan_reference(*inputs, masks)
+    got = slot_scan(read, write, items, state, masks, chunk)
+    want = slot_scan_reference(read, write, items, state, masks)
     upstream = [th.randn(tensor.shape, dtype=th.float64, generator=generator) for tensor in want]
     for a, b in zip(got, want, strict=True):
         th.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -41,7 +42,7 @@ def test_the_strongest_writes_neither_overflow_nor_lose_precision_in_fp32() -> N
     items = th.randn(1, 4 * CHUNK, 1, 2, generator=generator)
     slots = th.randn(1, 1, 3, 2, generator=generator)
     got = slot_scan(read, write.requires_grad_(), items, slots, None)
-    want = slot_scan_reference(*(tensor.double() for tensor in (read, write, items, slots)), None)
+    want = slot_scan_reference(read.double(), write.double(), items.double(), slots.double(), None)
     for a, b in zip(got, want, strict=True):
         th.testing.assert_close(a.double(), b, rtol=0, atol=2e-6)
     (gradient,) = th.autograd.grad(got[0].sum(), write)

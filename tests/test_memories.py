@@ -1,6 +1,6 @@
 """What each memory is for, shown by learning it; and the rules by which the persistent memory evicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch as th
@@ -126,7 +126,7 @@ def gated(num_slots: int, **options: float) -> PersistentMemory:
     return memory
 
 
-def run_items(memory: PersistentMemory, gates: list[float], state: State | None = None) -> State:
+def run_items(memory: PersistentMemory, gates: Sequence[float], state: State | None = None) -> State:
     """Offer items 1, 2, 3... with gates of the given signs."""
     x = th.tensor([[[gate, index + 1.0] for index, gate in enumerate(gates)]])
     with th.no_grad():
@@ -193,7 +193,7 @@ def test_write_rate_returns_a_loss_that_moves_the_gate() -> None:
 
 @pytest.mark.parametrize("kind", sorted(MEMORIES.keys() - {"none", "slot"}))
 def test_an_empty_memory_reads_the_null_vector(kind: str) -> None:
-    memory = MEMORIES[kind](3, memory_dim=4, num_slots=3, num_heads=2)  # type: ignore[call-arg]  # all of these take sizes
+    memory = MEMORIES[kind](3, memory_dim=4, num_slots=3, num_heads=2)
     with th.no_grad():
         for parameter in memory.parameters():
             parameter.copy_(th.randn_like(parameter))

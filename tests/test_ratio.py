@@ -125,13 +125,12 @@ def test_a_planted_fault_shows(
 
 def test_a_state_stored_one_step_late_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state after the step in place of the one before it."""
-    add = RolloutBufferV7.add
+    add: Callable[..., None] = RolloutBufferV7.add
     states: list[State] = []
 
     def late(self: RolloutBufferV7, *args: Any) -> None:
-        *others, state = args
-        states.append(state)
-        add(self, *others, states[-2] if len(states) > 1 else state)
+        states.append(args[-1])
+        add(self, *args[:-1], states[-2] if len(states) > 1 else states[-1])
 
     monkeypatch.setattr(RolloutBufferV7, "add", late)
     assert ratio_errors("gru", "none", 0, "discrete")[-1] > 10 * TOLERANCE

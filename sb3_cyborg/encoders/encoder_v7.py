@@ -26,7 +26,8 @@ class EncoderMode(NamedTuple):
 
 
 def _layers(cell: type[GRU] | type[LSTM], hidden_dim: int, num_layers: int) -> SequenceModel:
-    return Serial(**{f"layer{index}": cell(hidden_dim, hidden_dim) for index in range(num_layers)})
+    layers: dict[str, SequenceModel] = {f"layer{index}": cell(hidden_dim, hidden_dim) for index in range(num_layers)}
+    return Serial(residual=False, **layers)
 
 
 def _gru(hidden_dim: int, num_layers: int) -> SequenceModel:

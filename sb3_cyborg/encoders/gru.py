@@ -4,6 +4,7 @@ A GRU layer whose sequence form resets in mid-sequence at no cost.
 Gated recurrent unit: Cho et al. 2014, https://arxiv.org/abs/1406.1078, in PyTorch's variant and parameter layout.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -83,6 +84,9 @@ class _GRUSequence(th.autograd.Function):
         return grad_gates_x, carried, grad_weight, flat.sum(0), None
 
 
+_gru_sequence: Callable[..., th.Tensor] = _GRUSequence.apply  # torch gives it no types
+
+
 class GRU(SequenceModel):
     """
     One GRU layer. Its parameters have the names, shapes and meaning of ``torch.nn.GRU``'s, without the ``_l0``.
@@ -113,7 +117,7 @@ class GRU(SequenceModel):
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         gates_x = nn.functional.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih)
-        outputs = _GRUSequence.apply(gates_x, state["h"], self.weight_hh, self.bias_hh, time_major_keep(masks))
+        outputs = _gru_sequence(gates_x, state["h"], self.weight_hh, self.bias_hh, time_major_keep(masks))
         return outputs.transpose(0, 1), {"h": outputs[-1]}, {}
 
 

@@ -5,6 +5,7 @@ Long short-term memory: Hochreiter & Schmidhuber 1997, with forget gate (Gers et
 parameter layout.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -83,6 +84,9 @@ class _LSTMSequence(th.autograd.Function):
         return grad_gates, carried_h, carried_c, grad_weight, None
 
 
+_lstm_sequence: Callable[..., tuple[th.Tensor, th.Tensor]] = _LSTMSequence.apply  # torch gives it no types
+
+
 class LSTM(SequenceModel):
     """
     One LSTM layer. Its parameters have the names, shapes and meaning of ``torch.nn.LSTM``'s, without the ``_l0``.
@@ -116,5 +120,5 @@ class LSTM(SequenceModel):
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         gates_x = nn.functional.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih + self.bias_hh)
-        outputs, c = _LSTMSequence.apply(gates_x, state["h"], state["c"], self.weight_hh, time_major_keep(masks))
+        outputs, c = _lstm_sequence(gates_x, state["h"], state["c"], self.weight_hh, time_major_keep(masks))
         return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}

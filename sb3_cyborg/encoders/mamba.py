@@ -14,12 +14,15 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.checks import check_divides, check_positive, nearest_divisors
 from sb3_cyborg.ops.ssd import CHUNK, ssd_chunked, ssd_step
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State
 
 MAMBA_OPTIONS = frozenset({"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"})
 """Names of the keyword options of :class:`Mamba2`, and so of :func:`make_mamba_core`."""
+
+HEADDIM = 32
+"""Inner features of a head at most, where the user does not say."""
 
 DT_RANGE = (0.001, 0.1)
 """Range of the step sizes at initialisation, log-uniform."""
@@ -39,7 +42,7 @@ class Mamba2(SequenceModel):
     :param d_state: Size N of the state of each of the expand * d_model inner features.
     :param d_conv: Steps that the convolution sees, its own included.
     :param expand: Inner features for each feature in.
-    :param headdim: Inner features of a head; divides expand * d_model.
+    :param headdim: Inner features of a head; divides expand * d_model. ``None`` takes the largest such number up to 32.
     :param ngroups: Groups of heads; those of a group share where they write and read. Divides the number of heads.
     :param chunk_size: Steps that the sequence form handles at once; it changes speed, not results.
     :raises ValueError: for a size below one, or one that does not divide what it has to.
@@ -52,14 +55,15 @@ class Mamba2(SequenceModel):
         d_state: int = 32,
         d_conv: int = 4,
         expand: int = 2,
-        headdim: int = 32,
+        headdim: int | None = None,
         ngroups: int = 1,
         chunk_size: int = CHUNK,
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
-        check_positive(headdim=headdim, ngroups=ngroups, chunk_size=chunk_size)
         d_inner = expand * d_model
+        headdim = nearest_divisors(d_inner, HEADDIM)[0] if headdim is None else headdim
+        check_positive(headdim=headdim, ngroups=ngroups, chunk_size=chunk_size)
         check_divides("headdim", headdim, "expand * d_model", d_inner)
         check_divides("ngroups", ngroups, "expand * d_model / headdim", d_inner // headdim)
         self.input_dim = self.output_dim = d_model

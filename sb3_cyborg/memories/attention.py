@@ -39,7 +39,7 @@ class AttentionMemory(SequenceModel):
 
     def heads(self, x: th.Tensor) -> th.Tensor:
         """:return: (..., memory_dim) as (..., H, d)."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim))
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim)
 
     def queries(self, x: th.Tensor) -> th.Tensor:
         """

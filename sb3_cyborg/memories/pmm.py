@@ -20,7 +20,7 @@ MIN_GATE = 1e-6
 class _Table(NamedTuple):
     """Which item each slot holds: the small state that eviction runs on."""
 
-    index: th.Tensor  # (B, S) int64: slot s held item index < S at the start, step index - S since
+    item: th.Tensor  # (B, S) int64: slot s held item index < S at the start, step index - S since
     occupied: th.Tensor  # (B, S) bool
     usage: th.Tensor  # (B, S)
     age: th.Tensor  # (B, S), steps since it was written
@@ -104,7 +104,7 @@ class PersistentMemory(AttentionMemory):
         slots = th.arange(self.num_slots, device=gate.device)
         written = (slots == victim) & (open_gate | (least <= 0))
         return _Table(
-            index=th.where(written, new_index, table.index),
+            item=th.where(written, new_index, table.item),
             occupied=table.occupied | written,
             usage=th.where(written, open_gate.to(usage.dtype), th.where(table.occupied, usage, 0.0)),
             age=th.where(written | ~table.occupied, 0.0, table.age + 1),
@@ -122,7 +122,7 @@ class PersistentMemory(AttentionMemory):
         index = th.arange(self.num_slots, device=x.device).expand_as(occupied)
         with th.no_grad():
             table = self._evict(_Table(index, occupied, state["usage"], state["age"]), weights, gate, self.num_slots)
-        written = table.index == self.num_slots
+        written = table.item == self.num_slots
         new_state = {
             "items": th.where(written.unsqueeze(-1), self.item(x).unsqueeze(1), items),
             "strength": th.where(written, gate.unsqueeze(1), strength),
@@ -165,8 +165,8 @@ class PersistentMemory(AttentionMemory):
         spread = th.zeros_like(scores).scatter(3, chosen, weights)
         context = (spread @ finite(values).transpose(1, 2)).transpose(1, 2)  # (B, T, H, d)
         null = null.transpose(1, 2)
-        last_items = items.gather(1, table.index.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
-        last_strength = strength.gather(1, table.index)
+        last_items = items.gather(1, table.item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
+        last_strength = strength.gather(1, table.item)
         if masks is not None:  # an empty slot holds what it held at the start, unless a reset has cleared it
             held = table.occupied | (masks > 0.5).all(dim=1, keepdim=True)
             last_items = th.where(held.unsqueeze(-1), last_items, 0.0)
@@ -199,14 +199,14 @@ class PersistentMemory(AttentionMemory):
             if masks is not None:
                 keep = masks[:, t, None] > 0.5
                 table = _Table(
-                    table.index,
+                    table.item,
                     table.occupied & keep,
                     th.where(keep, table.usage, 0.0),
                     th.where(keep, table.age, 0.0),
                 )
-            indices.append(table.index)
+            indices.append(table.item)
             occupied.append(table.occupied)
-            logits = by_step[:, t].gather(2, table.index.unsqueeze(1).expand(-1, self.num_heads, -1))
+            logits = by_step[:, t].gather(2, table.item.unsqueeze(1).expand(-1, self.num_heads, -1))
             weights, _ = masked_softmax(logits, table.occupied.unsqueeze(1), null_by_step[:, t])
             table = self._evict(table, weights, gate[:, t], self.num_slots + t)
         return th.stack(indices, dim=1), th.stack(occupied, dim=1), table

@@ -82,7 +82,7 @@ class RingMemory(AttentionMemory):
     def _sequence_age_logits(self, query: th.Tensor) -> th.Tensor:
         """:func:`age_logits` of (B, T, H, d) as one matmul a head."""
         by_head = query.flatten(0, 1).transpose(0, 1) @ self.age_key.transpose(-1, -2)  # (H, B T, S)
-        scores = by_head.transpose(0, 1).unflatten(0, query.shape[:2])
+        scores: th.Tensor = by_head.transpose(0, 1).unflatten(0, query.shape[:2])
         return scores / math.sqrt(self.head_dim) + self.age_bias
 
 

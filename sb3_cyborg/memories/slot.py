@@ -16,8 +16,9 @@ class SlotMemory(SequenceModel):
     https://arxiv.org/abs/2409.07146; the write is the one of gated linear attention).
 
     ``M <- (1 - a g) M + a g w`` with a soft address ``a`` over the slots, a gate ``g`` and an item ``w``, all of the
-    input (no write erases all of a slot: ``a g`` is at most ``MAX_WRITE``); the read is ``sum_s p_s M_s`` with a soft address ``p``. Before its first write a slot holds a learned null
-    vector; what is left of it is kept apart, as ``unwritten``.
+    input (no write erases all of a slot: ``a g`` is at most ``MAX_WRITE``); the read is ``sum_s p_s M_s`` with a soft
+    address ``p``. Before its first write a slot holds a learned null vector; what is left of it is kept apart, as
+    ``unwritten``.
 
     State: ``slots`` (B, H, S, d); ``unwritten`` (B, H, S), the null vector's share of each slot, 1 at the start.
 
@@ -83,9 +84,7 @@ class SlotMemory(SequenceModel):
         logs = self._logs(read, write, unwritten)
         return self._finish(context, read, unwritten), {"slots": slots, "unwritten": last}, logs
 
-    def _unwritten(
-        self, write: th.Tensor, first: th.Tensor, masks: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def _unwritten(self, write: th.Tensor, first: th.Tensor, masks: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         """:return: The null vector's share before each step, (B, T, H, S), and after the last one, (B, H, S)."""
         steps = write.shape[1]
         keeps = th.log1p(-th.nan_to_num(write).double()).cumsum(dim=1)  # fp64: the differences are small

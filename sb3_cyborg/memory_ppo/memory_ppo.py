@@ -248,12 +248,16 @@ class MemoryPPO(RecurrentPPO):
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
+            last_obs, last_starts = self._last_obs, self._last_episode_starts
+            assert last_obs is not None
+            assert last_starts is not None
             with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)
-                episode_starts = th.as_tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
+                obs_tensor = obs_as_tensor(last_obs, self.device)
+                episode_starts = th.as_tensor(last_starts, dtype=th.float32, device=self.device)
                 action_tensor, values, log_probs, state = self.policy(obs_tensor, self._last_state, episode_starts)
             actions = action_tensor.cpu().numpy()
 
+            new_obs: Any  # SB3 types a VecEnv's observations wider than what it passes on
             new_obs, rewards, dones, infos = env.step(self._env_actions(actions))
 
             self.num_timesteps += env.num_envs
@@ -265,10 +269,8 @@ class MemoryPPO(RecurrentPPO):
             if dones.any():
                 rewards = rewards + self._truncation_bootstrap(infos, dones, state)
 
-            rollout_buffer.add(
-                self._last_obs, action_tensor, rewards, self._last_episode_starts, values, log_probs, self._last_state
-            )
-            self._last_obs = new_obs  # type: ignore[assignment]  # SB3 types a VecEnv's observations wider
+            rollout_buffer.add(last_obs, action_tensor, rewards, last_starts, values, log_probs, self._last_state)
+            self._last_obs = new_obs
             self._last_episode_starts = dones
             self._last_state = state
 
@@ -287,7 +289,8 @@ class MemoryPPO(RecurrentPPO):
             return actions
         if self.policy.squash_output:
             return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped
 
     def _check_finite(self, obs: Any, rewards: np.ndarray) -> None:
         check_finite_observations(obs, f"after {self.num_timesteps} steps")
@@ -366,7 +369,7 @@ class MemoryPPO(RecurrentPPO):
         values, log_prob, entropy, logs = self.policy.evaluate_sequences(batch)
         steps = values.shape[1]
         old_log_prob, old_values, returns, advantages = (
-            batch[key][:, -steps:]  # type: ignore[literal-required]  # burn-in stays out of every loss and statistic
+            batch[key][:, -steps:]  # burn-in stays out of every loss and statistic
             for key in ("old_log_prob", "old_values", "returns", "advantages")
         )
         if self.normalize_advantage:

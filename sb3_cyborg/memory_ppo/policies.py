@@ -73,8 +73,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
@@ -184,6 +184,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
         """:return: ``[latent, read]`` (B, D) of observations (B, ...), and the state of the core after them."""
         x = self.extract_features(obs)
+        assert isinstance(x, th.Tensor)
         mask = keep_mask(episode_starts)
         if self.use_last_action:
             last = th.where(mask.unsqueeze(-1) > 0.5, state[LAST_ACTION], 0.0)
@@ -204,7 +205,9 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         if self.use_last_action:
             encoded = encode_actions(actions.flatten(0, 1), self.action_space, self.squash_output).unflatten(0, masks.shape)
             x = th.cat([x, shift_steps(encoded, state[LAST_ACTION], masks)], dim=-1)
-        latent, new_state, logs = self.core.forward_sequence(x, state, masks)
+        # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
+        core_state = {name: leaf for name, leaf in state.items() if name != LAST_ACTION}
+        latent, new_state, logs = self.core.forward_sequence(x, self.core.reset_states(core_state, masks[:, 0]), masks)
         if self.use_last_action:
             new_state[LAST_ACTION] = encoded[:, -1]
         return latent, new_state, logs
@@ -272,7 +275,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def predict(  # type: ignore[override]  # see forward
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
+        observation: np.ndarray | dict[str, np.ndarray] | tuple[Any, ...],
         state: NumpyState | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
@@ -321,8 +324,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         if not isinstance(state, dict) or state.keys() != like.keys():
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                f"`state` must be what the last `predict` of this policy returned, a dict with {sorted(like)}, got {got}; pass "
-                "None to start anew."
+                f"`state` must be what the last `predict` of this policy returned, a dict with {sorted(like)}, got {got}; "
+                "pass None to start anew."
             )
         for name, leaf in like.items():
             if np.shape(state[name]) != tuple(leaf.shape):
@@ -438,7 +441,7 @@ def _warn_of_lstm_options(
         )
 
 
-def action_encoding_dim(space: spaces.Space) -> int:
+def action_encoding_dim(space: spaces.Space[Any]) -> int:
     """:return: Width of :func:`encode_actions`."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -447,7 +450,7 @@ def action_encoding_dim(space: spaces.Space) -> int:
     return get_action_dim(space)
 
 
-def encode_actions(actions: th.Tensor, space: spaces.Space, squashed: bool = False) -> th.Tensor:
+def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool = False) -> th.Tensor:
     """
     Make actions readable for a network.
 
@@ -489,17 +492,21 @@ def check_finite_observations(
 class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):
     """:class:`MemoryActorCriticPolicy` for images: its features come from :class:`NatureCNN`."""
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
+    ) -> None:
+        super().__init__(observation_space, action_space, lr_schedule, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
 class MemoryMultiInputActorCriticPolicy(MemoryActorCriticPolicy):
     """:class:`MemoryActorCriticPolicy` for Dict observations: its features come from :class:`CombinedExtractor`."""
 
     def __init__(
-        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
     ) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+        super().__init__(
+            observation_space, action_space, lr_schedule, **{"features_extractor_class": CombinedExtractor, **kwargs}
+        )
 
 
 def policy_options(policy_class: type[BasePolicy]) -> set[str]:

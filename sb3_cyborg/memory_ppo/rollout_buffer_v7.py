@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch as th
@@ -143,8 +143,8 @@ class RolloutBufferV7:
     def __init__(
         self,
         n_steps: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         initial_state: State,
         device: th.device | str = "cpu",
         gae_lambda: float = 0.95,
@@ -305,12 +305,12 @@ class RolloutBufferV7:
         }
 
 
-def _shape(space: spaces.Space) -> tuple[int, ...]:
+def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     assert space.shape is not None, space
     return space.shape
 
 
-def _dtype(space: spaces.Space) -> th.dtype:
+def _dtype(space: spaces.Space[Any]) -> th.dtype:
     """:return: How to store observations: as they are, but floats as float32, which is what networks read."""
-    dtype = np.dtype(space.dtype)  # type: ignore[arg-type]  # gymnasium types it as possibly None
+    dtype = np.dtype(space.dtype)
     return th.float32 if dtype.kind == "f" else th.as_tensor(np.zeros(1, dtype)).dtype

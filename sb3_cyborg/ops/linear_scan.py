@@ -46,7 +46,7 @@ def slot_scan(
     :param chunk: Steps in a chunk, at most ``CHUNK``.
     :return: What was read, (B, T, H, d), and the slots after the last step.
     """
-    batch_size, steps, heads, num_slots = read.shape
+    batch_size, steps, heads, _ = read.shape
     chunk = min(chunk, steps)
     padding = -steps % chunk
     count = (steps + padding) // chunk

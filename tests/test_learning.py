@@ -1,0 +1,105 @@
+"""Short seeded runs that learn what cannot be learned without remembering."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_cyborg import MemoryPPO
+
+
+class WithoutVelocities(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
+    """CartPole of which one sees the position and the angle, scaled to about one."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.array([observation[0] / 2.4, observation[2] / 0.2], dtype=np.float32)
+
+
+class LastSymbol(gym.Env[np.ndarray, int]):
+    """Say what was shown on the step before: learned in seconds."""
+
+    observation_space = spaces.Box(0, 1, (3,))
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.before, self.symbol = 0, 0, int(self.np_random.integers(3))
+        return np.eye(3, dtype=np.float32)[self.symbol], {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(self.steps > 0 and action == self.before)
+        self.steps, self.before, self.symbol = self.steps + 1, self.symbol, int(self.np_random.integers(3))
+        return np.eye(3, dtype=np.float32)[self.symbol], reward, self.steps >= 20, False, {}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"encoder": "gru", "memory": "none"},
+        {"encoder": "mamba", "memory": "none"},
+        {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 4}},
+    ],
+    ids=lambda kwargs: f"{kwargs['encoder']}-{kwargs['memory']}",
+)
+def test_learns_to_say_the_last_symbol(policy_kwargs: dict[str, Any]) -> None:
+    """Random guessing gives 6.3 of 19."""
+    env = make_vec_env(LastSymbol, 8, seed=0)
+    model = MemoryPPO(
+        "MlpPolicy",
+        env,
+        n_steps=40,
+        seq_len=20,
+        batch_size=160,
+        n_epochs=4,
+        gamma=0.5,
+        learning_rate=3e-3,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"hidden_dim": 32, "net_arch": [32], **policy_kwargs},
+    )
+    model.learn(16_000)
+    mean, _ = evaluate_policy(model, make_vec_env(LastSymbol, 8, seed=1), n_eval_episodes=20)
+    assert mean > 17
+
+
+@pytest.mark.slow
+def test_cartpole_without_velocities() -> None:
+    """A recurrent encoder balances it to the end, PPO cannot know where things are going."""
+    settings: dict[str, Any] = {
+        "n_steps": 64,
+        "batch_size": 256,
+        "n_epochs": 10,
+        "gamma": 0.98,
+        "gae_lambda": 0.9,
+        "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
+        "seed": 0,
+        "device": "cpu",
+    }
+    kwargs = {"encoder": "gru", "memory": "none", "hidden_dim": 64, "net_arch": [64]}
+    remembers = MemoryPPO("MlpPolicy", make_vec_env(WithoutVelocities, 8, seed=0), policy_kwargs=kwargs, **settings)
+    forgets = PPO("MlpPolicy", make_vec_env(WithoutVelocities, 8, seed=0), **settings)
+    returns = []
+    for model in (remembers, forgets):
+        model.learn(100_000)
+        returns.append(evaluate_policy(model, make_vec_env(WithoutVelocities, 8, seed=100), n_eval_episodes=50)[0])
+    assert returns[0] >= 450, returns
+    assert returns[1] <= 200, returns
