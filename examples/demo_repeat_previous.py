@@ -18,20 +18,22 @@ from popgym.envs.repeat_previous import RepeatPreviousMedium
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cyborg import MemoryPPO
 
-STEPS = 1_000_000
+STEPS = 500_000
 GOAL = 0.9  # mean return that the default number of steps must reach
 CEILING = 1.0  # every answer right
 EPISODES = 100
 HYPERPARAMS: dict[str, Any] = {
-    "n_steps": 104,  # an episode is 103 steps
-    "seq_len": 104,
-    "batch_size": 8 * 104,
+    "n_steps": 128,
+    "seq_len": 64,
+    "batch_size": 16 * 64,
     "n_epochs": 4,
-    "learning_rate": 1e-3,
+    "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
+    "gamma": 0.9,  # each answer is rewarded at once; what comes later is noise to it
     "policy_kwargs": {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}},
 }
 

@@ -1,9 +1,12 @@
 """Checks of what users pass: every failure is a ``ValueError`` that names the value and what would work."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
+
+import numpy as np
+import torch as th
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
@@ -80,3 +83,21 @@ def nearest_divisors(size: int, wanted: int) -> tuple[int, int]:
     below = [candidate for candidate in divisors(size) if candidate <= wanted]
     above = [candidate for candidate in divisors(size) if candidate >= wanted]
     return (below[-1] if below else 1), (above[0] if above else size)
+
+
+def check_finite_observations(
+    obs: np.ndarray | th.Tensor | Mapping[str, np.ndarray | th.Tensor], when: str, envs: Sequence[int] | None = None
+) -> None:
+    """
+    :param obs: Observations, (N, ...).
+    :param when: Where they came from, for the message.
+    :param envs: Environments that the rows are of; ``None`` for all of them in order.
+    :raises ValueError: if any is NaN or infinite, with the environment's index.
+    """
+    for key, value in obs.items() if isinstance(obs, Mapping) else [("", obs)]:
+        tensor = th.as_tensor(value)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            place = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+            env = place[0] if envs is None else envs[place[0]]
+            name = f" {key!r}" if key else ""
+            raise ValueError(f"Observation{name} of environment {env} {when} is not finite: it holds {tensor[place].item()}.")

@@ -11,11 +11,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cyborg import MemoryPPO
 
 
-class WithoutVelocities(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
+class WithoutVelocities(gym.ObservationWrapper[np.ndarray, np.int64, np.ndarray]):
     """CartPole of which one sees the position and the angle, scaled to about one."""
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class WithoutVelocities(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
         return np.array([observation[0] / 2.4, observation[2] / 0.2], dtype=np.float32)
 
 
-class LastSymbol(gym.Env[np.ndarray, int]):
+class LastSymbol(gym.Env[np.ndarray, np.int64]):
     """Say what was shown on the step before: learned in seconds."""
 
     observation_space = spaces.Box(0, 1, (3,))
@@ -37,10 +38,16 @@ class LastSymbol(gym.Env[np.ndarray, int]):
         self.steps, self.before, self.symbol = 0, 0, int(self.np_random.integers(3))
         return np.eye(3, dtype=np.float32)[self.symbol], {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         reward = float(self.steps > 0 and action == self.before)
         self.steps, self.before, self.symbol = self.steps + 1, self.symbol, int(self.np_random.integers(3))
         return np.eye(3, dtype=np.float32)[self.symbol], reward, self.steps >= 20, False, {}
+
+
+def mean_return(model: MemoryPPO | PPO, env: VecEnv, episodes: int) -> float:
+    mean, _ = evaluate_policy(model, env, n_eval_episodes=episodes)
+    assert isinstance(mean, float)
+    return mean
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +84,7 @@ def test_learns_to_say_the_last_symbol(policy_kwargs: dict[str, Any]) -> None:
         policy_kwargs={"hidden_dim": 32, "net_arch": [32], **policy_kwargs},
     )
     model.learn(16_000)
-    mean, _ = evaluate_policy(model, make_vec_env(LastSymbol, 8, seed=1), n_eval_episodes=20)
-    assert mean > 17
+    assert mean_return(model, make_vec_env(LastSymbol, 8, seed=1), episodes=20) > 17
 
 
 @pytest.mark.slow
@@ -86,7 +92,7 @@ def test_cartpole_without_velocities() -> None:
     """A recurrent encoder balances it to the end, PPO cannot know where things are going."""
     settings: dict[str, Any] = {
         "n_steps": 64,
-        "batch_size": 256,
+        "batch_size": 512,
         "n_epochs": 10,
         "gamma": 0.98,
         "gae_lambda": 0.9,
@@ -100,6 +106,6 @@ def test_cartpole_without_velocities() -> None:
     returns = []
     for model in (remembers, forgets):
         model.learn(100_000)
-        returns.append(evaluate_policy(model, make_vec_env(WithoutVelocities, 8, seed=100), n_eval_episodes=50)[0])
+        returns.append(mean_return(model, make_vec_env(WithoutVelocities, 8, seed=100), episodes=50))
     assert returns[0] >= 450, returns
     assert returns[1] <= 200, returns

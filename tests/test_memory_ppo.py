@@ -213,6 +213,27 @@ def test_advantages_are_normalized_only_if_wanted(monkeypatch: pytest.MonkeyPatc
     assert calls == [12] * 6  # three minibatches of 12 training steps, two epochs
 
 
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    model = toy_model(n_epochs=1, batch_size=36, ent_coef=0.3, vf_coef=0.7)
+    updates = record_updates(model)
+    model.learn(36)
+    logged = updates[0]
+    want = logged["train/policy_gradient_loss"] + 0.3 * logged["train/entropy_loss"] + 0.7 * logged["train/value_loss"]
+    assert logged["train/loss"] == pytest.approx(want, rel=1e-5)
+    assert abs(logged["train/entropy_loss"]) > 0.1
+    assert logged["train/value_loss"] > 0.1
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, 0.02])
+def test_gradients_are_clipped(max_grad_norm: float) -> None:
+    optimizer = {"optimizer_class": th.optim.SGD}
+    model = toy_model(n_epochs=1, batch_size=36, learning_rate=1.0, max_grad_norm=max_grad_norm, policy_kwargs=optimizer)
+    before = weights(model.policy)
+    model.learn(36)
+    moved = sum((before[name] - now).square().sum().item() for name, now in weights(model.policy).items())
+    assert moved**0.5 == pytest.approx(max_grad_norm, rel=1e-3)
+
+
 class Squashed(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         return x.tanh() * 0.5
@@ -305,8 +326,9 @@ def test_lstm_options_warn_once_and_run(kwargs: dict[str, Any], named: list[str]
 @pytest.mark.parametrize("use_last_action", [False, True])
 def test_gsde(squash_output: bool, use_last_action: bool) -> None:
     space = spaces.Box(-2, 6, (2,))
+    env: Any = toy_vec_env(make=lambda: ToyEnv(action_space=space))
     model = toy_model(
-        toy_vec_env(make=lambda: ToyEnv(action_space=space)),
+        env,
         use_sde=True,
         sde_sample_freq=4,
         use_last_action=use_last_action,
@@ -327,6 +349,9 @@ def test_gsde(squash_output: bool, use_last_action: bool) -> None:
     assert updates[-1]["train/std"] > 0
     actions = model.rollout_buffer.actions
     assert squash_output == bool((actions.abs() <= 1).all())
+    taken = np.stack([toy.actions[-12:] for toy in env.envs], axis=1)
+    want = 4 * actions.numpy() + 2 if squash_output else actions.numpy().clip(-2, 6)
+    np.testing.assert_allclose(taken, want, atol=1e-5)
     action, _ = predict(model, np.zeros((4, 3), np.float32))
     assert all(space.contains(row) for row in action)
 

@@ -295,7 +295,7 @@ def test_a_model_trained_with_four_environments_runs_with_others(tmp_path: Path,
     assert action.shape == (n_envs + 1,)
 
 
-def test_a_model_that_was_trained_on_one_env_can_go_on_where_the_next_one_is_in_mid_episode(tmp_path: Path) -> None:
+def test_a_loaded_model_goes_on_in_mid_episode(tmp_path: Path) -> None:
     """Without a reset, training goes on in the episodes at hand, from fresh states: they are the ones acted with."""
     model = toy_model().learn(36)
     assert model.env is not None
@@ -444,32 +444,17 @@ def test_a_kl_stop_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         assert ("Early stopping at step 0 due to reaching max kl" in capsys.readouterr().out) == bool(verbose)
 
 
-class ActionLog(ToyEnv):
-    """Keeps the actions that it is given."""
-
-    def __init__(self) -> None:
-        low = np.array([[-1, -0.5, 0], [-0.1, -2, -3]], np.float32)
-        super().__init__(action_space=spaces.Box(low, low + np.array([[1, 0.2, 3], [0.2, 4, 1]], np.float32)))
-        self.actions: list[np.ndarray] = []
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.actions.append(action.copy())
-        return super().step(action)
-
-
 def test_continuous_actions_are_clipped_in_their_shape_and_stored_unclipped() -> None:
     """sb3-contrib clipped after flattening (C318)."""
-    vec_env = DummyVecEnv([ActionLog] * 3)
-    vec_env.seed(0)
-    envs: Any = vec_env.envs
+    low = np.array([[-1, -0.5, 0], [-0.1, -2, -3]], np.float32)
+    high = low + np.array([[1, 0.2, 3], [0.2, 4, 1]], np.float32)
+    vec_env: Any = toy_vec_env(make=lambda: ToyEnv(action_space=spaces.Box(low, high)))
     model = rollout(toy_model(vec_env))
     stored = model.rollout_buffer.actions.numpy()
     assert stored.shape == (12, 3, 6)
-    space = model.action_space
-    assert isinstance(space, spaces.Box)
-    for n, env in enumerate(envs):
+    for n, env in enumerate(vec_env.envs):
         got, sampled = np.stack(env.actions), stored[:, n].reshape(-1, 2, 3)
-        np.testing.assert_array_equal(got, np.clip(sampled, space.low, space.high))
+        np.testing.assert_array_equal(got, np.clip(sampled, low, high))
         assert (got != sampled).any()
     # The probability is that of the sample, so the ratio stays one.
     updates = record_updates(model)
@@ -477,7 +462,7 @@ def test_continuous_actions_are_clipped_in_their_shape_and_stored_unclipped() ->
     assert_honest(updates)
 
 
-def test_the_first_update_of_an_unclipped_agent_is_honest_after_a_change_of_environment() -> None:
+def test_the_states_at_hand_do_not_reach_a_new_environment() -> None:
     """The states at hand belong to the old environment's episodes; the new one's begin anew."""
     model = toy_model().learn(36)
     old = {name: leaf.clone() for name, leaf in model._last_state.items()}

@@ -41,7 +41,7 @@ class ToyEnv(gym.Env[Any, Any]):
     """
     Random observations and rewards from any space; episodes of random length end at random by termination or truncation.
 
-    It refuses actions outside of its space.
+    It refuses actions outside of its space, and keeps the others in ``actions``.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ToyEnv(gym.Env[Any, Any]):
         self.observation_space = copy.deepcopy(observation_space)
         self.action_space = copy.deepcopy(action_space)
         self.mean_length = mean_length
+        self.actions: list[Any] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -62,6 +63,7 @@ class ToyEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.actions.append(copy.copy(action))
         ended = bool(self.np_random.random() < 1 / self.mean_length)
         truncated = ended and bool(self.np_random.random() < 0.5)
         return self.observation_space.sample(), float(self.np_random.normal()), ended and not truncated, truncated, {}

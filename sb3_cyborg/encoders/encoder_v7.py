@@ -1,6 +1,7 @@
 """``EncoderV7``: one encoder, several recurrent cores; a mode is a composition in a registry."""
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch as th
@@ -57,7 +58,7 @@ ENCODERS: dict[str, EncoderMode] = {
 """All encoder modes by name; add to it with :func:`register_encoder`."""
 
 
-def register_encoder(mode: str, build: Callable[..., SequenceModel], options: Iterable[str] = ()) -> None:
+def register_encoder(mode: str, build: Callable[..., SequenceModel], options: Collection[str] = ()) -> None:
     """
     Make a recurrent core of your own available as ``policy_kwargs={"encoder": mode}``.
 
@@ -65,7 +66,11 @@ def register_encoder(mode: str, build: Callable[..., SequenceModel], options: It
     :param build: ``build(hidden_dim, num_layers, **options)`` returns a :class:`SequenceModel` with
         ``input_dim == hidden_dim`` that keeps the contract (``tests/contract.py``).
     :param options: Names of the options that ``encoder_kwargs`` may hold for it.
+    :raises ValueError: for an option that :class:`EncoderV7` takes itself.
     """
+    taken = set(options) & inspect.signature(EncoderV7).parameters.keys()
+    if taken:
+        raise ValueError(f"Encoder {mode!r} has options that EncoderV7 takes itself: {', '.join(sorted(taken))}; rename them.")
     ENCODERS[mode] = EncoderMode(build, frozenset(options))
 
 

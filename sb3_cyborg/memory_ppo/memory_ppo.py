@@ -18,13 +18,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_cyborg.checks import check_options, check_positive, check_whole, unknown_name
+from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, check_whole, unknown_name
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
     MemoryMultiInputActorCriticPolicy,
-    check_finite_observations,
     policy_options,
 )
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch, plan_minibatches

@@ -2,7 +2,6 @@
 
 import inspect
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,14 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
-from torch.nn import functional as F
 
-from sb3_cyborg.checks import check_positive, nearest_divisors
+from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
+from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
 
@@ -439,54 +437,6 @@ def _warn_of_lstm_options(
             "it; its options are `encoder_kwargs` and `memory_kwargs`.",
             stacklevel=3,
         )
-
-
-def action_encoding_dim(space: spaces.Space[Any]) -> int:
-    """:return: Width of :func:`encode_actions`."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    return get_action_dim(space)
-
-
-def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool = False) -> th.Tensor:
-    """
-    Make actions readable for a network.
-
-    :param actions: As sampled, (B, A); A is 1 for Discrete.
-    :param space: Their space.
-    :param squashed: Whether a Box's actions are in [-1, 1] already.
-    :return: One-hot for Discrete and MultiDiscrete, 0 or 1 for MultiBinary, in [-1, 1] (clipped) for Box; float32.
-    """
-    if isinstance(space, spaces.Discrete):
-        return F.one_hot(actions.reshape(-1).long(), int(space.n)).float()
-    if isinstance(space, spaces.MultiDiscrete):
-        sizes = space.nvec.flatten().tolist()
-        return th.cat([F.one_hot(actions[:, i].long(), int(size)).float() for i, size in enumerate(sizes)], dim=-1)
-    if isinstance(space, spaces.Box) and not squashed:
-        low = th.as_tensor(space.low, dtype=th.float32, device=actions.device).flatten()
-        high = th.as_tensor(space.high, dtype=th.float32, device=actions.device).flatten()
-        return (2 * (actions - low) / (high - low) - 1).clamp(-1, 1)
-    return actions.float()
-
-
-def check_finite_observations(
-    obs: np.ndarray | dict[str, np.ndarray] | Observations, when: str, envs: Sequence[int] | None = None
-) -> None:
-    """
-    :param obs: Observations, (N, ...).
-    :param when: Where they came from, for the message.
-    :param envs: Environments that the rows are of; ``None`` for all of them in order.
-    :raises ValueError: if any is NaN or infinite, with the environment's index.
-    """
-    for key, value in obs.items() if isinstance(obs, dict) else [("", obs)]:
-        tensor = th.as_tensor(value)
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            place = tuple((~tensor.isfinite()).nonzero()[0].tolist())
-            env = place[0] if envs is None else envs[place[0]]
-            name = f" {key!r}" if key else ""
-            raise ValueError(f"Observation{name} of environment {env} {when} is not finite: it holds {tensor[place].item()}.")
 
 
 class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):

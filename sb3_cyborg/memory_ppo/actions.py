@@ -1,0 +1,39 @@
+"""Actions as an input: what a policy that reads its last action sees."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+from torch.nn import functional as F
+
+
+def action_encoding_dim(space: spaces.Space[Any]) -> int:
+    """:return: Width of :func:`encode_actions`."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return get_action_dim(space)
+
+
+def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool = False) -> th.Tensor:
+    """
+    Make actions readable for a network.
+
+    :param actions: As sampled, (B, A); A is 1 for Discrete.
+    :param space: Their space.
+    :param squashed: Whether a Box's actions are in [-1, 1] already.
+    :return: One-hot for Discrete and MultiDiscrete, 0 or 1 for MultiBinary, in [-1, 1] (clipped) for Box; float32.
+    """
+    if isinstance(space, spaces.Discrete):
+        return F.one_hot(actions.reshape(-1).long(), int(space.n)).float()
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes = space.nvec.flatten().tolist()
+        return th.cat([F.one_hot(actions[:, i].long(), int(size)).float() for i, size in enumerate(sizes)], dim=-1)
+    if isinstance(space, spaces.Box) and not squashed:
+        low = th.as_tensor(space.low, dtype=th.float32, device=actions.device).flatten()
+        high = th.as_tensor(space.high, dtype=th.float32, device=actions.device).flatten()
+        width = (high - low).clamp(min=1e-8)  # a dimension may allow one value only
+        return (2 * (actions - low) / width - 1).clamp(-1, 1)
+    return actions.float()
