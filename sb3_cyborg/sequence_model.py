@@ -50,6 +50,11 @@ def index_state(state: State, rows: th.Tensor) -> State:
     return {name: leaf[rows] for name, leaf in state.items()}
 
 
+def full_precision(device: th.device) -> th.autocast:
+    """:return: A context in which nothing is autocast on ``device``: what states go through keeps their precision."""
+    return th.autocast(device.type, enabled=False)
+
+
 def shift_steps(x: th.Tensor, previous: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
     """
     :param x: (B, T, D).
@@ -128,6 +133,11 @@ class SequenceModel(nn.Module, ABC):
     def detach_states(self, state: State) -> State:
         """:return: The state, cut from the graph that made it."""
         return {name: leaf.detach() for name, leaf in state.items()}
+
+    @property
+    def dtype(self) -> th.dtype:
+        """Precision of the parameters, and so of the state."""
+        return next(self.parameters()).dtype
 
     def _zeros(self, *shape: int, device: th.device | str | None = None) -> th.Tensor:
         """A state leaf of zeros in the precision of the parameters."""

@@ -26,6 +26,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 from torch import nn
 
 from sb3_cyborg import MemoryActorCriticCnnPolicy, MemoryActorCriticPolicy, MemoryMultiInputActorCriticPolicy, MemoryPPO
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 from tests.toys import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
@@ -754,3 +756,25 @@ def test_an_environment_that_is_not_vectorized() -> None:
     updates = record_updates(model)
     model.learn(16)
     assert_honest(updates)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_amp_keeps_states_and_gradients_in_fp32(encoder: str, memory: str) -> None:
+    model = toy_model(amp=True, policy_kwargs={"encoder": encoder, "memory": memory})
+    model.learn(2 * 36)
+    assert all(leaf.dtype == th.float32 for leaf in model._last_state.values())
+    assert all(leaf.dtype == th.float32 for leaf in model.rollout_buffer.states.values())
+    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_amp_computes_the_features_in_bf16_and_survives_saving(tmp_path: Path) -> None:
+    seen: list[th.dtype] = []
+    model = toy_model(amp=True)
+    first = model.policy.get_submodule("core.encoder.input_projection.0")
+    first.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    model.learn(36)
+    assert set(seen) == {th.bfloat16}
+    model.save(tmp_path / "model")
+    assert MemoryPPO.load(tmp_path / "model").policy.amp

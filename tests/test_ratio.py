@@ -88,6 +88,14 @@ def test_ratio_is_one_with_gsde(burn_in: int) -> None:
     assert max(errors) <= TOLERANCE, errors
 
 
+@pytest.mark.parametrize("burn_in", [0, 9])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_ratio_stays_near_one_with_amp(encoder: str, burn_in: int) -> None:
+    """bf16 rounds to three digits, and not alike for one step and for many."""
+    errors = ratio_errors(encoder, "ring", burn_in, "discrete", amp=True)
+    assert errors[-1] <= 0.05, errors
+
+
 def _zero_states(batch: SequenceBatch) -> None:
     batch["state"] = {name: th.zeros_like(leaf) for name, leaf in batch["state"].items()}
 

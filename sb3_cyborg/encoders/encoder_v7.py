@@ -11,7 +11,7 @@ from sb3_cyborg.checks import check_options, check_positive, unknown_name
 from sb3_cyborg.encoders.gru import GRU
 from sb3_cyborg.encoders.lstm import LSTM
 from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, make_mamba_core
-from sb3_cyborg.sequence_model import Logs, Parallel, SequenceModel, Serial, State
+from sb3_cyborg.sequence_model import Logs, Parallel, SequenceModel, Serial, State, full_precision
 
 
 class EncoderMode(NamedTuple):
@@ -113,9 +113,14 @@ class EncoderV7(SequenceModel):
         return self.core.get_initial_state(batch_size, device)
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        hidden, state, logs = self.core.forward_step(self.input_projection(x), state, mask)
-        return self.output_projection(hidden), state, logs
+        return self._run("forward_step", x, state, mask)
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        hidden, state, logs = self.core.forward_sequence(self.input_projection(x), state, masks)
-        return self.output_projection(hidden), state, logs
+        return self._run("forward_sequence", x, state, masks)
+
+    def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
+        hidden = self.input_projection(x)
+        with full_precision(x.device):  # the projections may be autocast, the recurrence and its state are not
+            hidden, state, logs = getattr(self.core, method)(hidden.to(self.dtype), state, mask)
+        latent: th.Tensor = self.output_projection(hidden)
+        return latent.to(self.dtype), state, logs

@@ -10,7 +10,7 @@ from sb3_cyborg.memories.kv import KeyValueMemory
 from sb3_cyborg.memories.pmm import PersistentMemory
 from sb3_cyborg.memories.ring import RingMemory
 from sb3_cyborg.memories.slot import SlotMemory
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State
+from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
 
 
 class NoMemory(SequenceModel):
@@ -92,7 +92,9 @@ class MemoryV7(SequenceModel):
         return self.memory.get_initial_state(batch_size, device)
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        return self.memory.forward_step(x, state, mask)
+        with full_precision(x.device):
+            return self.memory.forward_step(x, state, mask)
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        return self.memory.forward_sequence(x, state, masks)
+        with full_precision(x.device):
+            return self.memory.forward_sequence(x, state, masks)

@@ -87,6 +87,8 @@ class MemoryPPO(RecurrentPPO):
         refresh the state that it starts from.
     :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).
     :param use_last_action: Let the policy read its last action, too (the same as in ``policy_kwargs``).
+    :param amp: Compute features and the encoder's projections in bf16 (autocast); recurrence, memory, state and heads stay in
+        fp32. It pays for image observations, and for wide networks on a GPU; ``train/ratio_error`` then is up to 0.05.
     :param rollout_buffer_class: PPO's; must be ``None``, the buffer is :class:`RolloutBufferV7`.
     :param rollout_buffer_kwargs: PPO's; must be empty.
     :raises ValueError: for names, options and sizes that cannot work, with what would.
@@ -135,6 +137,7 @@ class MemoryPPO(RecurrentPPO):
         burn_in: int = 0,
         memory_loss_coef: float = 1.0,
         use_last_action: bool = False,
+        amp: bool = False,
         rollout_buffer_class: None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -173,6 +176,7 @@ class MemoryPPO(RecurrentPPO):
         self.seq_len = seq_len
         self.burn_in = burn_in
         self.memory_loss_coef = memory_loss_coef
+        self.amp = amp
         if _init_setup_model:
             self._setup_model()
 
@@ -202,6 +206,7 @@ class MemoryPPO(RecurrentPPO):
         self.policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
         ).to(self.device)
+        self.policy.amp = self.amp
         self._last_state = self.policy.get_initial_state(self.n_envs)
         self.rollout_buffer = RolloutBufferV7(
             self.n_steps,

@@ -68,6 +68,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
 
     core: Stack
+    amp: bool = False
+    """Whether features and projections are computed in bf16; set by ``MemoryPPO(amp=True)``."""
 
     def __init__(
         self,
@@ -179,15 +181,20 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             return state
         return state | {LAST_ACTION: encode_actions(actions.flatten(1), self.action_space, self.squash_output)}
 
+    def _autocast(self) -> th.autocast:
+        """:return: The context of features and core: bf16 with ``amp``; recurrence, memory and heads keep fp32."""
+        return th.autocast(self.device.type, th.bfloat16, enabled=self.amp)
+
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
         """:return: ``[latent, read]`` (B, D) of observations (B, ...), and the state of the core after them."""
-        x = self.extract_features(obs)
-        assert isinstance(x, th.Tensor)
         mask = keep_mask(episode_starts)
-        if self.use_last_action:
-            last = th.where(mask.unsqueeze(-1) > 0.5, state[LAST_ACTION], 0.0)
-            x = th.cat([x, last], dim=-1)
-        latent, new_state, _ = self.core.forward_step(x, state, mask)
+        with self._autocast():
+            x = self.extract_features(obs)
+            assert isinstance(x, th.Tensor)
+            if self.use_last_action:
+                last = th.where(mask.unsqueeze(-1) > 0.5, state[LAST_ACTION], 0.0)
+                x = th.cat([x, last], dim=-1)
+            latent, new_state, _ = self.core.forward_step(x, state, mask)
         if self.use_last_action:
             new_state[LAST_ACTION] = last
         return latent, new_state
@@ -197,15 +204,18 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[th.Tensor, State, Logs]:
         """:return: ``[latent, read]`` (B, T, D) of observations (B, T, ...), the state after them, diagnostics."""
         flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
-        features = self.extract_features(flat)
-        assert isinstance(features, th.Tensor)
-        x = features.unflatten(0, masks.shape)
-        if self.use_last_action:
-            encoded = encode_actions(actions.flatten(0, 1), self.action_space, self.squash_output).unflatten(0, masks.shape)
-            x = th.cat([x, shift_steps(encoded, state[LAST_ACTION], masks)], dim=-1)
         # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
         core_state = {name: leaf for name, leaf in state.items() if name != LAST_ACTION}
-        latent, new_state, logs = self.core.forward_sequence(x, self.core.reset_states(core_state, masks[:, 0]), masks)
+        core_state = self.core.reset_states(core_state, masks[:, 0])
+        with self._autocast():
+            features = self.extract_features(flat)
+            assert isinstance(features, th.Tensor)
+            x = features.unflatten(0, masks.shape)
+            if self.use_last_action:
+                encoded = encode_actions(actions.flatten(0, 1), self.action_space, self.squash_output)
+                encoded = encoded.unflatten(0, masks.shape)
+                x = th.cat([x, shift_steps(encoded, state[LAST_ACTION], masks)], dim=-1)
+            latent, new_state, logs = self.core.forward_sequence(x, core_state, masks)
         if self.use_last_action:
             new_state[LAST_ACTION] = encoded[:, -1]
         return latent, new_state, logs
