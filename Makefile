@@ -6,10 +6,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # One thread each: policies of this size run slower on several, and the tests run in $(WORKERS) processes.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+OFFICIAL := .venv-official/bin
+OFFICIAL_STAMP := .venv-official/.installed
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow pytest lint check-codestyle format type commit-checks bench clean
+.PHONY: help venv demo test test-slow test-official test-cuda pytest lint check-codestyle format type commit-checks bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -34,6 +36,20 @@ pytest: test  ## the same, by SB3's name
 test-slow: $(STAMP)  ## only the slow tests
 	$(PYTEST) -m slow
 
+test-official: $(OFFICIAL_STAMP)  ## Mamba-2 against its official kernels, interpreted on the CPU (minutes; an environment of 2 GB)
+	$(ONE_THREAD) $(OFFICIAL)/python -m pytest tests/official -s $(PYTEST_ARGS)
+
+# The build tools go first: mamba-ssm builds against the torch that is there, here without its CUDA parts.
+$(OFFICIAL_STAMP): requirements/test-official.txt requirements/mamba-ssm.txt constraints.txt
+	test -x $(OFFICIAL)/python || $(PYTHON) -m venv .venv-official
+	$(OFFICIAL)/python -m pip install --quiet --requirement requirements/test-official.txt
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(OFFICIAL)/python -m pip install --quiet --no-deps \
+		--no-build-isolation --requirement requirements/mamba-ssm.txt
+	touch $@
+
+test-cuda: $(STAMP)  ## Mamba-2 on a GPU; skips with the reason where it cannot run
+	$(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
+
 lint: $(STAMP)  ## style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +68,6 @@ commit-checks: format type lint  ## what to run before a commit
 bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO
 	$(BIN)/python benchmarks/throughput.py
 
-clean:  ## remove build outputs and caches; .venv and runs/ stay
+clean:  ## remove build outputs and caches; .venv, .venv-official and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sb3_cyborg tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

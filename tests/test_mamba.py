@@ -9,9 +9,21 @@ import torch as th
 
 from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, Mamba2, MambaLayer, causal_conv, make_mamba_core
 from sb3_cyborg.sequence_model import SequenceModel
-from tests.contract import verify_contract, verify_gradcheck
+from tests.contract import (
+    assert_close,
+    chunked,
+    mask_patterns,
+    outcome,
+    random_chunks,
+    run_full,
+    run_stepped,
+    verify_contract,
+    verify_gradcheck,
+    verify_isolation,
+    warm_state,
+)
 
-TINY: dict[str, dict[str, int]] = {
+TINY: dict[str, dict[str, Any]] = {
     "two heads a group": {"expand": 2, "headdim": 4, "ngroups": 2, "chunk_size": 4},
     "one group": {"expand": 2, "headdim": 4, "chunk_size": 4},
     "expand 1": {"expand": 1, "headdim": 4, "chunk_size": 5},
@@ -24,7 +36,7 @@ TINY: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("options", TINY.values(), ids=TINY.keys())
-def test_contract(options: dict[str, int]) -> None:
+def test_contract(options: dict[str, Any]) -> None:
     th.manual_seed(0)
     verify_contract(Mamba2(8, d_state=6, **options))
 
@@ -37,6 +49,32 @@ def test_contract_of_layers() -> None:
 def test_contract_at_default_sizes_across_chunks() -> None:
     th.manual_seed(0)
     verify_contract(Mamba2(32), steps=37, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "steps", "dt"),
+    [(8, 17, 1e-4), (8, 17, 1e3), (8, 16, 1.0), (8, 16, 30.0), (5, 14, 30.0)],  # one over, at, and short of an edge
+)
+def test_contract_across_chunk_edges_whatever_the_step_size(chunk_size: int, steps: int, dt: float) -> None:
+    """
+    Step sizes of 0.0001 forget nothing, those of 1000 all at once.
+
+    In fp32 with large ones, stepping and chunks are both off by up to 9e-6 of fp64: hence the tolerance between the two.
+    """
+    th.manual_seed(0)
+    model = Mamba2(8, d_state=6, expand=1, headdim=4, chunk_size=chunk_size)
+    with th.no_grad():
+        model.dt_bias.copy_(th.full((2,), dt, dtype=th.float64).expm1().log().clamp(max=dt))  # softplus, inverted
+    for dtype, tolerance in ((th.float64, 1e-10), (th.float32, 2e-5)):
+        model = model.to(dtype)
+        generator = th.Generator().manual_seed(0)
+        x = th.randn(2, steps, 8, dtype=dtype, generator=generator)
+        state = warm_state(model, 2, dtype, generator)
+        for name, masks in mask_patterns(2, steps, generator).items():
+            want = outcome(model, run_stepped, x, state, masks, 0)
+            for run in (run_full, chunked(random_chunks(steps, generator))):
+                assert_close(outcome(model, run, x, state, masks, 0), want, tolerance, f"{dtype}, resets: {name}")
+        verify_isolation(model, x, min(tolerance, 1e-5))
 
 
 @pytest.mark.parametrize("d_conv", [1, 3])
@@ -77,7 +115,7 @@ def test_layers_that_cannot_work(hidden_dim: int, num_layers: int) -> None:
 
 def test_options_are_those_of_the_block() -> None:
     sizes = {"d_state": 8, "d_conv": 2, "expand": 1, "headdim": 8, "ngroups": 2, "chunk_size": 8}
-    assert sizes.keys() == MAMBA_OPTIONS
+    assert sizes.keys() | {"mamba_backend"} == MAMBA_OPTIONS
     state = make_mamba_core(16, 2, **sizes).get_initial_state(3)
     assert {name: tuple(leaf.shape) for name, leaf in state.items()} == {
         "layer0.conv": (3, 48, 1),
@@ -87,7 +125,7 @@ def test_options_are_those_of_the_block() -> None:
     }
 
 
-OFFICIAL_LAYOUTS: list[tuple[dict[str, int], dict[str, tuple[int, ...]]]] = [
+OFFICIAL_LAYOUTS: list[tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = [
     (
         {"d_model": 128},
         {
@@ -127,12 +165,51 @@ OFFICIAL_LAYOUTS: list[tuple[dict[str, int], dict[str, tuple[int, ...]]]] = [
             "out_proj.weight": (256, 512),
         },
     ),
+    (
+        {"d_model": 96, "d_state": 64, "expand": 3, "headdim": 48, "ngroups": 3, "d_conv": 2},
+        {
+            "dt_bias": (6,),
+            "A_log": (6,),
+            "D": (6,),
+            "in_proj.weight": (966, 96),  # 288 z + 288 x + 3 * 64 B + 3 * 64 C + 6 dt
+            "conv1d.weight": (672, 1, 2),
+            "conv1d.bias": (672,),
+            "norm.weight": (288,),
+            "out_proj.weight": (96, 288),
+        },
+    ),
+    (
+        {"d_model": 32, "d_state": 16, "headdim": 8, "ngroups": 4},
+        {
+            "dt_bias": (8,),
+            "A_log": (8,),
+            "D": (8,),
+            "in_proj.weight": (264, 32),  # 64 z + 64 x + 4 * 16 B + 4 * 16 C + 8 dt
+            "conv1d.weight": (192, 1, 4),
+            "conv1d.bias": (192,),
+            "norm.weight": (64,),
+            "out_proj.weight": (32, 64),
+        },
+    ),
 ]
 
 
 @pytest.mark.parametrize(("sizes", "layout"), OFFICIAL_LAYOUTS)
-def test_state_dict_is_that_of_mamba_ssm(sizes: dict[str, int], layout: dict[str, tuple[int, ...]]) -> None:
+def test_state_dict_is_that_of_mamba_ssm(sizes: dict[str, Any], layout: dict[str, tuple[int, ...]]) -> None:
     assert {name: tuple(value.shape) for name, value in Mamba2(**sizes).state_dict().items()} == layout
+
+
+@pytest.mark.parametrize(("sizes", "layout"), OFFICIAL_LAYOUTS)
+def test_official_weights_in_and_out(sizes: dict[str, Any], layout: dict[str, tuple[int, ...]]) -> None:
+    """Strictly, bit for bit, in the official order. With the official class itself: ``make test-official``."""
+    generator = th.Generator().manual_seed(0)
+    theirs = {name: th.randn(shape, generator=generator) for name, shape in layout.items()}
+    ours = Mamba2(**sizes)
+    ours.load_state_dict(theirs, strict=True)
+    assert list(ours.state_dict()) == list(theirs)
+    assert all(th.equal(value, theirs[name]) for name, value in ours.state_dict().items())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Mamba2(**sizes | {"d_state": 8}).load_state_dict(theirs, strict=True)
 
 
 def test_initialisation_is_the_official_one() -> None:
@@ -212,7 +289,7 @@ def test_autocast_leaves_the_state_in_full_precision(model: SequenceModel) -> No
     assert all(gradient.isfinite().all() for gradient in th.autograd.grad(output.float().sum(), list(model.parameters())))
 
 
-PEERS: dict[str, dict[str, int]] = {
+PEERS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "expand 1": {"expand": 1, "headdim": 16},
     "groups": {"ngroups": 2, "d_state": 16},
@@ -231,7 +308,7 @@ def fixture_peer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("options", PEERS.values(), ids=PEERS.keys())
-def test_parity_with_transformers(peer: Any, options: dict[str, int]) -> None:
+def test_parity_with_transformers(peer: Any, options: dict[str, Any]) -> None:
     """The same parameters give the same sequence, and the same continuation of it, in one piece and step by step."""
     from transformers.cache_utils import DynamicCache
 

@@ -15,10 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive, nearest_divisors
-from sb3_cyborg.ops.ssd import CHUNK, ssd_chunked, ssd_step
+from sb3_cyborg.ops.ssd import CHUNK, ssd_step
+from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State
 
-MAMBA_OPTIONS = frozenset({"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"})
+MAMBA_OPTIONS = frozenset({"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "mamba_backend"})
 """Names of the keyword options of :class:`Mamba2`, and so of :func:`make_mamba_core`."""
 
 HEADDIM = 32
@@ -45,7 +46,10 @@ class Mamba2(SequenceModel):
     :param headdim: Inner features of a head; divides expand * d_model. ``None`` takes the largest such number up to 32.
     :param ngroups: Groups of heads; those of a group share where they write and read. Divides the number of heads.
     :param chunk_size: Steps that the sequence form handles at once; it changes speed, not results.
-    :raises ValueError: for a size below one, or one that does not divide what it has to.
+    :param mamba_backend: What computes the recurrence of a sequence: ``"torch"``, ``"official"`` (the kernels of
+        ``mamba_ssm``, on a GPU), or ``"auto"``, which takes ``"official"`` where it can. A step is always PyTorch's.
+    :raises ValueError: for a size below one, one that does not divide what it has to, or an unknown backend.
+    :raises ImportError: for ``"official"`` without ``mamba_ssm``.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Mamba2(SequenceModel):
         headdim: int | None = None,
         ngroups: int = 1,
         chunk_size: int = CHUNK,
+        mamba_backend: str = "auto",
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
@@ -66,10 +71,11 @@ class Mamba2(SequenceModel):
         check_positive(headdim=headdim, ngroups=ngroups, chunk_size=chunk_size)
         check_divides("headdim", headdim, "expand * d_model", d_inner)
         check_divides("ngroups", ngroups, "expand * d_model / headdim", d_inner // headdim)
+        check_backend(mamba_backend)
         self.input_dim = self.output_dim = d_model
         self.d_inner, self.d_state, self.d_conv = d_inner, d_state, d_conv
         self.nheads, self.headdim, self.ngroups = d_inner // headdim, headdim, ngroups
-        self.chunk_size = chunk_size
+        self.chunk_size, self.mamba_backend = chunk_size, mamba_backend
         self.conv_dim = d_inner + 2 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, d_inner + self.conv_dim + self.nheads, bias=False)  # z, [x, B, C], dt
         self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim)
@@ -142,8 +148,8 @@ class Mamba2(SequenceModel):
         :param masks: Keep-masks, (B, T), or ``None``.
         :return: Outputs (B, T, heads, headdim) and the state after the last step.
         """
-        dt = F.softplus(dt + self.dt_bias)
-        return ssd_chunked(x, dt, -self.A_log.exp(), b, c, self.D, ssm, masks, self.chunk_size)
+        ssd = choose_ssd(self.mamba_backend, x)
+        return ssd(x, F.softplus(dt + self.dt_bias), -self.A_log.exp(), b, c, self.D, ssm, masks, self.chunk_size)
 
 
 class GatedRMSNorm(nn.Module):
