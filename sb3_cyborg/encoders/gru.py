@@ -11,8 +11,8 @@ import torch as th
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sb3_cyborg.checks import check_positive
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State
+from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, time_major_keep
+from sb3_cyborg.sequence_model import Logs, State
 
 
 class _GRUSequence(th.autograd.Function):
@@ -87,7 +87,7 @@ class _GRUSequence(th.autograd.Function):
 _gru_sequence: Callable[..., th.Tensor] = _GRUSequence.apply  # torch gives it no types
 
 
-class GRU(SequenceModel):
+class GRU(RecurrentLayer):
     """
     One GRU layer. Its parameters have the names, shapes and meaning of ``torch.nn.GRU``'s, without the ``_l0``.
 
@@ -95,19 +95,8 @@ class GRU(SequenceModel):
     :param hidden_dim: Features of the state and out.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
-        self.input_dim, self.output_dim = input_dim, hidden_dim
-        self.weight_ih = nn.Parameter(th.empty(3 * hidden_dim, input_dim))
-        self.weight_hh = nn.Parameter(th.empty(3 * hidden_dim, hidden_dim))
-        self.bias_ih = nn.Parameter(th.zeros(3 * hidden_dim))
-        self.bias_hh = nn.Parameter(th.zeros(3 * hidden_dim))
-        init_orthogonal(self.weight_ih, 3)
-        init_orthogonal(self.weight_hh, 3)
-
-    def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
-        return {"h": self._zeros(batch_size, self.output_dim, device=device)}
+    num_gates = 3
+    leaves = ("h",)
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         if mask is not None:
@@ -119,19 +108,3 @@ class GRU(SequenceModel):
         gates_x = nn.functional.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih)
         outputs = _gru_sequence(gates_x, state["h"], self.weight_hh, self.bias_hh, time_major_keep(masks))
         return outputs.transpose(0, 1), {"h": outputs[-1]}, {}
-
-
-def time_major_keep(masks: th.Tensor | None) -> th.Tensor | None:
-    """:return: Keep-masks (B, T) as booleans (T, B, 1), or ``None`` where nothing resets."""
-    if masks is None:
-        return None
-    keep = masks.t().unsqueeze(-1) > 0.5
-    # On a CPU a look is cheaper than a select at every step; elsewhere it would wait for the device.
-    return None if keep.device.type == "cpu" and bool(keep.all()) else keep
-
-
-def init_orthogonal(weight: th.Tensor, num_gates: int) -> None:
-    """Make each gate's block of a stacked weight (num_gates * H, D) orthogonal of its own."""
-    with th.no_grad():
-        for block in weight.chunk(num_gates):
-            nn.init.orthogonal_(block)

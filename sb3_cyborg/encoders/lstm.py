@@ -12,9 +12,8 @@ import torch as th
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sb3_cyborg.checks import check_positive
-from sb3_cyborg.encoders.gru import init_orthogonal, time_major_keep
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State
+from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, time_major_keep
+from sb3_cyborg.sequence_model import Logs, State
 
 
 class _LSTMSequence(th.autograd.Function):
@@ -87,7 +86,7 @@ class _LSTMSequence(th.autograd.Function):
 _lstm_sequence: Callable[..., tuple[th.Tensor, th.Tensor]] = _LSTMSequence.apply  # torch gives it no types
 
 
-class LSTM(SequenceModel):
+class LSTM(RecurrentLayer):
     """
     One LSTM layer. Its parameters have the names, shapes and meaning of ``torch.nn.LSTM``'s, without the ``_l0``.
 
@@ -95,21 +94,13 @@ class LSTM(SequenceModel):
     :param hidden_dim: Features of either state and out.
     """
 
+    num_gates = 4
+    leaves = ("h", "c")
+
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
-        self.input_dim, self.output_dim = input_dim, hidden_dim
-        self.weight_ih = nn.Parameter(th.empty(4 * hidden_dim, input_dim))
-        self.weight_hh = nn.Parameter(th.empty(4 * hidden_dim, hidden_dim))
-        self.bias_ih = nn.Parameter(th.zeros(4 * hidden_dim))
-        self.bias_hh = nn.Parameter(th.zeros(4 * hidden_dim))
-        init_orthogonal(self.weight_ih, 4)
-        init_orthogonal(self.weight_hh, 4)
+        super().__init__(input_dim, hidden_dim)
         with th.no_grad():  # Jozefowicz et al. 2015: begin by remembering
             self.bias_ih[hidden_dim : 2 * hidden_dim] = 1.0
-
-    def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
-        return {name: self._zeros(batch_size, self.output_dim, device=device) for name in ("h", "c")}
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         if mask is not None:

@@ -1,0 +1,46 @@
+"""What GRU and LSTM layers share: parameters in PyTorch's layout, a state of vectors, resets as booleans."""
+
+from typing import ClassVar
+
+import torch as th
+from torch import nn
+
+from sb3_cyborg.checks import check_positive
+from sb3_cyborg.sequence_model import SequenceModel, State
+
+
+class RecurrentLayer(SequenceModel):
+    """
+    Base of a layer of gates; each gate's weights start orthogonal of their own, biases at zero.
+
+    :param input_dim: Features in.
+    :param hidden_dim: Features of each leaf of the state and out.
+    """
+
+    num_gates: ClassVar[int]
+    leaves: ClassVar[tuple[str, ...]]
+
+    def __init__(self, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        check_positive(input_dim=input_dim, hidden_dim=hidden_dim)
+        self.input_dim, self.output_dim = input_dim, hidden_dim
+        self.weight_ih = nn.Parameter(th.empty(self.num_gates * hidden_dim, input_dim))
+        self.weight_hh = nn.Parameter(th.empty(self.num_gates * hidden_dim, hidden_dim))
+        self.bias_ih = nn.Parameter(th.zeros(self.num_gates * hidden_dim))
+        self.bias_hh = nn.Parameter(th.zeros(self.num_gates * hidden_dim))
+        with th.no_grad():
+            for weight in (self.weight_ih, self.weight_hh):
+                for gate in weight.chunk(self.num_gates):
+                    nn.init.orthogonal_(gate)
+
+    def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
+        return {name: self._zeros(batch_size, self.output_dim, device=device) for name in self.leaves}
+
+
+def time_major_keep(masks: th.Tensor | None) -> th.Tensor | None:
+    """:return: Keep-masks (B, T) as booleans (T, B, 1), or ``None`` where nothing resets."""
+    if masks is None:
+        return None
+    keep = masks.t().unsqueeze(-1) > 0.5
+    # On a CPU a look is cheaper than a select at every step; elsewhere it would wait for the device.
+    return None if keep.device.type == "cpu" and bool(keep.all()) else keep
