@@ -126,7 +126,8 @@ class SequenceModel(nn.Module, ABC):
         :param mask: Keep-mask, (B,).
         :return: The state with the rows whose mask is 0 replaced by the initial state.
         """
-        if not state:
+        # On a CPU a look is cheaper than copying a state that nothing changes; elsewhere it would wait for the device.
+        if not state or (mask.device.type == "cpu" and bool((mask > 0.5).all())):
             return state
         return select_state(mask, state, self.get_initial_state(1, mask.device))
 
