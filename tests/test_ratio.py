@@ -17,9 +17,8 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch
 from sb3_cyborg.sequence_model import State
-from tests.toys import ACTION_SPACES, VECTOR, ToyEnv, toy_vec_env
+from tests.toys import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_updates, toy_vec_env
 
-TOLERANCE = 1e-5
 UPDATES = 3
 
 
@@ -53,17 +52,10 @@ def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str, **k
         },
         **kwargs,
     )
-    errors = []
-    train = model.train
-
-    def recorded() -> None:
-        train()
-        errors.append(float(model.logger.name_to_value["train/ratio_error"]))
-
-    model.train = recorded  # type: ignore[method-assign]  # to see every update, not only the last
+    updates = record_updates(model)
     model.learn(UPDATES * n_steps * n_envs, log_interval=100)
-    assert len(errors) == UPDATES
-    return errors
+    assert len(updates) == UPDATES
+    return [float(update["train/ratio_error"]) for update in updates]
 
 
 @pytest.mark.parametrize("action_space", ["discrete", "box"])
@@ -72,20 +64,20 @@ def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str, **k
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_ratio_is_one(encoder: str, memory: str, burn_in: int, action_space: str) -> None:
     errors = ratio_errors(encoder, memory, burn_in, action_space)
-    assert errors[-1] <= TOLERANCE, errors
+    assert errors[-1] <= RATIO_TOLERANCE, errors
 
 
 @pytest.mark.parametrize("burn_in", [0, 9])
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
 def test_ratio_is_one_with_the_last_action(action_space: str, burn_in: int) -> None:
     errors = ratio_errors("gru", "ring", burn_in, action_space, use_last_action=True)
-    assert max(errors) <= TOLERANCE, errors
+    assert max(errors) <= RATIO_TOLERANCE, errors
 
 
 @pytest.mark.parametrize("burn_in", [0, 9])
 def test_ratio_is_one_with_gsde(burn_in: int) -> None:
     errors = ratio_errors("gru", "kv", burn_in, "box", use_sde=True, sde_sample_freq=4)
-    assert max(errors) <= TOLERANCE, errors
+    assert max(errors) <= RATIO_TOLERANCE, errors
 
 
 @pytest.mark.parametrize("burn_in", [0, 9])
@@ -128,7 +120,7 @@ def test_a_planted_fault_shows(
 
     monkeypatch.setattr(RolloutBufferV7, "_gather", faulty)
     errors = ratio_errors(encoder, memory, burn_in, "discrete")
-    assert errors[-1] > 10 * TOLERANCE, errors
+    assert errors[-1] > 10 * RATIO_TOLERANCE, errors
 
 
 def test_a_state_stored_one_step_late_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,4 +133,4 @@ def test_a_state_stored_one_step_late_shows(monkeypatch: pytest.MonkeyPatch) -> 
         add(self, *args[:-1], states[-2] if len(states) > 1 else states[-1])
 
     monkeypatch.setattr(RolloutBufferV7, "add", late)
-    assert ratio_errors("gru", "none", 0, "discrete")[-1] > 10 * TOLERANCE
+    assert ratio_errors("gru", "none", 0, "discrete")[-1] > 10 * RATIO_TOLERANCE

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sb3_cyborg.checks import check_divides, check_positive, nearest_divisors
 from sb3_cyborg.ops.ssd import CHUNK, ssd_step
 from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
-from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State
+from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, full_precision
 
 MAMBA_OPTIONS = frozenset({"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "mamba_backend"})
 """Names of the keyword options of :class:`Mamba2`, and so of :func:`make_mamba_core`."""
@@ -92,11 +92,10 @@ class Mamba2(SequenceModel):
         }
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        # On a CPU a look is cheaper than to select among all of the state; elsewhere it would wait for the device.
-        if mask is not None and not (mask.device.type == "cpu" and bool((mask > 0.5).all())):
+        if mask is not None:
             state = self.reset_states(state, mask)
         z, features, dt = self._project(x)
-        with th.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             window = th.cat([state["conv"], features.unsqueeze(-1)], dim=-1)  # (B, C, d_conv)
             features = F.silu((window * self.conv1d.weight.squeeze(1)).sum(-1) + self._conv_bias)
             heads, b, c = self._split(features)
@@ -106,7 +105,7 @@ class Mamba2(SequenceModel):
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         z, features, dt = self._project(x)
-        with th.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             weight = self.conv1d.weight.squeeze(1)
             features, conv = causal_conv(features, state["conv"], weight, self._conv_bias, masks)
             heads, b, c = self._split(F.silu(features))
