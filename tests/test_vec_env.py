@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class CountingEnv(gym.Env[np.ndarray, np.int64]):
 
 def one_that_fails(start_method: str | None = None, **kwargs: Any) -> WorkerVecEnv:
     """:return: Three environments, of which the middle one fails."""
-    make = [CountingEnv, functools.partial(CountingEnv, **kwargs), CountingEnv]
+    make: list[Callable[[], CountingEnv]] = [CountingEnv, functools.partial(CountingEnv, **kwargs), CountingEnv]
     return WorkerVecEnv(make, start_method, name="Counting-v0")
 
 
@@ -140,7 +141,7 @@ def test_workers_do_what_dummies_do() -> None:
 def test_ids_of_this_package_exist_in_workers() -> None:
     """A worker starts as a bare interpreter, in which nothing has imported this package yet."""
     envs = make_memory_vec_env(CHAIN, 2, seed=0, vec_env="subproc", env_kwargs={"memory_length": 3})
-    assert envs.reset().shape == (2, 3)
+    assert np.shape(envs.reset()) == (2, 3)
     envs.close()
 
 
@@ -180,10 +181,10 @@ def test_seeds() -> None:
 def test_wrappers_and_frame_stack() -> None:
     envs = make_memory_vec_env("CartPole-v1", 2, frame_stack=3, wrapper_class=gym.wrappers.TimeAwareObservation)
     assert isinstance(envs, VecFrameStack)
-    assert envs.reset().shape == (2, 15)
+    assert np.shape(envs.reset()) == (2, 15)
     chain = make_memory_vec_env(CHAIN, 2, frame_stack=4)
     assert isinstance(chain, VecFrameStack)
-    assert chain.reset().shape == (2, 12)
+    assert np.shape(chain.reset()) == (2, 12)
 
 
 def test_a_callable_will_do() -> None:
