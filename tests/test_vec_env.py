@@ -57,6 +57,12 @@ def one_that_fails(start_method: str | None = None, **kwargs: Any) -> WorkerVecE
     return WorkerVecEnv(make, start_method, name="Counting-v0")
 
 
+def reset(envs: VecEnv) -> np.ndarray:
+    obs = envs.reset()
+    assert isinstance(obs, np.ndarray)
+    return obs
+
+
 def assert_no_process_left(envs: WorkerVecEnv) -> None:
     assert [process.is_alive() for process in envs.processes] == [False] * 3
     envs.close()  # again, without harm
@@ -141,7 +147,7 @@ def test_workers_do_what_dummies_do() -> None:
 def test_ids_of_this_package_exist_in_workers() -> None:
     """A worker starts as a bare interpreter, in which nothing has imported this package yet."""
     envs = make_memory_vec_env(CHAIN, 2, seed=0, vec_env="subproc", env_kwargs={"memory_length": 3})
-    assert np.shape(envs.reset()) == (2, 3)
+    assert reset(envs).shape == (2, 3)
     envs.close()
 
 
@@ -170,9 +176,7 @@ def test_seeds() -> None:
     """Environment i gets seed + i."""
 
     def first(seed: int | None, n_envs: int) -> np.ndarray:
-        obs = make_memory_vec_env("CartPole-v1", n_envs, seed=seed).reset()
-        assert isinstance(obs, np.ndarray)
-        return obs
+        return reset(make_memory_vec_env("CartPole-v1", n_envs, seed=seed))
 
     np.testing.assert_array_equal(first(3, 3)[1:], first(4, 2))
     assert not np.array_equal(first(None, 1), first(None, 1))
@@ -181,10 +185,10 @@ def test_seeds() -> None:
 def test_wrappers_and_frame_stack() -> None:
     envs = make_memory_vec_env("CartPole-v1", 2, frame_stack=3, wrapper_class=gym.wrappers.TimeAwareObservation)
     assert isinstance(envs, VecFrameStack)
-    assert np.shape(envs.reset()) == (2, 15)
+    assert reset(envs).shape == (2, 15)
     chain = make_memory_vec_env(CHAIN, 2, frame_stack=4)
     assert isinstance(chain, VecFrameStack)
-    assert np.shape(chain.reset()) == (2, 12)
+    assert reset(chain).shape == (2, 12)
 
 
 def test_a_callable_will_do() -> None:
