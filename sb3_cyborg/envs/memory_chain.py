@@ -1,8 +1,8 @@
 """
 Memory Chain, the task behind bsuite's "memory length" and "memory size" experiments.
 
-Source: Osband et al., "Behaviour Suite for Reinforcement Learning", ICLR 2020 (https://arxiv.org/abs/1908.03568), and its code,
-``bsuite/environments/memory_chain.py`` of https://github.com/google-deepmind/bsuite.
+Source: Osband et al., "Behaviour Suite for Reinforcement Learning", ICLR 2020 (https://arxiv.org/abs/1908.03568), and its
+code, ``bsuite/environments/memory_chain.py`` of https://github.com/google-deepmind/bsuite.
 """
 
 from typing import Any
@@ -87,7 +87,7 @@ class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
         return obs
 
     def render(self) -> np.ndarray | None:
-        """:return: The last observation, (32, 32 * (2 + num_bits), 3) of uint8: time and query in grey, bits in blue and red."""
+        """:return: The last observation, (32, 32 * (2 + num_bits), 3) of uint8: time and query grey, bits blue and red."""
         if self.render_mode is None:
             return None
         obs = self._observe(max(0, self.timestep - 1))

@@ -164,9 +164,7 @@ class NativeVecEnv(VecEnv):
             f"Make a new one, or use a DummyVecEnv of {type(self._env).__name__}."
         )
 
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """
         Call a method that reads: ``render``, for one.
 
@@ -178,9 +176,7 @@ class NativeVecEnv(VecEnv):
                 f"or use a DummyVecEnv of {type(self._env).__name__}."
             )
         # One after the other: the next copy's state replaces this one's.
-        return [
-            getattr(self._single(index), method_name)(*method_args, **method_kwargs) for index in self._get_indices(indices)
-        ]
+        return [getattr(self._single(index), method_name)(*args, **kwargs) for index in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

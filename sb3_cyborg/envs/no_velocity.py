@@ -1,8 +1,8 @@
 """
 Classic control without velocities: what the agent needs to know of the past is no longer in the observation.
 
-Source: RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo), ``MaskVelocityWrapper`` in ``rl_zoo3/wrappers.py`` and the ids that
-``rl_zoo3/import_envs.py`` registers with it (``CartPoleNoVel-v1``...).
+Source: RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo), ``MaskVelocityWrapper`` in ``rl_zoo3/wrappers.py`` and the ids
+that ``rl_zoo3/import_envs.py`` registers with it (``CartPoleNoVel-v1``...).
 """
 
 from typing import Any

@@ -37,7 +37,8 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
 
     An episode has exactly the steps that the best policy needs, ``corridor_length + 1`` (passive) or ``corridor_length + 3``
     (active). The last step earns 1 if it ends in the goal, else 0. Every step before earns ``penalty`` if the agent is behind
-    the best policy (``x < t - oracle_length``), else 0. Actions 0 to 3 move right, up, left and down; into a wall nothing moves.
+    the best policy (``x < t - oracle_length``), else 0. Actions 0 to 3 move right, up, left and down; a move into a wall does
+    nothing.
 
     The observation is float32. With ``ambiguous_position`` it is (2,): ``[0, goal]`` at the oracle (0 on later visits),
     ``[0, 0]`` in the corridor, ``[1, y]`` at the junction and beyond. Without, it is (3,): ``[x, y, goal]``.
@@ -46,8 +47,8 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
 
     :param active: Whether the oracle must be visited first.
     :param corridor_length: Cells from the start to the junction, at least 1.
-    :param penalty: Reward of a step that is behind, at most 0. ``None`` for the paper's ``-1 / corridor_length``; 0 is Bakker's
-        task, whose exploration is very hard.
+    :param penalty: Reward of a step that is behind, at most 0. ``None`` for the paper's ``-1 / corridor_length``. With 0
+        the long corridor is very hard to explore.
     :param ambiguous_position: Whether all corridor cells look the same (the paper's choice), else x and y are observed.
     :param expose_goal: Keep showing the goal once the oracle was visited, which takes the need for memory away. Needs
         ``ambiguous_position=False``.
@@ -72,11 +73,11 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
         for name, value in (("active", active), ("ambiguous_position", ambiguous_position), ("expose_goal", expose_goal)):
             if not isinstance(value, (bool, np.bool_)):
                 raise ValueError(f"`{name}` must be True or False, got {value!r}.")
-        if penalty is not None and not (
-            isinstance(penalty, (int, float, np.number)) and math.isfinite(penalty) and penalty <= 0
-        ):
+        if penalty is None:
+            penalty = -1 / corridor_length
+        if not (isinstance(penalty, (int, float, np.number)) and -math.inf < penalty <= 0):
             raise ValueError(
-                f"`penalty` must be a finite number of at most 0, or None for -1 / corridor_length; got {penalty!r}."
+                f"`penalty` must be a finite number of at most 0, or None for -1 / corridor_length, got {penalty!r}."
             )
         if expose_goal and ambiguous_position:
             raise ValueError("`expose_goal`=True needs `ambiguous_position`=False.")
@@ -84,7 +85,7 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
             raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
         self.active = bool(active)
         self.corridor_length = int(corridor_length)
-        self.penalty = -1 / self.corridor_length if penalty is None else float(penalty)
+        self.penalty = float(penalty)
         self.ambiguous_position = bool(ambiguous_position)
         self.expose_goal = bool(expose_goal)
         self.render_mode = render_mode
