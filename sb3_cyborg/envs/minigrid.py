@@ -1,5 +1,6 @@
 """
-MiniGrid's Memory environments (Chevalier-Boisvert et al., 2023, https://arxiv.org/abs/2306.13831) as Stable-Baselines3 takes them.
+MiniGrid's Memory environments as Stable-Baselines3 takes them (Chevalier-Boisvert et al., Minigrid & Miniworld, 2023,
+https://arxiv.org/abs/2306.13831).
 
 Nothing of MiniGrid is imported before an environment is made.
 """
@@ -40,8 +41,8 @@ def make_minigrid(
 
     :param env_id: One of ``MINIGRID_MEMORY_IDS``, e.g. ``"MiniGrid-MemoryS9-v0"``.
     :param observation: ``"onehot"`` is a float32 vector (980,) for ``MlpPolicy``: for each of the 7x7 cells in view, object
-        (11), colour (6) and state (3) one-hot, the layout of MiniGrid's ``OneHotPartialObsWrapper``. ``"image"`` is the view as
-        uint8 RGB (56, 56, 3), for ``CnnPolicy``.
+        (11), colour (6) and state (3) one-hot, as MiniGrid's ``OneHotPartialObsWrapper`` has them. ``"image"`` is the view in
+        uint8 RGB, (56, 56, 3), for ``CnnPolicy``.
     :param actions: ``"all"`` seven of MiniGrid, or ``"move"``: left, right and forward, which is all that the task needs and
         what some published results have (``recurrent-ppo-truncated-bptt``, with ``agent_view_size=3`` and images of 84x84).
     :param tile_size: Pixels along a cell, for images. SB3's ``NatureCNN`` needs 36 along the view.
@@ -68,15 +69,17 @@ def make_minigrid(
         raise ImportError(f'MiniGrid cannot be imported ({error}): pip install "sb3-cyborg[minigrid]"') from error
     env_kwargs = {**gym.spec(env_id).kwargs, **env_kwargs}
     try:
-        env = envs.MemoryEnv(render_mode=render_mode, **env_kwargs)
+        env: gym.Env[Any, Any] = envs.MemoryEnv(render_mode=render_mode, **env_kwargs)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"MiniGrid's MemoryEnv cannot be made with {env_kwargs}: {error}.") from error
     if actions == "move":
         env.action_space = spaces.Discrete(3)  # left, right and forward come first
     env = MemorySuccess(env)
     if observation == "image":
-        return wrappers.ImgObsWrapper(wrappers.RGBImgPartialObsWrapper(env, tile_size))
+        env = wrappers.RGBImgPartialObsWrapper(env, tile_size)
     env = wrappers.ImgObsWrapper(env)
+    if observation == "image":
+        return env
     kinds = [len(constants.OBJECT_TO_IDX), len(constants.COLOR_TO_IDX), len(constants.STATE_TO_IDX)]
     # MiniGrid declares its cells as a Box of bytes, which SB3 would take for an image; they are kinds, not quantities.
     env.observation_space = spaces.MultiDiscrete(np.broadcast_to(kinds, env.observation_space.shape))

@@ -38,8 +38,8 @@ POPGYM_TIME_LIMITS: dict[str, str | None] = {
     "LabyrinthExplore": "max_episode_length",
 }
 """
-POPGym's tasks, and the attribute that holds the time limit at which each reports ``truncated``. ``None`` where there is no such
-limit: those episodes end with their cards, and POPGym reports ``terminated``.
+POPGym's tasks, and the attribute that holds the time limit at which each reports ``truncated``. ``None`` where there is no
+such limit: those episodes end with their cards, and POPGym reports ``terminated``.
 """
 
 POPGYM_MAZES = ("LabyrinthEscape", "LabyrinthExplore")
@@ -56,17 +56,17 @@ def make_popgym(
     Make an environment of POPGym, with observations as one flat float32 vector (:class:`OneHotObservation` has the layout).
 
     Actions stay as they are: each task's are Discrete, MultiDiscrete (Battleship, MineSweeper) or Box (the pendulums), all of
-    which SB3's PPO takes. POPGym says where the previous action is needed to play well (``env.unwrapped.obs_requires_prev_action``);
-    the policy's ``use_last_action=True`` is the way to get it.
+    which SB3's PPO takes. Some tasks cannot be played well without knowing the previous action, POPGym says which
+    (``env.unwrapped.obs_requires_prev_action``): ``MemoryPPO(..., use_last_action=True)`` gives it to the policy.
 
     :param name: What stands between ``popgym-`` and ``-v0`` in POPGym's id, e.g. ``"RepeatPreviousEasy"``; or without a level,
         e.g. ``"RepeatPrevious"``, for a task whose sizes ``env_kwargs`` set.
     :param time_limit_is_terminal: Report the time limit as ``terminated`` rather than ``truncated``, so that no value is
         bootstrapped there, and append the share of the time that has passed, in [0, 1], to the observation. It changes the
         tasks that have a time limit, which POPGym reports as ``truncated``: Battleship, Concentration, MineSweeper,
-        MultiarmedBandit, the CartPoles, the Pendulums and the Labyrinths. Autoencode, CountRecall, HigherLower, RepeatFirst and
-        RepeatPrevious stay as they are: they end with their last card, which POPGym reports as ``terminated``.
-    :param render_mode: ``"human"`` or ``"rgb_array"`` for the CartPoles and Pendulums, ``"human"`` or ``"ansi"`` for the others.
+        MultiarmedBandit, the CartPoles, the Pendulums and the Labyrinths. Autoencode, CountRecall, HigherLower, RepeatFirst
+        and RepeatPrevious stay as they are: they end with their last card, which POPGym reports as ``terminated``.
+    :param render_mode: ``"human"`` or ``"rgb_array"`` for CartPoles and Pendulums, ``"human"`` or ``"ansi"`` for the others.
     :param env_kwargs: Keyword arguments of POPGym's class, for a name without a level, e.g. ``num_decks`` and ``k``.
     :return: The environment.
     :raises ImportError: if POPGym, or mazelib for a Labyrinth, is not installed.
@@ -84,7 +84,7 @@ def make_popgym(
         )
     env_class = _load(name, task)
     try:
-        env = env_class(**env_kwargs)
+        env: gym.Env[Any, Any] = env_class(**env_kwargs)
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"POPGym's {name} cannot be made with {env_kwargs}: {error}.") from error
     # The classes of the levels take no render_mode, but the gymnasium environments below them read it from here.
@@ -177,7 +177,7 @@ class OwnRandomness(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         everybodys = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             if self._own is None:
-                _set_global_randomness(random.Random().getstate(), np.random.RandomState().get_state())  # noqa: NPY002
+                _set_global_randomness(random.Random().getstate(), np.random.RandomState().get_state())
             else:
                 _set_global_randomness(*self._own)
             result = self.env.reset(seed=seed, options=options)
