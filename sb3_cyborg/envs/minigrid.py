@@ -80,9 +80,10 @@ def make_minigrid(
     env = wrappers.ImgObsWrapper(env)
     if observation == "image":
         return env
-    kinds = [len(constants.OBJECT_TO_IDX), len(constants.COLOR_TO_IDX), len(constants.STATE_TO_IDX)]
+    kinds = np.array([len(constants.OBJECT_TO_IDX), len(constants.COLOR_TO_IDX), len(constants.STATE_TO_IDX)])
     # MiniGrid declares its cells as a Box of bytes, which SB3 would take for an image; they are kinds, not quantities.
-    env.observation_space = spaces.MultiDiscrete(np.broadcast_to(kinds, env.observation_space.shape))
+    rows, columns, _ = env.observation_space.shape or ()
+    env.observation_space = spaces.MultiDiscrete(np.tile(kinds, (rows, columns, 1)))
     return OneHotObservation(env)
 
 
