@@ -141,7 +141,7 @@ def assert_same(left: Any, right: Any) -> None:
 
 
 @NEEDS_MAZELIB
-def test_mazes_leave_the_global_generators_alone() -> None:
+def test_mazes_have_generators_of_their_own() -> None:
     env = make_popgym("LabyrinthEscapeEasy")
     draws = []
     for resets in (0, 2):
@@ -151,6 +151,10 @@ def test_mazes_leave_the_global_generators_alone() -> None:
             env.reset(seed=0)
         draws.append((random.random(), np.random.random()))  # noqa: NPY002
     assert draws[0] == draws[1]
+    twins = [make_popgym("LabyrinthEscapeEasy") for _ in range(2)]
+    for seed in (0, None, None):
+        one, other = (twin.reset(seed=seed)[1]["maze"] for twin in twins)
+        assert one == other, "the mazes that follow a seed are seeded"
     mazes = {make_popgym("LabyrinthEscapeEasy").reset()[1]["maze"] for _ in range(3)}
     assert len(mazes) == 3, "unseeded environments must differ"
 
