@@ -95,6 +95,7 @@ def inspection_figure(inspection: Inspection, heads: Heads = "mean") -> "Figure"
         panel = _Panel(axes, figure.add_subplot(grid[row, 1]), figure.add_subplot(grid[row, 2]), inspection.steps)
         draw(panel, inspection, choose)
         axes.tick_params(labelsize=8, labelbottom=row == len(panels) - 1)
+        axes.yaxis.label.set_size(9)
         if row == len(panels) - 1:
             axes.set_xlabel("step of the episode")
     assert first is not None
@@ -316,7 +317,7 @@ def _draw_numbers(panel: _Panel, values: np.ndarray, name: str) -> None:
         from matplotlib.ticker import MaxNLocator
 
         style: dict[str, Any] = {"linestyle": "", "marker": "s", "markersize": max(1.5, min(4, 250 / panel.steps))}
-        panel.axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        panel.axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5 if np.ptp(values) < 5 else 4, min_n_ticks=1))
     else:
         style = {}
     labels = [name if values.shape[1] == 1 else f"{name} {index}" for index in range(values.shape[1])]

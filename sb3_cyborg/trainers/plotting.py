@@ -115,7 +115,8 @@ def read_episodes(run: Path) -> Episodes:
     rows.sort(key=lambda row: row["t"])
     columns = {name: np.array([row[name] for row in rows]) for name in sorted(shared)}
     columns["t"] -= min(header["t_start"] for header, _ in files)
-    return Episodes(run, str(files[0][0].get("env_id") or ""), columns)
+    env_id = str(files[0][0].get("env_id") or "")
+    return Episodes(run, "" if env_id == "None" else env_id, columns)  # Monitor's word for one that was not made by its id
 
 
 def _read_monitor(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
@@ -207,12 +208,16 @@ def _configuration(run: Path) -> str:
     if zoos := sorted(run.glob("*/config.yml")):  # RL Zoo's, which the seed is not in
         return zoos[0].parent.name + zoos[0].read_text()
     # Without a configuration, only a name that says so is a seed: `ring_16` and `ring_32` are two things.
-    return str(run.resolve().parent / re.sub(r"[-_.]?seed[-_=]?\d+$", "", run.resolve().name))
+    return str(_without_seed(run.resolve()))
+
+
+def _without_seed(path: Path) -> Path:
+    return path.with_name(re.sub(r"[-_.]?seed[-_=]?\d+$", "", path.name) or path.name)
 
 
 def _labels(groups: Sequence[Sequence[Episodes]]) -> list[str]:
     """:return: The shortest end of each group's (first) path that tells them apart."""
-    paths = [members[0].run.resolve() for members in groups]
+    paths = [_without_seed(members[0].run.resolve()) if len(members) > 1 else members[0].run.resolve() for members in groups]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):
