@@ -77,7 +77,6 @@ RESUME_KEYS = (
     "checkpoint_interval",
     "keep_checkpoints",
     "eval_interval",
-    "eval_episodes",
     "tensorboard",
     "histograms",
     "wandb",
@@ -126,7 +125,8 @@ class TrainerConfig(BaseModel):
     """
     Settings of :class:`~sb3_cyborg.trainers.trainer_v7.TrainerV7`. Every field's meaning is its description.
 
-    Where it says *schedule*, ``"lin_3e-4"`` decreases linearly from that number to zero over ``total_timesteps``, as in RL Zoo.
+    Where it says *schedule*, ``"lin_3e-4"`` decreases linearly from that number to zero over ``total_timesteps``, as in
+    RL Zoo.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
@@ -153,7 +153,8 @@ class TrainerConfig(BaseModel):
     latent_dim: Whole | None = Field(None, ge=1, description="Features that the encoder gives; null takes `hidden_dim`.")
     num_layers: Whole = Field(1, ge=1, description="Layers of the encoder.")
     net_arch: list[Whole] | dict[str, list[Whole]] | None = Field(
-        None, description="Layers of actor and critic behind the memory: [64, 64], {pi: [64], vf: [64]}; null is SB3's default."
+        None,
+        description="Layers of actor and critic behind the memory: [64, 64], {pi: [64], vf: [64]}; null is SB3's default.",
     )
     activation_fn: str = Field("tanh", description=f"Activation of those layers: {', '.join(ACTIVATIONS)}.")
     use_last_action: bool = Field(False, description="The policy also reads its last action.")

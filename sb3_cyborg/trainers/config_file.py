@@ -32,7 +32,6 @@ SYNONYMS = {
 """What a key is called elsewhere, in SB3 and RL Zoo for the most part: only to point to ours."""
 
 
-
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's floats (``3e-4`` is one, ``1e6`` too), and no key twice."""
 
@@ -40,11 +39,15 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.value[index][0].start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is there twice", node.value[index][0].start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -55,7 +58,7 @@ def parse_yaml(text: str, where: str) -> Any:
     :raises ValueError: if it is no YAML, with the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it cannot be read"
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
