@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from sb3_cyborg.memories.memory_v7 import MemoryV7
 from sb3_cyborg.memories.trace import QUANTITIES, Record, trace
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.sequence_model import keep_mask
+from sb3_cyborg.trainers.figures import check_picture
 
 MAX_OBSERVATION = 8
 """Observations of at most this many numbers are kept, to be drawn."""
@@ -160,6 +162,48 @@ def inspect_episode(
         rewards=np.array(rewards),
         ended=ended,
     )
+
+
+def inspect_run(
+    run: Path | str,
+    output: Path | str,
+    *,
+    which: str = "best",
+    heads: str | int = "mean",
+    deterministic: bool = True,
+    max_steps: int = 500,
+    seed: int | None = None,
+) -> Inspection:
+    """
+    Draw what the agent of a run remembers along one episode.
+
+    :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
+    :param output: A PNG, PDF or SVG file.
+    :param which: Of a run: ``"best"``, ``"last"``, or the number of steps of a checkpoint.
+    :param heads: How heads become one: ``"mean"``, ``"max"``, or the number of the only one to draw.
+    :param deterministic: Take the mode of the policy instead of a sample.
+    :param max_steps: Stop there if the episode is longer.
+    :param seed: Seed of the environment, and of sampled actions; ``None`` takes the run's.
+    :return: The episode that was drawn.
+    :raises ValueError: for a run that cannot be loaded, or an agent without a memory that shows what it does.
+    """
+    # Those two import this module.
+    from sb3_cyborg.trainers.inspection_figure import draw_inspection
+    from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+    check_picture(output)
+    trainer = TrainerV7.load(run, which)
+    env = trainer.make_eval_env()
+    try:
+        seed = trainer.config.seed if seed is None else seed
+        inspection = inspect_episode(
+            trainer.model, env, deterministic=deterministic, max_steps=max_steps, seed=seed, name=trainer.config.env
+        )
+    finally:
+        env.close()
+        trainer.close()
+    draw_inspection(inspection, output, heads)
+    return inspection
 
 
 def _memory_of(model: Any) -> MemoryV7:

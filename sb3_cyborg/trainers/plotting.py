@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_cyborg.checks import check_positive, unknown_name
+from sb3_cyborg.trainers.checkpoints import CONFIG_FILE
+from sb3_cyborg.trainers.config import RESUME_KEYS
+from sb3_cyborg.trainers.config_file import read_yaml
 from sb3_cyborg.trainers.figures import check_picture, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -200,11 +203,10 @@ def _grouped(episodes: Sequence[Episodes]) -> list[list[Episodes]]:
 
 def _configuration(run: Path) -> str:
     """:return: What runs have in common that differ in their seed alone: equal text for equal settings."""
-    if (ours := run / "config.yaml").is_file():
-        import yaml
-
-        settings = yaml.safe_load(ours.read_text())
-        return json.dumps({key: value for key, value in settings.items() if key != "seed"}, sort_keys=True, default=str)
+    if (ours := run / CONFIG_FILE).is_file():
+        carried_out = {"seed", "run_name", "log_dir", *RESUME_KEYS}  # the other keys say what is learned
+        learned = {key: value for key, value in read_yaml(ours).items() if key not in carried_out}
+        return json.dumps(learned, sort_keys=True, default=str)
     if zoos := sorted(run.glob("*/config.yml")):  # RL Zoo's, which the seed is not in
         return zoos[0].parent.name + zoos[0].read_text()
     # Without a configuration, only a name that says so is a seed: `ring_16` and `ring_32` are two things.
