@@ -1,5 +1,6 @@
 """What an agent remembers: the trace of each memory, the arrays of an episode, and their picture."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_sequences_record_what_steps_record(kind: str) -> None:
 
 def test_traces_nest_and_end_with_an_error() -> None:
     with trace() as outer:
-        with pytest.raises(RuntimeError), trace() as inner:
+        with suppress(RuntimeError), trace() as inner:
             record(read=th.ones(1))
             raise RuntimeError
         record(null=th.ones(1))
@@ -134,7 +135,7 @@ def test_traces_nest_and_end_with_an_error() -> None:
 
 
 def test_an_unknown_quantity() -> None:
-    with trace(), pytest.raises(ValueError, match="Unknown option for a trace 'reads'. Did you mean 'read'"):
+    with trace(), pytest.raises(ValueError, match=r"Unknown option for a trace 'reads'\. Did you mean 'read'"):
         record(reads=th.ones(1))
 
 
@@ -323,7 +324,9 @@ def test_memories_of_other_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspection.held is None
     assert [image.tolist() for image in maps(inspection)["slot"]] == [[[0.25] * STEPS] * 3]
     assert maps(shows(**read, usage=th.ones(1, 3)))["slot"][1].tolist() == [[1.0] * STEPS] * 3
-    with pytest.raises(ValueError, match=r"Memory 'own' \(OwnMemory\) does not show what it does: 0 records in a step.*record"):
+    with pytest.raises(
+        ValueError, match=r"Memory 'own' \(OwnMemory\) does not show what it does: 0 records in a step.*record"
+    ):
         shows()
     with pytest.raises(ValueError, match=r"only \['gate'\] in a step"):
         shows(gate=th.ones(1, 1))
@@ -439,7 +442,12 @@ def test_heads() -> None:
     inspection = inspect_episode(agent("pmm"))
     attention = inspection.attention
     assert attention is not None
-    several: dict[str | int, np.ndarray] = {"mean": attention.mean(1), "max": attention.max(1), 0: attention[:, 0], 1: attention[:, 1]}
+    several: dict[str | int, np.ndarray] = {
+        "mean": attention.mean(1),
+        "max": attention.max(1),
+        0: attention[:, 0],
+        1: attention[:, 1],
+    }
     for heads, values in several.items():
         image = maps(inspection, heads)["step that was read"][0]
         shown = ~np.ma.getmaskarray(image)

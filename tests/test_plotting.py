@@ -32,7 +32,9 @@ def steady(value: float, episodes: int = 40, length: int = 10) -> list[Row]:
 
 def test_episodes_of_several_environments_are_in_order_of_their_end(tmp_path: Path) -> None:
     write_monitor(tmp_path / "monitor", [(1, 10, 5.0), (3, 20, 15.0)])
-    write_monitor(tmp_path / "monitor", [(2, 7, 3.0), (4, 8, 16.0)], name="1", start=1004.0)  # 7 and 20 in the first one's clock
+    write_monitor(
+        tmp_path / "monitor", [(2, 7, 3.0), (4, 8, 16.0)], name="1", start=1004.0
+    )  # 7 and 20 in the first one's clock
     episodes = read_episodes(tmp_path)
     assert episodes.columns["r"].tolist() == [1, 2, 3, 4]
     assert episodes.columns["t"].tolist() == [5, 7, 15, 20]

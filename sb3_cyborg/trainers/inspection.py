@@ -92,7 +92,7 @@ def _by_age(read: np.ndarray, age: np.ndarray) -> np.ndarray:
     attention = np.zeros((steps, heads, steps))
     for t in range(steps):
         filled = age[t] > 0
-        np.add.at(attention[t], (slice(None), t - age[t, filled].astype(np.int64)), read[t][:, filled])
+        np.add.at(attention[t].T, t - age[t, filled].astype(np.int64), read[t][:, filled].T)
     return attention
 
 
@@ -142,17 +142,20 @@ def inspect_episode(
     state: Any = None
     starts, ended = np.ones(env.num_envs, dtype=bool), False
     records: list[Record] = []
-    seen, actions, rewards = [], [], []
+    few = not isinstance(obs, dict) and np.size(obs[0]) <= MAX_OBSERVATION
+    seen: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    rewards: list[float] = []
     while not ended and len(rewards) < max_steps:
         with trace() as step:
             action, state = model.predict(obs, state, starts, deterministic)
         records.append(_one_record(step, memory))
-        seen.append(None if isinstance(obs, dict) else np.ravel(obs[0]).copy())
+        if few:
+            seen.append(np.ravel(obs[0]).copy())
         actions.append(np.ravel(action[0]))
         obs, reward, starts, _ = env.step(action)
         rewards.append(float((reward if normaliser is None else normaliser.get_original_reward())[0]))
         ended = bool(starts[0])
-    few = seen[0] is not None and seen[0].size <= MAX_OBSERVATION
     return Inspection(
         kind=memory.kind,
         name=name or _name_of(env),

@@ -38,7 +38,9 @@ class _Panel:
     def title(self, text: str) -> None:
         self.axes.set_title(text, loc="left", fontsize=10)
 
-    def map(self, values: np.ndarray, label: str, *, first: float = 0, top: float | None = None, cmap: str = "magma_r") -> None:
+    def map(
+        self, values: np.ndarray, label: str, *, first: float = 0, top: float | None = None, cmap: str = "magma_r"
+    ) -> None:
         """
         Draw a heat map.
 
@@ -95,7 +97,7 @@ def inspection_figure(inspection: Inspection, heads: Heads = "mean") -> "Figure"
         panel = _Panel(axes, figure.add_subplot(grid[row, 1]), figure.add_subplot(grid[row, 2]), inspection.steps)
         draw(panel, inspection, choose)
         axes.tick_params(labelsize=8, labelbottom=row == len(panels) - 1)
-        axes.yaxis.label.set_size(9)
+        axes.yaxis.label.set_fontsize(9)
         if row == len(panels) - 1:
             axes.set_xlabel("step of the episode")
     assert first is not None
@@ -289,7 +291,9 @@ def _draw_shares(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
             panel.axes.axhline(0.5, color="tab:red", linewidth=0.8, linestyle="--", label="open above")
     panel.axes.set_ylim(-0.05, 1.05)
     panel.axes.set_ylabel("share")
-    panel.title("How much of the read is \"nothing of this\"" + (", and how far the write gate is open" if gate is not None else ""))
+    panel.title(
+        'How much of the read is "nothing of this"' + (", and how far the write gate is open" if gate is not None else "")
+    )
     panel.legend()
 
 
@@ -297,7 +301,9 @@ def _draw_rewards(panel: _Panel, inspection: Inspection, choose: Choose) -> None
     steps = np.arange(inspection.steps)
     good = inspection.rewards >= 0
     for chosen, colour in ((good, "tab:green"), (~good, "tab:red")):
-        panel.axes.vlines(steps[chosen], 0, inspection.rewards[chosen], color=colour, linewidth=max(0.8, min(4, 300 / len(steps))))
+        panel.axes.vlines(
+            steps[chosen], 0, inspection.rewards[chosen], color=colour, linewidth=max(0.8, min(4, 300 / len(steps)))
+        )
     panel.axes.axhline(0, color="0.5", linewidth=0.6)
     panel.axes.set_ylabel("reward")
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import tile_images
 
 from sb3_cyborg.checks import check_positive
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
@@ -71,6 +73,17 @@ def check_display() -> None:
         raise ValueError("There is no display to open a window on; record a video in its place, e.g. video='agent.gif'.")
 
 
+def _check_output(video: Path | str | None) -> Path | None:
+    if video is None:
+        check_display()
+        return None
+    return check_video(video)
+
+
+def _render_mode(video: Path | None) -> str:
+    return "human" if video is None else "rgb_array"
+
+
 def enjoy(
     model: MemoryPPO,
     env: VecEnv | gym.Env[Any, Any] | None = None,
@@ -89,8 +102,8 @@ def enjoy(
     Of an episode's last step only the reward is seen, as SB3's environments begin the next one at once.
 
     :param model: The agent.
-    :param env: Where to act, made with ``render_mode="human"`` for a window and ``"rgb_array"`` for a video. ``None`` takes the
-        model's own.
+    :param env: Where to act, made with ``render_mode="human"`` for a window and ``"rgb_array"`` for a video. ``None`` takes
+        the model's own.
     :param video: A ``.gif`` or ``.mp4`` file; ``None`` opens a window.
     :param n_episodes: How many episodes.
     :param max_steps: Steps after which the recording ends in any case; ``None`` sets no limit.
@@ -99,20 +112,18 @@ def enjoy(
     :param fps: Frames per second of the video; ``None`` takes the environment's own, or 30.
     :param report: Called with a line for each episode, and where the video went.
     :return: Return (not normalised) and length of each finished episode.
-    :raises ValueError: for an environment that does not render as is needed, a name that is no video's, and sizes that cannot be.
+    :raises ValueError: for an environment that does not render as is needed, a name that is no video's, and bad sizes.
     :raises ImportError: with the install command, if what writes the video is missing.
     """
     check_positive(n_episodes=n_episodes, **({} if max_steps is None else {"max_steps": max_steps}))
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"`fps` must be in (0, 1000], got {fps!r}.")
-    path = None if video is None else check_video(video)
+    path = _check_output(video)
     chosen = model.get_env() if env is None else env
     if chosen is None:
         raise ValueError("This model was loaded without an environment: pass `env`.")
     vec_env = chosen if isinstance(chosen, VecEnv) else DummyVecEnv([lambda: chosen])
-    _check_render_mode(vec_env, "human" if path is None else "rgb_array")
-    if path is None:
-        check_display()
+    _check_render_mode(vec_env, _render_mode(path))
     if seed is not None:
         vec_env.seed(seed)
         th.manual_seed(seed)
@@ -135,13 +146,52 @@ def enjoy(
     return results
 
 
+def enjoy_run(
+    run: Path | str,
+    *,
+    video: Path | str | None = None,
+    which: str = "best",
+    seed: int | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """
+    Let the agent of a run act, to be watched, in an environment like the one it was trained in.
+
+    :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
+    :param video: A ``.gif`` or ``.mp4`` file; ``None`` opens a window.
+    :param which: Of a run: ``"best"``, ``"last"``, or the number of steps of a checkpoint.
+    :param seed: Seed of the environment, and of sampled actions; ``None`` takes the run's.
+    :param options: Further ones of :func:`enjoy`: ``n_episodes``, ``max_steps``, ``deterministic``, ``fps``, ``report``.
+    :return: Return and length of each finished episode.
+    :raises ValueError: as :func:`enjoy` does, and for a run that cannot be loaded.
+    :raises ImportError: with the install command, if what writes the video is missing.
+    """
+    from sb3_cyborg.trainers.trainer_v7 import TrainerV7  # it needs more than watching does
+
+    mode = _render_mode(_check_output(video))
+    trainer = TrainerV7.load(run, which)
+    try:
+        try:
+            env = trainer.make_eval_env(mode)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{trainer.config.env!r} cannot be made with `render_mode={mode!r}`: {error}") from error
+        try:
+            return enjoy(trainer.model, env, video=video, seed=trainer.config.seed if seed is None else seed, **options)
+        finally:
+            env.close()
+    finally:
+        trainer.close()
+
+
 def _check_render_mode(env: VecEnv, wanted: str) -> None:
-    if env.render_mode != wanted:
-        known = _attribute(env, "metadata", {}).get("render_modes") or []
-        why = f"it renders as {', '.join(map(repr, known)) or 'nothing at all'}" if wanted not in known else "it was made with"
-        made = f" `render_mode={env.render_mode!r}`" if wanted in known else ""
+    known = _attribute(env, "metadata", None) or {}
+    modes = ", ".join(map(repr, known.get("render_modes") or ())) or "none"
+    if env.render_mode != wanted or (modes != "none" and repr(wanted) not in modes):
         what = "A window" if wanted == "human" else "A video"
-        raise ValueError(f"{what} needs an environment made with `render_mode={wanted!r}`, but {why}{made}.")
+        raise ValueError(
+            f"{what} needs an environment made with `render_mode={wanted!r}`; this one was made with {env.render_mode!r}, and "
+            f"the modes that it has are: {modes}."
+        )
 
 
 def _attribute(env: VecEnv, name: str, default: Any) -> Any:
@@ -152,7 +202,7 @@ def _attribute(env: VecEnv, name: str, default: Any) -> Any:
 
 
 def _render_fps(env: VecEnv) -> float:
-    return float(_attribute(env, "metadata", {}).get("render_fps") or DEFAULT_FPS)
+    return float((_attribute(env, "metadata", None) or {}).get("render_fps") or DEFAULT_FPS)
 
 
 def _play(
@@ -196,13 +246,15 @@ def _show(env: VecEnv) -> np.ndarray:
 
 
 def _frame(env: VecEnv) -> np.ndarray:
-    frame = env.render("rgb_array")
-    if frame is None:
+    """:return: The picture of all environments, (height, width, 3) uint8."""
+    images = [np.asarray(image) for image in env.get_images() if image is not None]
+    if len(images) < env.num_envs:
         raise ValueError("This environment gives no picture: its `render()` returned None.")
-    frame = np.asarray(frame)
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise ValueError(f"A picture is (height, width, 3) of uint8, but `render()` gave {frame.shape} of {frame.dtype}.")
-    return frame
+    for image in images:
+        shape, kind = image.shape, image.dtype
+        if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
+            raise ValueError(f"A picture is (height, width, 3) of uint8, but `render()` gave {shape} of {kind}.")
+    return tile_images(images) if len(images) > 1 else images[0]
 
 
 def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
@@ -218,7 +270,8 @@ def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
 def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     from imageio.v2 import get_writer
 
-    # Sizes are made even below, as the codec needs them; by itself imageio would scale to multiples of 16.
-    with get_writer(path, fps=fps, codec="libx264", macro_block_size=1) as writer:
+    # Sizes are made even below, as the codec needs them; by itself imageio would scale to multiples of 16. And after an
+    # error its own context leaves ffmpeg running.
+    with closing(get_writer(path, fps=fps, codec="libx264", macro_block_size=1)) as writer:
         for frame in frames:
             writer.append_data(np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode="edge"))
