@@ -260,7 +260,7 @@ def _name_of(env: VecEnv) -> str:
     return type(env.envs[0].unwrapped).__name__ if isinstance(env, DummyVecEnv) else type(env).__name__
 
 
-def write_gates(model: MemoryPPO, max_transitions: int = 4096) -> th.Tensor | None:
+def write_gates(model: MemoryPPO, max_transitions: int = 1024) -> th.Tensor | None:
     """
     The write gates of the rollout that the buffer holds, for a histogram: call it at the end of a rollout.
 
@@ -276,18 +276,21 @@ def write_gates(model: MemoryPPO, max_transitions: int = 4096) -> th.Tensor | No
     buffer, policy = model.rollout_buffer, model.policy
     if not buffer.full:
         raise ValueError(f"There is no rollout to look at yet: {buffer.pos} of {buffer.n_steps} steps.")
-    steps = min(buffer.n_steps, max(1, max_transitions // buffer.n_envs))
+    obs, first = buffer.observations, {name: leaf[0] for name, leaf in buffer.states.items()}
 
-    def take(tensor: th.Tensor) -> th.Tensor:
-        return tensor[:steps].transpose(0, 1)
+    def replay(steps: int) -> list[th.Tensor]:
+        def take(tensor: th.Tensor) -> th.Tensor:
+            return tensor[:steps].transpose(0, 1)
 
-    obs = buffer.observations
-    rows = {key: take(value) for key, value in obs.items()} if isinstance(obs, dict) else take(obs)
-    first = {name: leaf[0] for name, leaf in buffer.states.items()}
+        rows = {key: take(value) for key, value in obs.items()} if isinstance(obs, dict) else take(obs)
+        with th.no_grad(), trace() as records:
+            policy._core_sequence(rows, take(buffer.actions), first, keep_mask(take(buffer.episode_starts)))
+        return [record["gate"].flatten().float().cpu() for record in records if "gate" in record]
+
     training = policy.training
     policy.set_training_mode(False)  # as when acting
-    with th.no_grad(), trace() as records:
-        policy._core_sequence(rows, take(buffer.actions), first, keep_mask(take(buffer.episode_starts)))
+    gates = replay(1)  # one step tells whether there are any, and costs next to nothing
+    if gates:
+        gates = replay(min(buffer.n_steps, max(1, max_transitions // buffer.n_envs)))
     policy.set_training_mode(training)
-    gates = [record["gate"].flatten().float().cpu() for record in records if "gate" in record]
     return th.cat(gates) if gates else None
