@@ -341,8 +341,11 @@ def test_memories_of_other_people(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["pmm", "slot"])
 def test_write_gates_are_those_the_agent_acted_with(kind: str) -> None:
-    model = rollout(agent(kind, env=toy_vec_env(3)))
+    model = agent(kind, env=toy_vec_env(3))
+    model.lr_schedule = lambda _: 0.0  # the second rollout, which begins within episodes, by the same weights
+    model.learn(72)
     buffer = model.rollout_buffer
+    assert not buffer.episode_starts[0].all()
     state = {name: leaf[0] for name, leaf in buffer.states.items()}
     assert isinstance(buffer.observations, th.Tensor)
     assert buffer.episode_starts[1:].any()
