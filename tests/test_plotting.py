@@ -1,6 +1,7 @@
 """Learning curves: what is read of Monitor's files, what becomes one curve, and the picture."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,14 +117,17 @@ def test_what_is_one_configuration(tmp_path: Path) -> None:
         write_monitor(tmp_path / "ours" / name, steady(1.0))
         text = f"learning_rate: {learning_rate}\nseed: {seed}\nrun_name: {name}\nlog_dir: here\n"
         (tmp_path / "ours" / name / "config.yaml").write_text(text)
-    for number, learning_rate in ((1, 1), (2, 1), (3, 2)):
+    for number, learning_rate, algo in ((1, 1, "ppo"), (2, 1, "ppo"), (3, 2, "ppo"), (4, 1, "memory_ppo")):
         run = write_monitor(tmp_path / "memory_ppo" / f"Toy-v0_{number}", steady(1.0))
         (run / "Toy-v0").mkdir()
         (run / "Toy-v0" / "config.yml").write_text(f"- learning_rate\n- {learning_rate}\n")
+        arguments = f"- - - algo\n    - {algo}\n  - - env_kwargs\n    - null\n  - - seed\n    - {number}\n"
+        (run / "Toy-v0" / "args.yml").write_text(arguments)
     for name in ("ring_16", "ring_32"):
         write_monitor(tmp_path / "plain" / name, steady(1.0))
-    assert [curve.runs for curve in learning_curves([tmp_path / "ours"])] == [2, 1]
-    assert [curve.runs for curve in learning_curves([tmp_path / "memory_ppo"])] == [2, 1]
+    assert [(curve.label, curve.runs) for curve in learning_curves([tmp_path / "ours"])] == [("a", 2), ("c", 1)]
+    zoos = [(curve.label, curve.runs) for curve in learning_curves([tmp_path / "memory_ppo"])]
+    assert zoos == [("Toy-v0", 2), ("Toy-v0_3", 1), ("Toy-v0_4", 1)]
     assert [(curve.label, curve.runs) for curve in learning_curves([tmp_path / "plain"])] == [("ring_16", 1), ("ring_32", 1)]
 
 
@@ -219,6 +223,12 @@ def test_bad_input(tmp_path: Path) -> None:
     refused([run], "No episode of .*run has finished within 5 steps", max_steps=5)
     refused([run], "There are 2 labels for 1 curves", labels=["a", "b"])
     assert not output.exists()
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "sb3-cyborg\[train\]"'):
+        plot_learning_curves([write_monitor(tmp_path / "run", steady(1.0))], tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize("text", ["", "r,l,t\n1,2,3\n", "#{}\nr,l,t\n", '#{"t_start": 0}\nreward\n', '#{"t_start": 0}\n'])

@@ -206,6 +206,7 @@ def _draw_ages(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
     for head in range(read.shape[1]):
         panel.side.plot(np.nan_to_num(by_age[:, head]).mean(axis=0), ages, linewidth=1, label=f"head {head}")
     panel.side.set_ylim(0.5, oldest + 0.5)
+    panel.side.set_xlim(left=0)
     panel.side.tick_params(labelsize=8, labelleft=False)
     panel.side.set_title("each head, mean\nof the episode", fontsize=8)
     panel.side.legend(fontsize=7, frameon=False)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,8 +208,11 @@ def _configuration(run: Path) -> str:
         carried_out = {"seed", "run_name", "log_dir", *RESUME_KEYS}  # the other keys say what is learned
         learned = {key: value for key, value in read_yaml(ours).items() if key not in carried_out}
         return json.dumps(learned, sort_keys=True, default=str)
-    if zoos := sorted(run.glob("*/config.yml")):  # RL Zoo's, which the seed is not in
-        return zoos[0].parent.name + zoos[0].read_text()
+    if zoos := sorted(run.glob("*/config.yml")):  # RL Zoo's, which the seed is not in, but some arguments are neither
+        arguments = zoos[0].with_name("args.yml")
+        text = arguments.read_text() if arguments.is_file() else ""
+        further = re.findall(r"^[- ] - - (?:algo|env_kwargs)\n(?: {4}.*\n)*", text, re.MULTILINE)
+        return "".join([zoos[0].parent.name, zoos[0].read_text(), *further])
     # Without a configuration, only a name that says so is a seed: `ring_16` and `ring_32` are two things.
     return str(_without_seed(run.resolve()))
 
@@ -218,13 +222,23 @@ def _without_seed(path: Path) -> Path:
 
 
 def _labels(groups: Sequence[Sequence[Episodes]]) -> list[str]:
-    """:return: The shortest end of each group's (first) path that tells them apart."""
-    paths = [_without_seed(members[0].run.resolve()) if len(members) > 1 else members[0].run.resolve() for members in groups]
+    """:return: The shortest end of each group's path that tells them apart; of several runs, what their names share."""
+    paths = [_shared_path([run.run.resolve() for run in members]) for members in groups]
+    if len(set(paths)) < len(paths):
+        paths = [members[0].run.resolve() for members in groups]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):
             break
     return names
+
+
+def _shared_path(paths: Sequence[Path]) -> Path:
+    """:return: ``logs/Env`` for ``logs/Env_1`` and ``logs/Env_2``."""
+    if len(paths) == 1:
+        return paths[0]
+    shared = os.path.commonprefix([_without_seed(path).name for path in paths])  # noqa: RUF071  # characters are meant
+    return paths[0].with_name(re.sub(r"[-_.]\d*$", "", shared) or paths[0].name)
 
 
 def _curve(label: str, runs: Sequence[Episodes], x_axis: str, column: str, window: int | None) -> Curve:
