@@ -240,10 +240,9 @@ class TrainerV7:
         if total_timesteps is not None:
             check_positive(total_timesteps=total_timesteps)
             self.config = self.config.changed(total_timesteps=int(total_timesteps))
+        run = self.open_run()
+        self._describe_run(run)
         total, done = self.config.total_timesteps, self.model.num_timesteps
-        if done >= total:
-            raise ValueError(f"The run has made {done:,} steps already; `total_timesteps`={total:,} must be more to go on.")
-        run = self._open_run()
         with contextlib.ExitStack() as stack:
             self._evaluation, mark = None, callbacks.RolloutMark()
             mark.num_timesteps_kept = done
@@ -323,17 +322,25 @@ class TrainerV7:
 
     # --- a run
 
-    def _open_run(self) -> Path:
-        """:return: The run's folder, made and described."""
-        config = self.config
+    def open_run(self) -> Path:
+        """
+        :return: The folder of the run, which is made if there is none yet; :meth:`train` does it by itself.
+        :raises ValueError: if the run has come to its end, or if there is another one of its name.
+        """
+        config, done = self.config, self.model.num_timesteps
+        if done >= config.total_timesteps:
+            raise ValueError(
+                f"The run has made {done:,} steps already; `total_timesteps`={config.total_timesteps:,} must be more to go on."
+            )
         if self.run is None:
             self.run = _new_run(Path(config.log_dir), config.run_name, config.env)
-        run = self.run
-        checkpoints.write_text(run / checkpoints.CONFIG_FILE, config.to_yaml())
+        return self.run
+
+    def _describe_run(self, run: Path) -> None:
+        checkpoints.write_text(run / checkpoints.CONFIG_FILE, self.config.to_yaml())
         sessions = run / SESSIONS_FILE
         before = sessions.read_text(encoding="utf-8") if sessions.is_file() else ""
         checkpoints.write_text(sessions, before + yaml.safe_dump([_session(self.model)], sort_keys=False))
-        return run
 
     def _callbacks(self, run: Path, stack: contextlib.ExitStack) -> list[BaseCallback]:
         config = self.config
@@ -379,8 +386,10 @@ class TrainerV7:
 
     def _rescue(self, run: Path, error: BaseException) -> None:
         """Save what there is, and say where; nothing here may hide the error."""
+        path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
         try:
-            where = f"saved {self._save_checkpoint(run)}"
+            # One that is there is from the start of the rollout that broke off, so it can be gone on with exactly.
+            where = f"saved {path if path.exists() else self._save_checkpoint(run)}"
         except Exception as failure:
             where = f"nothing could be saved ({failure})"
         print(f"Stopped by {type(error).__name__} after {self.model.num_timesteps:,} steps: {where}.", file=sys.stderr)
