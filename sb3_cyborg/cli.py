@@ -38,8 +38,8 @@ SHORT = {"total_timesteps": ("--timesteps", "-n"), "env": ("-e",), "seed": ("-s"
 TRAIN_HELP = """
 Train an agent, or go on with a run.
 
-Settings come from --config, a YAML file, and from flags; a flag overrides the file. Every key of a config has its flag, and the
-other way round. What was used is saved in the run's folder, beside the checkpoints.
+Settings come from --config, a YAML file, and from flags; a flag overrides the file. Every key of a config has its flag, and
+the other way round. What was used is saved in the run's folder, beside the checkpoints.
 
 \b
 Examples:
@@ -316,7 +316,7 @@ def plot(
     y: Annotated[str, typer.Option("--y", help="return, length, success or another column of monitor.csv.")] = "return",
     window: Annotated[int | None, typer.Option("--window", help="Episodes that a point averages.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Leave out what came later.")] = None,
-    each: Annotated[bool, typer.Option("--each", help="A curve for each run, instead of one for all seeds of a config.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="A curve for each run, not one for all its seeds.")] = False,
 ) -> None:
     """
     Draw learning curves, with a band, into a picture.
@@ -330,9 +330,7 @@ def plot(
     with errors_as_lines():
         from sb3_cyborg.trainers.plotting import plot_learning_curves
 
-        curves = plot_learning_curves(
-            runs, output, x_axis=x, y_axis=y, window=window, max_steps=max_steps, group=not each
-        )
+        curves = plot_learning_curves(runs, output, x_axis=x, y_axis=y, window=window, max_steps=max_steps, group=not each)
         print(f"{output}: {', '.join(curve.label for curve in curves)}")
 
 
@@ -388,7 +386,7 @@ def envs(
     """
     List the environments of this package, and what is missing to run them.
 
-    Any other environment that is registered with gymnasium can be trained in, too: --env CartPole-v1, --env my_module:MyEnv-v0.
+    Any other environment that is registered with gymnasium can be trained in, too: --env CartPole-v1, --env my_module:My-v0.
 
     \b
     Examples:

@@ -63,7 +63,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("given", "said"), BAD, ids=[str(given) for given, _ in BAD])
 def test_bad_configs(given: dict[str, Any], said: list[str]) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         TrainerConfig.parse({"env": "CartPole-v1"} | given)
     message = str(caught.value)
     assert "\n" not in message
@@ -73,7 +73,7 @@ def test_bad_configs(given: dict[str, Any], said: list[str]) -> None:
 
 
 def test_a_line_for_each_key() -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         TrainerConfig.parse({"encodr": "gru", "gamma": "x"})
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
@@ -174,9 +174,10 @@ def test_names_of_keys_exist() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_in_the_repository(path: Path) -> None:
     config = TrainerConfig.parse(path)
-    assert config.model_dump().items() >= {
-        key: value for key, value in read_yaml(path).items() if key not in ("env_kwargs", "learning_rate")
-    }.items()
+    assert (
+        config.model_dump().items()
+        >= {key: value for key, value in read_yaml(path).items() if key not in ("env_kwargs", "learning_rate")}.items()
+    )
     assert yaml.safe_load(config.to_yaml())["env"] == config.env
 
 

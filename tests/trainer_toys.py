@@ -1,0 +1,111 @@
+"""A small environment and small settings for tests of the trainer."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+FIXED = "tests/Fixed-v0"
+EPISODE_LENGTH = 8
+
+
+class FixedEnv(gym.Env[np.ndarray, int]):
+    """
+    Episodes of a fixed length and without randomness: the observation is the step and the last action.
+
+    :param break_at: Step of the environment at which it fails, or returns NaN.
+    :param how: ``"raise"`` or ``"nan"``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    observation_space = spaces.Box(-1.0, 8.0, (2,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, break_at: int = 0, how: str = "raise", render_mode: str | None = None) -> None:
+        self.break_at, self.how, self.render_mode = break_at, how, render_mode
+        self.steps = self.timestep = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.timestep = 0
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.timestep += 1
+        obs = np.array([self.timestep, action], dtype=np.float32)
+        if self.steps == self.break_at:
+            if self.how == "raise":
+                raise RuntimeError("the simulator has died")
+            obs[:] = np.nan
+        return obs, float(action) * self.timestep, self.timestep == EPISODE_LENGTH, False, {}
+
+
+class OtherEnv(gym.Env[Any, int]):
+    """
+    Observations of another kind, at random.
+
+    :param kind: ``"Image"``, ``"Dict"`` or ``"Discrete"``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, kind: str, render_mode: str | None = None) -> None:
+        image, vector = spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Box(-1.0, 1.0, (3,))
+        self.observation_space = {
+            "Image": image,
+            "Dict": spaces.Dict({"image": image, "vector": vector}),
+            "Discrete": spaces.Discrete(4),
+        }[kind]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.timestep = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.timestep += 1
+        return self.observation_space.sample(), float(action), self.timestep == EPISODE_LENGTH, False, {}
+
+
+if FIXED not in gym.registry:
+    gym.register(FIXED, entry_point="tests.trainer_toys:FixedEnv")
+    for name in ("Image", "Dict", "Discrete"):
+        gym.register(f"tests/{name}-v0", entry_point="tests.trainer_toys:OtherEnv", kwargs={"kind": name})
+
+TINY: dict[str, Any] = {
+    "env": FIXED,
+    "num_envs": 2,
+    "encoder": "gru",
+    "memory": {"type": "slot", "num_slots": 4},
+    "hidden_dim": 8,
+    "net_arch": [8],
+    "horizon": 2 * EPISODE_LENGTH,
+    "n_epochs": 2,
+    "seed": 3,
+    "total_timesteps": 256,
+    "checkpoint_interval": 64,
+    "eval_interval": 0,
+    "tensorboard": False,
+    "progress_bar": False,
+    "device": "cpu",
+}
+ROLLOUT = 2 * 2 * EPISODE_LENGTH
+
+
+def tiny(folder: Path, **settings: Any) -> TrainerV7:
+    """:return: A trainer of few weights and few steps."""
+    return TrainerV7(TINY | {"log_dir": str(folder)} | settings)
+
+
+def run_folder(trainer: TrainerV7) -> Path:
+    """:return: Where it has trained."""
+    assert trainer.run is not None
+    return trainer.run
