@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,14 @@ class CountingEnv(gym.Env[np.ndarray, np.int64]):
 
 def one_that_fails(start_method: str | None = None, **kwargs: Any) -> WorkerVecEnv:
     """:return: Three environments, of which the middle one fails."""
-    make = [CountingEnv, functools.partial(CountingEnv, **kwargs), CountingEnv]
+    make: list[Callable[[], CountingEnv]] = [CountingEnv, functools.partial(CountingEnv, **kwargs), CountingEnv]
     return WorkerVecEnv(make, start_method, name="Counting-v0")
+
+
+def reset(envs: VecEnv) -> np.ndarray:
+    obs = envs.reset()
+    assert isinstance(obs, np.ndarray)
+    return obs
 
 
 def assert_no_process_left(envs: WorkerVecEnv) -> None:
@@ -140,7 +147,7 @@ def test_workers_do_what_dummies_do() -> None:
 def test_ids_of_this_package_exist_in_workers() -> None:
     """A worker starts as a bare interpreter, in which nothing has imported this package yet."""
     envs = make_memory_vec_env(CHAIN, 2, seed=0, vec_env="subproc", env_kwargs={"memory_length": 3})
-    assert envs.reset().shape == (2, 3)
+    assert reset(envs).shape == (2, 3)
     envs.close()
 
 
@@ -169,9 +176,7 @@ def test_seeds() -> None:
     """Environment i gets seed + i."""
 
     def first(seed: int | None, n_envs: int) -> np.ndarray:
-        obs = make_memory_vec_env("CartPole-v1", n_envs, seed=seed).reset()
-        assert isinstance(obs, np.ndarray)
-        return obs
+        return reset(make_memory_vec_env("CartPole-v1", n_envs, seed=seed))
 
     np.testing.assert_array_equal(first(3, 3)[1:], first(4, 2))
     assert not np.array_equal(first(None, 1), first(None, 1))
@@ -180,10 +185,10 @@ def test_seeds() -> None:
 def test_wrappers_and_frame_stack() -> None:
     envs = make_memory_vec_env("CartPole-v1", 2, frame_stack=3, wrapper_class=gym.wrappers.TimeAwareObservation)
     assert isinstance(envs, VecFrameStack)
-    assert envs.reset().shape == (2, 15)
+    assert reset(envs).shape == (2, 15)
     chain = make_memory_vec_env(CHAIN, 2, frame_stack=4)
     assert isinstance(chain, VecFrameStack)
-    assert chain.reset().shape == (2, 12)
+    assert reset(chain).shape == (2, 12)
 
 
 def test_a_callable_will_do() -> None:
@@ -218,7 +223,8 @@ def test_monitor_files(name: str, tmp_path: Path) -> None:
         ({"name": "CartPole-v1", "frame_stack": 1.5}, "`frame_stack` must be a whole number"),
         ({"name": "CartPole-v1", "vec_env": "subprocess"}, "Unknown vec_env 'subprocess'. Did you mean 'subproc'"),
         ({"name": "CartPole-v1", "env_kwargs": {"gravity": 1}}, "does not take what `env_kwargs` holds, {'gravity': 1}"),
-        ({"name": CHAIN, "env_kwargs": {"length": 1}}, "does not take what `env_kwargs` holds, {'length': 1}"),
+        ({"name": CHAIN, "env_kwargs": {"length": 1}}, "'length'. Did you mean 'memory_length'?"),
+        ({"name": CHAIN, "vec_env": "dummy", "env_kwargs": {"length": 1}}, "'length'. Did you mean 'memory_length'?"),
         ({"name": "CartPole-v1", "monitor_kwargs": {"override": True}}, "Did you mean 'override_existing'"),
     ],
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_cyborg.envs.no_velocity import VELOCITY_INDICES
+
 POPGYM_TASKS = (
     "Autoencode",
     "Battleship",
@@ -28,15 +30,6 @@ POPGYM_NAMES = tuple(task + level for task in POPGYM_TASKS for level in ("Easy",
 """POPGym's environments, as it registers them without its optional mazes."""
 
 MINIGRID_MEMORY_SIZES = ("S7", "S9", "S11", "S13", "S13Random", "S17Random")
-
-NO_VELOCITY = (
-    "CartPole-v1",
-    "LunarLander-v3",
-    "LunarLanderContinuous-v3",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Pendulum-v1",
-)
 
 MINERL = {
     "minerl_treechop": "MineRLTreechop-v0",
@@ -76,7 +69,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "NoVel": Family(
         "sb3_cyborg.envs.no_velocity:make_no_velocity",
-        {env_id.replace("-v", "NoVel-v"): {"env_id": env_id} for env_id in NO_VELOCITY},
+        {env_id.replace("-v", "NoVel-v"): {"env_id": env_id} for env_id in VELOCITY_INDICES},
     ),
     "POPGym": Family(
         "sb3_cyborg.envs.popgym:make_popgym",
