@@ -245,7 +245,7 @@ trainer.train(callback=Report())
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_random(tmp_path: Path) -> None:
-    """20 times SIGKILL in training and saving, which take about equal shares of the time with these settings."""
+    """20 times SIGKILL in training and in saving, which these settings make a large part of the time."""
     interval, random = 2 * ROLLOUT, np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     run, reached, lost, torn = tmp_path / "killed", 0, [], 0
     for kill in range(KILLS):
@@ -264,16 +264,15 @@ def test_killed_at_random(tmp_path: Path) -> None:
             assert process.wait() == -signal.SIGKILL, output.read_text()
         lines = [line.split() for line in output.read_text().splitlines() if line.startswith(("start", "rollout"))]
         steps = [int(line[1]) for line in lines if len(line) == 2]
-        # It went on from where the last process had come, but for an interval at most.
-        assert steps[0] <= reached
-        assert steps[0] > reached - interval - ROLLOUT
-        lost.append(reached - steps[0])
+        # It went on from where the last process had come, but for an interval at most; that one may have saved once more
+        # before it could say so.
+        assert reached - interval <= steps[0] <= reached + ROLLOUT
+        lost.append(max(0, reached - steps[0]))
         reached = steps[-1]
         torn += len(list(run.rglob("*.writing")))
         for path in run.rglob("*.zip"):
             assert MemoryPPO.load(path).num_timesteps == read_checkpoint(path).progress["num_timesteps"]
         newest = [read_checkpoint(path).progress["num_timesteps"] for path in list_checkpoints(run)]
-        # Steps since the last checkpoint, as far as any process has said, are no more than the interval.
         assert reached - max(newest, default=0) <= interval
         assert len(newest) <= 3  # a process may be killed before it removes the oldest of two
         if (run / "evaluations.npz").exists():

@@ -199,8 +199,8 @@ class TrainerV7:
                 raise unknown_name("key in `norm_obs_keys`", unknown[0], parts)
         try:
             return VecNormalize(env, **arguments)
-        except TypeError as error:
-            raise ValueError(f"`normalize`={arguments} does not fit VecNormalize: {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`normalize` cannot be used for {self.config.env!r}: {error}") from error
 
     def _begin_episodes(self, num_timesteps: int) -> None:
         """Begin episodes for a model that was loaded: seeded by the step, and without a trace in the normalization."""
@@ -216,9 +216,11 @@ class TrainerV7:
         self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
 
     def _policy(self) -> str:
-        if self.config.policy != "auto":
-            return self.config.policy
-        space = self.env.observation_space
+        policy, space = self.config.policy, self.env.observation_space
+        if policy.startswith("Cnn") and not is_image_space(space):
+            raise ValueError(f"`policy`={policy!r} needs images, but {self.config.env!r} has {space}; 'auto' picks what fits.")
+        if policy != "auto":
+            return policy
         if isinstance(space, spaces.Dict):
             return "MultiInputPolicy"
         return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
