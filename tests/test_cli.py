@@ -1,6 +1,7 @@
 """The command line: the mission's lines as they are, and one line for each thing that a user can get wrong."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sb3_cyborg import MemoryPPO, TrainerV7, cli
+from sb3_cyborg.trainers.callbacks import MonitorLog
 from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
 from sb3_cyborg.trainers.config import TrainerConfig
 from tests.trainer_toys import FIXED, run_folder, tiny
@@ -49,11 +51,15 @@ def said(result: Any) -> str:
 MISSION = [
     ("--env minerl_treechop --encoder mamba --memory pmm", "minerl"),
     ("--config configs/memory_ppo_v7.yaml --wandb", "minerl"),
-    ("--env CartPole-v1 --encoder fusion --memory kv --num-envs 8 --horizon 2048 --burn-in 256 --amp", "CartPole-v1"),
+    pytest.param(
+        "--env CartPole-v1 --encoder fusion --memory kv --num-envs 8 --horizon 2048 --burn-in 256 --amp",
+        "CartPole-v1",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("line", "env"), MISSION, ids=[line for line, _ in MISSION])
+@pytest.mark.parametrize(("line", "env"), MISSION)
 def test_the_missions_lines(folder: Path, line: str, env: str) -> None:
     arguments = line.replace("configs/", f"{ROOT}/configs/").split()
     if env == "minerl":
@@ -68,6 +74,7 @@ def test_the_missions_lines(folder: Path, line: str, env: str) -> None:
     assert (model.policy_kwargs["encoder"], model.policy_kwargs["memory"]) == ("fusion", "kv")
 
 
+@pytest.mark.slow
 def test_the_example_takes_the_same_flags(folder: Path) -> None:
     example = [sys.executable, str(ROOT / "examples" / "train_v7.py")]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
@@ -149,17 +156,20 @@ def test_a_flag_overrides_the_file(folder: Path) -> None:
     flags = ["--num-envs", "4", "--memory", "kv", "--encoder", "{type: mamba, d_state: 4}", "--hidden-dim", "8", "--amp"]
     result = run("train", "-c", "mine.yaml", *flags, "--learning-rate", "lin_1e-3", "-n", "1e2", "--no-tensorboard", "-s", "5")
     saved = yaml.safe_load((folder / "runs/tests-Fixed-v0_1/config.yaml").read_text())
-    assert saved.items() >= {
-        "num_envs": 4,
-        "horizon": 16,
-        "memory": {"type": "kv", "num_slots": 3},
-        "encoder": {"type": "mamba", "d_state": 4},
-        "learning_rate": "lin_1e-3",
-        "total_timesteps": 100,
-        "tensorboard": False,
-        "amp": True,
-        "seed": 5,
-    }.items()
+    assert (
+        saved.items()
+        >= {
+            "num_envs": 4,
+            "horizon": 16,
+            "memory": {"type": "kv", "num_slots": 3},
+            "encoder": {"type": "mamba", "d_state": 4},
+            "learning_rate": "lin_1e-3",
+            "total_timesteps": 100,
+            "tensorboard": False,
+            "amp": True,
+            "seed": 5,
+        }.items()
+    )
     assert saved.keys() == TrainerConfig.model_fields.keys()
     assert "Run: runs/tests-Fixed-v0_1" in result.stdout
     assert "Finished after 128 steps" in result.stdout
@@ -199,27 +209,19 @@ def test_what_goes_wrong_while_it_runs(folder: Path, how: str) -> None:
     assert read_checkpoint(path).progress["num_timesteps"] == 32
 
 
-def test_ctrl_c(folder: Path) -> None:
-    code = (
-        "import signal, sys; from sb3_cyborg.trainers.callbacks import MonitorLog; from sb3_cyborg.cli import main\n"
-        "on_step = MonitorLog._on_step\n"
-        "def interrupted(self):\n"
-        "    if self.num_timesteps == 40: signal.raise_signal(signal.SIGINT)\n"
-        "    return on_step(self)\n"
-        "MonitorLog._on_step = interrupted\n"
-        "import tests.trainer_toys\n"
-        "main()\n"
-    )
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
-    arguments = ["train", "--env", FIXED, *SHORT]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 130, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "saved runs/tests-Fixed-v0_1/checkpoints/step_000000000032.zip" in done.stderr
-    assert "sb3-cyborg train --resume runs/tests-Fixed-v0_1" in done.stderr
-    assert (folder / "runs/tests-Fixed-v0_1/checkpoints/step_000000000032.zip").is_file()
+def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_step = MonitorLog._on_step
+
+    def interrupted(self: MonitorLog) -> bool:
+        if self.num_timesteps == 40:
+            signal.raise_signal(signal.SIGINT)
+        return on_step(self)
+
+    monkeypatch.setattr(MonitorLog, "_on_step", interrupted)
+    result = run("train", "--env", FIXED, *SHORT, code=130)
+    assert "saved runs/tests-Fixed-v0_1/checkpoints/step_000000000032.zip" in result.stderr
+    assert "sb3-cyborg train --resume runs/tests-Fixed-v0_1" in result.stderr
+    assert read_checkpoint("runs/tests-Fixed-v0_1/checkpoints/step_000000000032.zip").progress["num_timesteps"] == 32
 
 
 # --- what to do with a run
@@ -275,15 +277,19 @@ def test_every_command_has_help_with_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["cartpole_no_vel", "memory_chain", "t_maze", "popgym_repeat_previous", "minigrid_memory", "crafter_wood"],
+    ("name", "package"),
+    [
+        ("cartpole_no_vel", "gymnasium"),
+        ("memory_chain", "gymnasium"),
+        ("t_maze", "gymnasium"),
+        ("popgym_repeat_previous", "popgym"),
+        ("minigrid_memory", "minigrid"),
+        pytest.param("crafter_wood", "crafter", marks=pytest.mark.slow),
+    ],
 )
-def test_configs_train(folder: Path, name: str) -> None:
-    for package in {"popgym_repeat_previous": ["popgym"], "minigrid_memory": ["minigrid"], "crafter_wood": ["crafter"]}.get(name, []):
-        pytest.importorskip(package)
-    run(
-        "train", "--config", str(ROOT / "configs" / f"{name}.yaml"), "--num-envs", "2", "--timesteps", "256",
-        "--batch-size", "64", "--seq-len", "32", "--n-epochs", "1", "--eval-interval", "0", "--vec-env", "dummy",
-    )  # fmt: skip
+def test_configs_train(folder: Path, name: str, package: str) -> None:
+    pytest.importorskip(package)
+    short = "--num-envs 2 --timesteps 256 --batch-size 64 --seq-len 32 --n-epochs 1 --eval-interval 0 --vec-env dummy"
+    run("train", "--config", str(ROOT / "configs" / f"{name}.yaml"), *short.split())
     (path,) = (folder / "runs").glob("*/final_model.zip")
     assert MemoryPPO.load(path).num_timesteps == 256
