@@ -33,7 +33,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 PANELS = {"env": "Environments", "policy": "Agent", "horizon": "Algorithm", "total_timesteps": "Run"}
 """Each key of the config that begins a panel of ``train --help``."""
 
-SHORT = {"total_timesteps": ("--timesteps", "-n"), "env": ("-e",), "seed": ("-s",)}
+SHORT: dict[str, tuple[str, ...]] = {"total_timesteps": ("--timesteps", "-n"), "env": ("-e",), "seed": ("-s",)}
 
 TRAIN_HELP = """
 Train an agent, or go on with a run.
@@ -111,7 +111,7 @@ def _options() -> dict[str, tuple[Any, Any]]:
         text = f"{field.description} [{shown}]"
         if _is_bool(field.annotation):
             kind: Any = bool | None
-            names = (f"{flag}/--no-{flag[2:]}",)
+            names: tuple[str, ...] = (f"{flag}/--no-{flag[2:]}",)
         else:
             kind, names = str | None, (flag, *SHORT.get(key, ()))
         metavar = None if _is_bool(field.annotation) else "TEXT" if _is_text(field.annotation) else "VALUE"

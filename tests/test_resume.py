@@ -64,8 +64,8 @@ def statistics(trainer: TrainerV7) -> dict[str, Any]:
     """:return: What ``VecNormalize`` has learned."""
     normalize = trainer.model.get_vec_normalize_env()
     assert isinstance(normalize, VecNormalize)
-    obs_rms, ret_rms = normalize.obs_rms, normalize.ret_rms
-    assert not isinstance(obs_rms, dict)
+    obs_rms: Any = normalize.obs_rms  # SB3 types it as that of a Dict
+    ret_rms = normalize.ret_rms
     return {
         "mean": obs_rms.mean.tolist(),
         "var": obs_rms.var.tolist(),

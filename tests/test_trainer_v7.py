@@ -61,8 +61,8 @@ def test_as_the_mission_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     obs = np.ones((1, 4), dtype=np.float32)
     for other in (model, loaded.model):
         assert same(weights(other.policy), weights(trainer.model.policy))
-        actions = [predict(model, obs, deterministic=True)[0] for model in (other, trainer.model)]
-        assert np.array_equal(*actions)
+        first, second = (predict(model, obs, deterministic=True)[0] for model in (other, trainer.model))
+        assert np.array_equal(first, second)
     assert loaded.evaluate(n_episodes=3) == trainer.evaluate(n_episodes=3)
     run = run_folder(trainer)
     assert run == Path("runs/CartPole-v1_1")
@@ -176,13 +176,15 @@ def test_normalization(tmp_path: Path) -> None:
     normalize = trainer.model.get_vec_normalize_env()
     assert isinstance(normalize, VecNormalize)
     assert (normalize.norm_reward, normalize.clip_obs, normalize.gamma) == (False, 3.0, 0.9)
-    count = normalize.obs_rms.count  # type: ignore[union-attr]  # no Dict here
+    learned: Any = normalize.obs_rms  # SB3 types it as that of a Dict
+    count = learned.count
     trainer.evaluate(2)
-    assert normalize.obs_rms.count == count  # type: ignore[union-attr]
+    assert learned.count == count
     eval_env = trainer.make_eval_env()
     assert isinstance(eval_env, VecNormalize)
     assert (eval_env.training, eval_env.norm_reward) == (False, False)
-    assert np.array_equal(eval_env.obs_rms.mean, normalize.obs_rms.mean)  # type: ignore[union-attr]
+    copied: Any = eval_env.obs_rms
+    assert np.array_equal(copied.mean, learned.mean)
     assert tiny(tmp_path, normalize=True).model.get_vec_normalize_env() is not None
     assert tiny(tmp_path).model.get_vec_normalize_env() is None
     with pytest.raises(ValueError, match=r"'clip_ops'.*'clip_obs'"):

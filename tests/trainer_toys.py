@@ -1,19 +1,20 @@
 """A small environment and small settings for tests of the trainer."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+from tests.toys import IMAGE, VECTOR
 
 FIXED = "tests/Fixed-v0"
 EPISODE_LENGTH = 8
 
 
-class FixedEnv(gym.Env[np.ndarray, int]):
+class FixedEnv(gym.Env[Any, Any]):
     """
     Episodes of a fixed length and without randomness: the observation is the step and the last action.
 
@@ -21,12 +22,11 @@ class FixedEnv(gym.Env[np.ndarray, int]):
     :param how: ``"raise"`` or ``"nan"``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
-    observation_space = spaces.Box(-1.0, 8.0, (2,))
-    action_space = spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # gymnasium's convention
 
     def __init__(self, break_at: int = 0, how: str = "raise", render_mode: str | None = None) -> None:
         self.break_at, self.how, self.render_mode = break_at, how, render_mode
+        self.observation_space, self.action_space = spaces.Box(-1.0, 8.0, (2,)), spaces.Discrete(2)
         self.steps = self.timestep = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -45,40 +45,16 @@ class FixedEnv(gym.Env[np.ndarray, int]):
         return obs, float(action) * self.timestep, self.timestep == EPISODE_LENGTH, False, {}
 
 
-class OtherEnv(gym.Env[Any, int]):
-    """
-    Observations of another kind, at random.
-
-    :param kind: ``"Image"``, ``"Dict"`` or ``"Discrete"``.
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, kind: str, render_mode: str | None = None) -> None:
-        image, vector = spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Box(-1.0, 1.0, (3,))
-        self.observation_space = {
-            "Image": image,
-            "Dict": spaces.Dict({"image": image, "vector": vector}),
-            "Discrete": spaces.Discrete(4),
-        }[kind]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.timestep = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.timestep += 1
-        return self.observation_space.sample(), float(action), self.timestep == EPISODE_LENGTH, False, {}
-
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
+    "Image": IMAGE,
+    "Dict": spaces.Dict({"image": IMAGE, "vector": VECTOR}),
+    "Discrete": spaces.Discrete(4),
+}
 
 if FIXED not in gym.registry:
     gym.register(FIXED, entry_point="tests.trainer_toys:FixedEnv")
-    for name in ("Image", "Dict", "Discrete"):
-        gym.register(f"tests/{name}-v0", entry_point="tests.trainer_toys:OtherEnv", kwargs={"kind": name})
+    for name, space in OBSERVATIONS.items():
+        gym.register(f"tests/{name}-v0", entry_point="tests.toys:ToyEnv", kwargs={"observation_space": space})
 
 TINY: dict[str, Any] = {
     "env": FIXED,

@@ -297,7 +297,7 @@ class WandbOutput(KVWriter):
         import wandb
 
         values = {
-            key: wandb.Histogram(value.numpy()) if isinstance(value, th.Tensor) else value
+            key: wandb.Histogram(value.tolist()) if isinstance(value, th.Tensor) else value
             for key, value in key_values.items()
             if isinstance(value, (int, float, np.number, th.Tensor))
         }
@@ -351,5 +351,5 @@ def start_wandb(run: Path, project: str, config: dict[str, Any]) -> WandbOutput:
     id_file = run / "wandb_id"
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:8])
-    settings = {"project": project, "name": run.name, "config": config, "dir": str(run)}
+    settings: dict[str, Any] = {"project": project, "name": run.name, "config": config, "dir": str(run)}
     return WandbOutput(wandb.init(**settings, id=id_file.read_text(encoding="utf-8"), resume="allow"))

@@ -155,6 +155,7 @@ class TrainerV7:
         self.config = config
         self.run: Path | None = None
         self._eval_env: VecEnv | None = None
+        self._evaluation: callbacks.Evaluation | None = None
         if config.torch_threads is not None:
             th.set_num_threads(config.torch_threads)
 
@@ -246,7 +247,7 @@ class TrainerV7:
         self._describe_run(run)
         total, done = self.config.total_timesteps, self.model.num_timesteps
         with contextlib.ExitStack() as stack:
-            self._evaluation, mark = None, callbacks.RolloutMark()
+            mark = callbacks.RolloutMark()
             mark.num_timesteps_kept = done
             parts = [mark, *self._callbacks(run, stack), *_as_list(callback)]
             stack.enter_context(_stop_on_signals(mark))
@@ -351,6 +352,7 @@ class TrainerV7:
         logger = callbacks.make_logger(board, config.verbose, self.model.num_timesteps, wandb)
         stack.callback(logger.close)
         self.model.set_logger(logger)
+        self._evaluation = None
         parts: list[BaseCallback] = [monitor := callbacks.MonitorLog(run, config.env)]
         stack.callback(monitor.close)
         if config.histograms and (config.tensorboard or config.wandb):
