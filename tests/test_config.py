@@ -143,9 +143,9 @@ def test_what_memory_ppo_gets() -> None:
     assert [schedule(1.0), schedule(0.5), schedule(0.0)] == pytest.approx([1e-3, 5e-4, 0.0])
     model = MemoryPPO("MlpPolicy", "CartPole-v1", **arguments)
     assert (model.n_steps, model.n_epochs) == (32, 3)
-    core = model.policy.core
-    assert core.parts["encoder"].output_dim == 24
-    assert core.parts["memory"].memory.num_slots == 3
+    core: Any = model.policy.core.parts
+    assert core["encoder"].output_dim == 24
+    assert core["memory"].memory.num_slots == 3
     assert [type(layer) for layer in model.policy.mlp_extractor.policy_net] == [nn.Linear, nn.ReLU]
     assert model.policy.mlp_extractor.latent_dim_vf == 9
     assert model.clip_range_vf(1.0) == pytest.approx(0.3)  # type: ignore[operator,misc]  # a schedule by now
