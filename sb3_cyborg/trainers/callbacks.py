@@ -9,6 +9,7 @@ import csv
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,7 +297,7 @@ class WandbOutput(KVWriter):
         import wandb
 
         values = {
-            key: wandb.Histogram(value.numpy()) if isinstance(value, th.Tensor) else value
+            key: wandb.Histogram(value.tolist()) if isinstance(value, th.Tensor) else value
             for key, value in key_values.items()
             if isinstance(value, (int, float, np.number, th.Tensor))
         }
@@ -349,6 +350,6 @@ def start_wandb(run: Path, project: str, config: dict[str, Any]) -> WandbOutput:
         raise ImportError('`wandb` needs Weights & Biases: pip install "sb3-cyborg[wandb]"') from error
     id_file = run / "wandb_id"
     if not id_file.is_file():
-        write_text(id_file, wandb.util.generate_id())
-    settings = {"project": project, "name": run.name, "config": config, "dir": str(run)}
+        write_text(id_file, uuid.uuid4().hex[:8])
+    settings: dict[str, Any] = {"project": project, "name": run.name, "config": config, "dir": str(run)}
     return WandbOutput(wandb.init(**settings, id=id_file.read_text(encoding="utf-8"), resume="allow"))

@@ -155,6 +155,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             entries = {name: archive.read(name) for name in (CONFIG, PROGRESS, NORMALIZE, RANDOM) if name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: {error}.") from error
+    if "data" not in names:  # a torn file may end in a whole one: PyTorch's files, inside of it, are such archives, too
+        raise ValueError(f"{path} is not a whole checkpoint: it holds no model.")
     if not {CONFIG, PROGRESS, RANDOM} <= entries.keys():
         raise ValueError(f"{path} was not written by TrainerV7; `MemoryPPO.load` reads what `MemoryPPO.save` wrote.")
     return Checkpoint(

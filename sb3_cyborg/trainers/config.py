@@ -90,23 +90,21 @@ RESUME_KEYS = (
 
 
 def _number(value: Any) -> Any:
-    """:return: A number for text that is one: YAML reads ``3e-4``, which has no point, as text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
+    """:return: A float for any number, and for text that is one: YAML reads ``3e-4``, which has no point, as text."""
+    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _whole(value: Any) -> Any:
     """:return: A whole number for ``1e6`` and numpy's."""
-    number = _number(value) if isinstance(value, str) else value
-    if isinstance(number, bool) or not isinstance(number, Real):
-        return value
-    if isinstance(number, Integral) or (math.isfinite(number) and float(number).is_integer()):
-        return int(number)
-    return value
+    number = _number(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]

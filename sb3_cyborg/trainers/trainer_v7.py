@@ -155,6 +155,7 @@ class TrainerV7:
         self.config = config
         self.run: Path | None = None
         self._eval_env: VecEnv | None = None
+        self._evaluation: callbacks.Evaluation | None = None
         if config.torch_threads is not None:
             th.set_num_threads(config.torch_threads)
 
@@ -199,8 +200,8 @@ class TrainerV7:
                 raise unknown_name("key in `norm_obs_keys`", unknown[0], parts)
         try:
             return VecNormalize(env, **arguments)
-        except TypeError as error:
-            raise ValueError(f"`normalize`={arguments} does not fit VecNormalize: {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`normalize` cannot be used for {self.config.env!r}: {error}") from error
 
     def _begin_episodes(self, num_timesteps: int) -> None:
         """Begin episodes for a model that was loaded: seeded by the step, and without a trace in the normalization."""
@@ -216,9 +217,11 @@ class TrainerV7:
         self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
 
     def _policy(self) -> str:
-        if self.config.policy != "auto":
-            return self.config.policy
-        space = self.env.observation_space
+        policy, space = self.config.policy, self.env.observation_space
+        if policy.startswith("Cnn") and not is_image_space(space):
+            raise ValueError(f"`policy`={policy!r} needs images, but {self.config.env!r} has {space}; 'auto' picks what fits.")
+        if policy != "auto":
+            return policy
         if isinstance(space, spaces.Dict):
             return "MultiInputPolicy"
         return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
@@ -240,12 +243,11 @@ class TrainerV7:
         if total_timesteps is not None:
             check_positive(total_timesteps=total_timesteps)
             self.config = self.config.changed(total_timesteps=int(total_timesteps))
+        run = self.open_run()
+        self._describe_run(run)
         total, done = self.config.total_timesteps, self.model.num_timesteps
-        if done >= total:
-            raise ValueError(f"The run has made {done:,} steps already; `total_timesteps`={total:,} must be more to go on.")
-        run = self._open_run()
         with contextlib.ExitStack() as stack:
-            self._evaluation, mark = None, callbacks.RolloutMark()
+            mark = callbacks.RolloutMark()
             mark.num_timesteps_kept = done
             parts = [mark, *self._callbacks(run, stack), *_as_list(callback)]
             stack.enter_context(_stop_on_signals(mark))
@@ -323,17 +325,25 @@ class TrainerV7:
 
     # --- a run
 
-    def _open_run(self) -> Path:
-        """:return: The run's folder, made and described."""
-        config = self.config
+    def open_run(self) -> Path:
+        """
+        :return: The folder of the run, which is made if there is none yet; :meth:`train` does it by itself.
+        :raises ValueError: if the run has come to its end, or if there is another one of its name.
+        """
+        config, done = self.config, self.model.num_timesteps
+        if done >= config.total_timesteps:
+            raise ValueError(
+                f"The run has made {done:,} steps already; `total_timesteps`={config.total_timesteps:,} must be more to go on."
+            )
         if self.run is None:
             self.run = _new_run(Path(config.log_dir), config.run_name, config.env)
-        run = self.run
-        checkpoints.write_text(run / checkpoints.CONFIG_FILE, config.to_yaml())
+        return self.run
+
+    def _describe_run(self, run: Path) -> None:
+        checkpoints.write_text(run / checkpoints.CONFIG_FILE, self.config.to_yaml())
         sessions = run / SESSIONS_FILE
         before = sessions.read_text(encoding="utf-8") if sessions.is_file() else ""
         checkpoints.write_text(sessions, before + yaml.safe_dump([_session(self.model)], sort_keys=False))
-        return run
 
     def _callbacks(self, run: Path, stack: contextlib.ExitStack) -> list[BaseCallback]:
         config = self.config
@@ -342,6 +352,7 @@ class TrainerV7:
         logger = callbacks.make_logger(board, config.verbose, self.model.num_timesteps, wandb)
         stack.callback(logger.close)
         self.model.set_logger(logger)
+        self._evaluation = None
         parts: list[BaseCallback] = [monitor := callbacks.MonitorLog(run, config.env)]
         stack.callback(monitor.close)
         if config.histograms and (config.tensorboard or config.wandb):
@@ -379,8 +390,10 @@ class TrainerV7:
 
     def _rescue(self, run: Path, error: BaseException) -> None:
         """Save what there is, and say where; nothing here may hide the error."""
+        path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
         try:
-            where = f"saved {self._save_checkpoint(run)}"
+            # One that is there is from the start of the rollout that broke off, so it can be gone on with exactly.
+            where = f"saved {path if path.exists() else self._save_checkpoint(run)}"
         except Exception as failure:
             where = f"nothing could be saved ({failure})"
         print(f"Stopped by {type(error).__name__} after {self.model.num_timesteps:,} steps: {where}.", file=sys.stderr)
