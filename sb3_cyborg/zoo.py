@@ -18,9 +18,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_cyborg.checks import check_options, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.envs.worker_vec_env import WorkerVecEnv
 from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
@@ -32,6 +34,9 @@ ALGO = "memory_ppo"
 
 LOG_FOLDER = "logs"
 """Where the Zoo's ``train`` writes if it is told nothing else."""
+
+GIVEN_BY_ZOO = {"env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
+"""Arguments of ``MemoryPPO`` that have no place in a file of hyperparameters."""
 
 TUNED = ("n_steps", "seq_len", "batch_size", "gamma", "gae_lambda")
 """What is sampled in another form than it is used in; a trial shows both."""
@@ -79,19 +84,24 @@ def _import_zoo(name: str) -> ModuleType:
 
 
 def _experiment_manager(base: type[Any]) -> type[Any]:
-    """:return: The Zoo's ``ExperimentManager``, which for ``memory_ppo`` reads our file, and refuses names that nobody reads."""
+    """
+    :param base: The Zoo's ``ExperimentManager``.
+    :return: One that for ``memory_ppo`` reads our file, refuses names that nobody reads, and says which worker died of what.
+    """
 
     class MemoryExperimentManager(base):  # type: ignore[misc]  # a class of a package without types
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
             if algo == ALGO and config is None:
                 config = str(hyperparams_file())
             super().__init__(args, algo, *rest, config=config, **options)
+            if algo == ALGO and self.vec_env_class is SubprocVecEnv:
+                self.vec_env_class, self.vec_env_kwargs = WorkerVecEnv, {"name": self.env_name.gym_id}
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
             # What the Zoo reads itself is gone from the first of these.
             processed = super()._preprocess_hyperparams(hyperparams)
             if self.algo == ALGO:
-                check_options(ALGO, processed[0], set(inspect.signature(MemoryPPO).parameters) - {"env"})
+                check_options(ALGO, processed[0], set(inspect.signature(MemoryPPO).parameters) - GIVEN_BY_ZOO)
             return processed
 
     return MemoryExperimentManager
@@ -235,6 +245,8 @@ def _plot(verb: str, arguments: Sequence[str]) -> None:
         _run(verb, [*defaults, *rest], script)
     if options.picture:
         _save_figures(options.picture)
+    elif _import_zoo("matplotlib").get_backend().lower() == "agg":
+        print("There is no display to show plots on: add --picture FILE to save them.", file=sys.stderr)
 
 
 def _save_figures(path: Path) -> None:
