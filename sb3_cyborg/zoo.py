@@ -71,14 +71,14 @@ def register() -> None:
 
 
 def _import_zoo(name: str) -> ModuleType:
-    """:return: A module of RL Zoo. What is registered with gymnasium stays: the Zoo, too, has ``CartPoleNoVel-v1`` and its like."""
+    """:return: A module of RL Zoo. Ids that gymnasium knows stay: the Zoo, too, has a ``CartPoleNoVel-v1`` and its like."""
     registered = dict(gym.registry)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Overriding environment .*NoVel")
             module = import_module(name)
     except ImportError as error:
-        raise ImportError(f'RL Zoo, or a package that it needs, is missing ({error}): pip install "sb3-cyborg[zoo]"') from error
+        raise ImportError(f'RL Zoo or a part of it cannot be imported ({error}): pip install "sb3-cyborg[zoo]"') from error
     gym.registry.update(registered)
     return module
 
@@ -89,7 +89,10 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
     :return: One that for ``memory_ppo`` reads our file, refuses names that nobody reads, and says which worker died of what.
     """
 
-    class MemoryExperimentManager(base):  # type: ignore[misc]  # a class of a package without types
+    class MemoryExperimentManager(base):  # type: ignore[misc]  # imported where it is used
+        vec_env_class: Any
+        vec_env_kwargs: dict[str, Any]
+
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
             if algo == ALGO and config is None:
                 config = str(hyperparams_file())
@@ -209,7 +212,7 @@ def _train(verb: str, arguments: Sequence[str]) -> None:
 
 
 def _where_trained(arguments: Sequence[str]) -> list[str]:
-    """:return: Arguments with ``memory_ppo`` and train's own folder as defaults; other algorithms have trained agents online."""
+    """:return: Arguments with the defaults ``memory_ppo`` and train's folder; the Zoo's own algorithms have agents online."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default=ALGO)
     algo = parser.parse_known_args(arguments)[0].algo

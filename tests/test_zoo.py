@@ -1,6 +1,8 @@
 """RL Zoo with ``memory_ppo`` in it: its commands, its files, its tuning, and our hyperparameters."""
 
 import argparse
+import itertools
+import os
 import subprocess
 import sys
 import warnings
@@ -16,12 +18,13 @@ import pytest
 import yaml
 from gymnasium import spaces
 from matplotlib.figure import Figure
+from optuna.storages.journal import JournalFileBackend
 from stable_baselines3.common.monitor import load_results
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs import FAMILIES
-from sb3_cyborg.envs.worker_vec_env import WorkerError, WorkerVecEnv
+from sb3_cyborg.envs.worker_vec_env import WorkerError
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches
 from sb3_cyborg.zoo import (
@@ -38,11 +41,11 @@ from tests.toys import ToyEnv
 
 register()
 
+import rl_zoo3.train  # noqa: E402
 from rl_zoo3.exp_manager import ExperimentManager  # noqa: E402
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER  # noqa: E402
-from rl_zoo3.train import ExperimentManager as OurExperimentManager  # noqa: E402
-from rl_zoo3.utils import ALGOS  # noqa: E402
 
+OurExperimentManager: Any = vars(rl_zoo3.train)["ExperimentManager"]
 HYPERPARAMS: dict[str, dict[str, Any]] = yaml.safe_load(hyperparams_file().read_text())
 QUICK = ["n_envs:2", "n_steps:64", "batch_size:64"]
 TOY = "tests/Toy-v0"
@@ -67,7 +70,7 @@ MADE_HERE = sorted(set(HYPERPARAMS) - set(SPACES) - {"default"})
 
 @pytest.fixture(autouse=True)
 def toy() -> Any:
-    gym.register(TOY, entry_point=ToyEnv)
+    gym.register(TOY, entry_point="tests.toys:ToyEnv")
     yield
     del gym.registry[TOY]
 
@@ -103,7 +106,7 @@ def weights(model: MemoryPPO) -> np.ndarray:
 
 def test_register_adds_one_algorithm() -> None:
     register()
-    assert ALGOS[ALGO] is MemoryPPO
+    assert rl_zoo3.ALGOS[ALGO] is MemoryPPO
     assert HYPERPARAMS_SAMPLER[ALGO] is sample_memory_ppo_params
     assert HYPERPARAMS_CONVERTER[ALGO] is convert_memory_ppo_params
     assert OurExperimentManager.__mro__[1] is ExperimentManager, "registered twice"
@@ -164,7 +167,7 @@ def test_enjoy_threads_the_state(zoo: Callable[..., str], monkeypatch: pytest.Mo
     calls: list[tuple[Any, Any, Any]] = []
     predict = MemoryPPO.predict
 
-    def spy(self: MemoryPPO, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+    def spy(self: MemoryPPO, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
         actions, new_state = predict(self, observation, state, episode_start, deterministic)
         calls.append((state, episode_start, new_state))
         return actions, new_state
@@ -174,7 +177,7 @@ def test_enjoy_threads_the_state(zoo: Callable[..., str], monkeypatch: pytest.Mo
     assert len(calls) == 40
     assert calls[0][0] is None
     assert calls[0][1].all()
-    for (_, _, returned), (state, _, _) in zip(calls, calls[1:], strict=False):
+    for (_, _, returned), (state, _, _) in itertools.pairwise(calls):
         assert state is returned
     assert 1 < sum(bool(start[0]) for _, start, _ in calls) < 40
     assert all(np.abs(leaf).sum() > 0 for leaf in calls[-1][2].values()), "the state is that of a memory in use"
@@ -187,14 +190,14 @@ def test_what_a_file_may_say(zoo: Callable[..., str]) -> None:
             "normalize:True",
             "frame_stack:2",
             "env_wrapper:'rl_zoo3.wrappers.TimeFeatureWrapper'",
-            "policy_kwargs:'dict(encoder=\"lstm\", memory=\"kv\", activation_fn=nn.ReLU)'",
+            'policy_kwargs:\'dict(encoder="lstm", memory="kv", activation_fn=nn.ReLU)\'',
             "learning_rate:'lin_1e-3'",
             "clip_range:'lin_0.2'",
             "burn_in:16",
         ),
     )
     model = trained()
-    assert model.observation_space.shape == (2 * 5,)  # type: ignore[comparison-overlap]  # None is for other spaces
+    assert model.observation_space.shape == (2 * 5,)
     assert model.lr_schedule(0.5) == pytest.approx(5e-4)
     assert model.clip_range(0.5) == pytest.approx(0.1)  # type: ignore[operator]  # a schedule by now
     assert (model.burn_in, model.seq_len) == (16, None)
@@ -216,6 +219,8 @@ def test_continue_training(zoo: Callable[..., str]) -> None:
 
 
 class BrokenEnv(ToyEnv):
+    """Raises in its first step."""
+
     def step(self, action: Any) -> Any:
         raise KeyError("the world is broken")
 
@@ -225,7 +230,7 @@ def test_subproc(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> No
     train(zoo, "--vec-env", "subproc")
     assert len(load_results(f"logs/{ALGO}/CartPole-v1_1")) > 0
     assert "Mean reward" in zoo("evaluate", "--env", "CartPole-v1", "-n", "60")
-    monkeypatch.setitem(gym.registry, TOY, gym.envs.registration.EnvSpec(TOY, BrokenEnv))
+    monkeypatch.setitem(gym.registry, TOY, gym.envs.registration.EnvSpec(TOY, "tests.test_zoo:BrokenEnv"))
     with pytest.raises(WorkerError, match=rf"\({TOY}\) failed in its worker process: KeyError: 'the world is broken'"):
         train(zoo, "--vec-env", "subproc", env=TOY)
 
@@ -248,7 +253,8 @@ def test_plots(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Figure, "savefig", spy)
     for seed in ("1", "2"):
         train(zoo, "--seed", seed, "--eval-freq", "64", env=TOY)
-    assert "Saved pictures/train.png" in zoo("plot_train", "-e", TOY, "-f", "logs", "-w", "5", "--picture", "pictures/train.png")
+    output = zoo("plot_train", "-e", TOY, "-f", "logs", "-w", "5", "--picture", "pictures/train.png")
+    assert "Saved pictures/train.png" in output
     output = zoo("all_plots", "-e", TOY, "-f", "logs", "-o", "results", "--no-million", "--picture", "all.png")
     assert "tests-Toy-v0" in output
     zoo("plot_from_file", "-i", "results.pkl", "--no-million", "--picture", "file.png")
@@ -262,9 +268,10 @@ def test_plots(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_other_algorithms_and_own_files(zoo: Callable[..., str]) -> None:
-    output = zoo("train", "--algo", "ppo_lstm", "--env", "CartPoleNoVel-v1", "-n", "64", "--eval-freq", "-1", "-params", "n_envs:2")
+    peer = ["--algo", "ppo_lstm", "--env", "CartPoleNoVel-v1", "-n"]
+    output = zoo("train", *peer, "64", "--eval-freq", "-1", "-params", "n_envs:2")
     assert "rl_zoo3/hyperparams/ppo_lstm.yml" in output
-    assert "Mean reward" in zoo("evaluate", "--algo", "ppo_lstm", "--env", "CartPoleNoVel-v1", "-n", "200", "-f", "logs")
+    assert "Mean reward" in zoo("evaluate", *peer, "200", "-f", "logs")
     Path("own.yml").write_text("CartPole-v1: {n_timesteps: 64, n_envs: 1, n_steps: 32, policy: MlpLstmPolicy}")
     output = zoo("train", "--env", "CartPole-v1", "--eval-freq", "-1", "-conf", "own.yml")
     assert "from: own.yml" in output
@@ -356,7 +363,7 @@ def test_optimize_then_train_with_a_trial(zoo: Callable[..., str], monkeypatch: 
 
 
 def _load_study() -> optuna.Study:
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    storage = optuna.storages.JournalStorage(JournalFileBackend("study.log"))
     return optuna.load_study(study_name="tuned", storage=storage)
 
 
@@ -369,7 +376,7 @@ def test_every_environment_has_an_entry() -> None:
     assert set(HYPERPARAMS) - ids == {"atari", "default", "CartPole-v1", "LunarLander-v3"}
 
 
-def set_up(name: str, folder: Path, **hyperparams: Any) -> tuple[OurExperimentManager, MemoryPPO]:
+def set_up(name: str, folder: Path, **hyperparams: Any) -> tuple[Any, MemoryPPO]:
     """:return: What the Zoo makes of an entry, up to the model."""
     quiet: dict[str, Any] = {"seed": 0, "verbose": 0, "eval_freq": -1, "device": "cpu", "hyperparams": hyperparams or None}
     manager = OurExperimentManager(argparse.Namespace(), ALGO, name, str(folder), **quiet)
@@ -400,7 +407,8 @@ def test_entry_by_spaces(name: str, tmp_path: Path) -> None:
     conf = tmp_path / "one.yml"
     conf.write_text(yaml.safe_dump({"tests/Spaces-v0": entry}))
     observations, actions = SPACES[name]
-    gym.register("tests/Spaces-v0", lambda: ToyEnv(observations, actions))
+    kwargs = {"observation_space": observations, "action_space": actions}
+    gym.register("tests/Spaces-v0", entry_point="tests.toys:ToyEnv", kwargs=kwargs)
     quiet: dict[str, Any] = {"seed": 0, "verbose": 0, "eval_freq": -1, "device": "cpu", "config": str(conf)}
     try:
         manager = OurExperimentManager(argparse.Namespace(), ALGO, "tests/Spaces-v0", str(tmp_path), **quiet)
@@ -431,17 +439,17 @@ def test_sampler_knows_what_the_constructor_takes() -> None:
 
 
 @pytest.mark.slow
-def test_file_is_in_wheel_and_sdist(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)], check=True, capture_output=True
-    )
+def test_file_is_in_sdist_and_wheel(tmp_path: Path) -> None:
+    # The wheel is built from the sdist.
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
+        archive.extractall(installed)
     code = "from sb3_cyborg.zoo import hyperparams_file; print(hyperparams_file())"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": "installed"}, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    found = tmp_path / "installed/sb3_cyborg/zoo_hyperparams/memory_ppo.yml"
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = installed / "sb3_cyborg/zoo_hyperparams/memory_ppo.yml"
     assert Path(done.stdout.strip()) == found
     assert found.read_text() == hyperparams_file().read_text()
