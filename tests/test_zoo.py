@@ -55,15 +55,17 @@ IMAGE = spaces.Box(0, 255, (64, 64, 3), np.uint8)
 FRAMES = spaces.Box(0, 255, (84, 84, 4), np.uint8)
 POV_AND_MORE = spaces.Dict({"pov": IMAGE, "vector": spaces.Box(-1, 1, (20,))})
 LANDER = spaces.Box(-1, 1, (8,))
+MAZE = spaces.Box(0, 1, (36,))
 MINERL = set(FAMILIES["MineRL"].kwargs)
 SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     "atari": (FRAMES, spaces.Discrete(6)),
     "LunarLander-v3": (LANDER, spaces.Discrete(4)),
     "LunarLanderNoVel-v3": (LANDER, spaces.Discrete(4)),
     "LunarLanderContinuousNoVel-v3": (LANDER, spaces.Box(-1, 1, (2,))),
+    **{name: (MAZE, spaces.Discrete(4)) for name in FAMILIES["POPGym"].kwargs if "Labyrinth" in name},
     **{name: (IMAGE if "reechop" in name else POV_AND_MORE, spaces.Discrete(18)) for name in MINERL},
 }
-"""Spaces of what needs Box2D, Atari's games or Minecraft to be made."""
+"""Spaces like those of what needs Box2D, Atari's games, mazelib or Minecraft to be made."""
 
 MADE_HERE = sorted(set(HYPERPARAMS) - set(SPACES) - {"default"})
 
