@@ -311,9 +311,7 @@ def test_a_callback_may_end_training(tmp_path: Path) -> None:
 def test_what_tensorboard_gets(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = tiny(
-        tmp_path, tensorboard=True, histograms=False, memory={"type": "pmm", "num_slots": 4}, eval_interval=128
-    ).train()
+    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_interval=128).train()
     board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
     tags = set(board.Tags()["scalars"])
     assert tags >= {
