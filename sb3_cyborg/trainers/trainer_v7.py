@@ -180,8 +180,10 @@ class TrainerV7:
                 self.model.learn(total - done, callback=CallbackList(parts), reset_num_timesteps=False)
             except BaseException as error:
                 self.model.num_timesteps = mark.num_timesteps_kept
-                self._rescue(run, error)
-                if mark.stop and isinstance(error, Exception):  # Ctrl-C ends processes of environments, too
+                # Ctrl-C ends processes of environments, too, which then is an error here.
+                interrupted = mark.stop and isinstance(error, Exception)
+                self._rescue(run, KeyboardInterrupt() if interrupted else error)
+                if interrupted:
                     raise KeyboardInterrupt(f"saved in {run}") from error
                 raise
             self.model.num_timesteps = mark.num_timesteps_kept
