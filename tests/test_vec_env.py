@@ -261,7 +261,7 @@ def test_every_family_has_ids() -> None:
         "MemoryChain": 1,
         "TMaze": 1,
         "NoVel": 6,
-        "POPGym": 42,
+        "POPGym": 48,
         "MiniGrid": 6,
         "Crafter": 1,
         "MineRL": 8,

@@ -8,28 +8,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_cyborg.envs.minigrid import MINIGRID_MEMORY_IDS
 from sb3_cyborg.envs.no_velocity import VELOCITY_INDICES
-
-POPGYM_TASKS = (
-    "Autoencode",
-    "Battleship",
-    "Concentration",
-    "CountRecall",
-    "HigherLower",
-    "MineSweeper",
-    "MultiarmedBandit",
-    "NoisyPositionOnlyCartPole",
-    "NoisyPositionOnlyPendulum",
-    "PositionOnlyCartPole",
-    "PositionOnlyPendulum",
-    "RepeatFirst",
-    "RepeatPrevious",
-    "VelocityOnlyCartpole",
-)
-POPGYM_NAMES = tuple(task + level for task in POPGYM_TASKS for level in ("Easy", "Medium", "Hard"))
-"""POPGym's environments, as it registers them without its optional mazes."""
-
-MINIGRID_MEMORY_SIZES = ("S7", "S9", "S11", "S13", "S13Random", "S17Random")
+from sb3_cyborg.envs.popgym import POPGYM_NAMES
 
 MINERL = {
     "minerl_treechop": "MineRLTreechop-v0",
@@ -77,7 +58,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "MiniGrid": Family(
         "sb3_cyborg.envs.minigrid:make_minigrid",
-        {f"sb3_cyborg/MiniGrid-Memory{size}-v0": {"env_id": f"MiniGrid-Memory{size}-v0"} for size in MINIGRID_MEMORY_SIZES},
+        {f"sb3_cyborg/{env_id}": {"env_id": env_id} for env_id in MINIGRID_MEMORY_IDS},
     ),
     "Crafter": Family("sb3_cyborg.envs.crafter:CrafterWoodEnv", {"sb3_cyborg/CrafterWood-v0": {}}, slow=True),
     "MineRL": Family(

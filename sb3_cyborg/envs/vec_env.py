@@ -112,7 +112,7 @@ def check_env_id(name: str) -> str:
     return name
 
 
-def make_env_by_id(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env_by_id(name: str, /, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     ``gym.make`` that renders to arrays unless told otherwise, as SB3's ``make_vec_env`` does.
 
