@@ -211,8 +211,8 @@ def test_the_policy_fits_the_observations(tmp_path: Path, env: str, policy: str,
     if policy == "MlpPolicy":
         assert trainer.env.observation_space.shape == (4 * stack,)
     if policy == "CnnPolicy":
-        assert isinstance(trainer.model.get_env(), VecTransposeImage)
-        assert isinstance(trainer.env, VecFrameStack)
+        assert isinstance(trainer.env, VecTransposeImage)
+        assert isinstance(trainer.env.venv, VecFrameStack)
     trainer.train()
     loaded = TrainerV7.load(run_folder(trainer), "last")
     assert loaded.evaluate(2) == trainer.evaluate(2)
@@ -232,6 +232,32 @@ def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_slots"):
         tiny(tmp_path, memory={"type": "slot", "num_slots": 0})
     assert list(tmp_path.iterdir()) == []  # nothing is left of a run that never began
+
+
+def test_evaluation_needs_no_training_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny(tmp_path, normalize=True).train()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("sb3_cyborg.trainers.trainer_v7.make_training_env", refuse)
+    loaded = TrainerV7.load(run_folder(trainer), "last")
+    assert loaded.evaluate(3) == trainer.evaluate(3)
+    loaded.close()
+    with pytest.raises(AssertionError):
+        TrainerV7.resume(run_folder(trainer), total_timesteps=512)
+
+
+def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, normalize=True).train()
+    trainer.save(tmp_path / "first.pt")
+    TrainerV7.load(tmp_path / "first.pt").save(tmp_path / "second.pt")
+    first, second = (read_checkpoint(tmp_path / name) for name in ("first.pt", "second.pt"))
+    assert first.progress == second.progress
+    statistics: list[Any] = [checkpoint.normalize.obs_rms for checkpoint in (first, second) if checkpoint.normalize]
+    assert np.array_equal(statistics[0].mean, statistics[1].mean)
+    assert th.equal(first.random["torch"], second.random["torch"])
+    assert TrainerV7.load(tmp_path / "second.pt").evaluate(2) == trainer.evaluate(2)
 
 
 # --- a run that ends early
@@ -311,10 +337,8 @@ def test_a_callback_may_end_training(tmp_path: Path) -> None:
 def test_what_tensorboard_gets(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = tiny(
-        tmp_path, tensorboard=True, histograms=False, memory={"type": "pmm", "num_slots": 4}, eval_interval=128
-    ).train()
-    board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
+    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_interval=128).train()
+    board = EventAccumulator(str(run_folder(trainer) / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     tags = set(board.Tags()["scalars"])
     assert tags >= {
         "eval/mean_reward",
@@ -332,6 +356,11 @@ def test_what_tensorboard_gets(tmp_path: Path) -> None:
         "train/value_loss",
     }
     assert [event.step for event in board.Scalars("eval/mean_reward")] == [128, 256]
+    gates = [event.histogram_value for event in board.Histograms("memory/write_gates")]
+    assert len(gates) == 256 // ROLLOUT
+    for histogram in gates:
+        assert histogram.num == ROLLOUT
+        assert 0 <= histogram.min <= histogram.max <= 1
 
 
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -378,12 +407,13 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64).train()
+    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64, memory={"type": "pmm", "num_slots": 4}).train()
     run = run_folder(trainer)
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     assert b"train/ratio_error" in content
     assert b"eval/mean_reward" in content
+    assert b"memory/write_gates" in content
     assert (run / "wandb_id").read_text() in file.name
 
 
@@ -391,6 +421,12 @@ def test_wandb_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r'pip install "sb3-cyborg\[wandb\]"'):
         tiny(tmp_path, wandb=True).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_learns_on_without_its_trainer(tmp_path: Path) -> None:
+    model = tiny(tmp_path, tensorboard=True, histograms=False).train().model
+    assert model.learn(64, reset_num_timesteps=False).num_timesteps == 320
 
 
 def test_without_its_extra() -> None:
