@@ -45,6 +45,8 @@ Examples:
   sb3-cyborg train --resume runs/CartPole-v1_1 --timesteps 100_000
 """
 
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
 app = typer.Typer(
     name="sb3-cyborg",
     help="Agents that remember, for Stable-Baselines3. Each command has its own --help, with examples.",
@@ -52,7 +54,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings=CONTEXT,
 )
 
 
@@ -348,7 +350,7 @@ def zoo(context: typer.Context) -> None:
 
 def train_main() -> None:
     """What ``examples/train_v7.py`` runs: ``sb3-cyborg train`` by itself."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
     single.command("train", help=TRAIN_HELP)(train)
     single()
 
