@@ -45,6 +45,8 @@ Examples:
   sb3-cyborg train --resume runs/CartPole-v1_1 --timesteps 100_000
 """
 
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
 app = typer.Typer(
     name="sb3-cyborg",
     help="Agents that remember, for Stable-Baselines3. Each command has its own --help, with examples.",
@@ -52,7 +54,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings=CONTEXT,
 )
 
 
@@ -145,16 +147,6 @@ Stochastic = Annotated[bool, typer.Option("--stochastic", help="Sample actions i
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes a GPU if there is one.")]
 
 
-def _load(run: Path, which: str, device: str) -> "TrainerV7":
-    from sb3_cyborg.trainers.checkpoints import find_checkpoint
-    from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-
-    path = find_checkpoint(run, which)
-    trainer = TrainerV7.load(path, device=device)
-    print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
-    return trainer
-
-
 @app.command("eval")
 def evaluate(
     run: Run,
@@ -175,7 +167,12 @@ def evaluate(
     with errors_as_lines():
         import numpy as np
 
-        trainer = _load(run, which, device)
+        from sb3_cyborg.trainers.checkpoints import find_checkpoint
+        from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+        path = find_checkpoint(run, which)
+        trainer = TrainerV7.load(path, device=device)
+        print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
         returns, lengths = trainer.evaluate_episodes(episodes, deterministic=not stochastic)
         trainer.close()
         print(f"return {np.mean(returns):.3f} +/- {np.std(returns):.3f} (std of {episodes} episodes), ", end="")
@@ -188,7 +185,7 @@ def enjoy(
     video: Annotated[Path | None, typer.Option("--video", help="A .gif or .mp4 file instead of a window.")] = None,
     episodes: Annotated[int, typer.Option("--episodes", help="How many.")] = 3,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Stop there in any case.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episodes.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episodes; that of the run if left out.")] = None,
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
@@ -202,25 +199,18 @@ def enjoy(
       sb3-cyborg enjoy runs/CartPole-v1_1 --video agent.gif --episodes 1
     """
     with errors_as_lines():
-        from sb3_cyborg.trainers import recording
+        from sb3_cyborg.trainers.recording import enjoy_run
 
-        if video is None:
-            recording.check_display()
-        else:
-            recording.check_video(video)
-        trainer = _load(run, which, device)
-        env = trainer.make_eval_env("human" if video is None else "rgb_array")
-        recording.enjoy(
-            trainer.model,
-            env,
+        enjoy_run(
+            run,
             video=video,
+            which=which,
+            device=device,
+            seed=seed,
             n_episodes=episodes,
             max_steps=max_steps,
             deterministic=not stochastic,
-            seed=seed,
         )
-        env.close()
-        trainer.close()
 
 
 @app.command()
@@ -255,7 +245,7 @@ def inspect_memory(
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")] = Path("memory.png"),
     max_steps: Annotated[int, typer.Option("--max-steps", help="Stop there if the episode is longer.")] = 500,
     heads: Annotated[str, typer.Option("--heads", help="mean, max, or the number of one head.")] = "mean",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the episode.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episode; that of the run if left out.")] = None,
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
@@ -269,18 +259,19 @@ def inspect_memory(
       sb3-cyborg inspect runs/sb3_cyborg-TMaze-v0_1 --output maze.png --heads max
     """
     with errors_as_lines():
-        from sb3_cyborg.trainers.inspection import inspect_episode
-        from sb3_cyborg.trainers.inspection_figure import draw_inspection
+        from sb3_cyborg.trainers.inspection import inspect_run
 
-        trainer = _load(run, which, device)
-        env = trainer.make_eval_env()
-        episode = inspect_episode(
-            trainer.model, env, deterministic=not stochastic, max_steps=max_steps, seed=seed, name=trainer.config.env
+        episode = inspect_run(
+            run,
+            output,
+            which=which,
+            device=device,
+            heads=int(heads) if heads.isdigit() else heads,
+            deterministic=not stochastic,
+            max_steps=max_steps,
+            seed=seed,
         )
-        path = draw_inspection(episode, output, int(heads) if heads.isdigit() else heads)
-        env.close()
-        trainer.close()
-        print(f"{path}: {episode.steps} steps, return {episode.rewards.sum():.3f}")
+        print(f"{output}: {episode.steps} steps of {episode.name}, return {episode.rewards.sum():.3f}")
 
 
 # --- environments and RL Zoo ------------------------------------------------------------------------------------------
@@ -359,7 +350,7 @@ def zoo(context: typer.Context) -> None:
 
 def train_main() -> None:
     """What ``examples/train_v7.py`` runs: ``sb3-cyborg train`` by itself."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
     single.command("train", help=TRAIN_HELP)(train)
     single()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -410,7 +411,9 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64, memory={"type": "pmm", "num_slots": 4}).train()
     run = run_folder(trainer)
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    content = file.read_bytes()
+    deadline = time.monotonic() + 60
+    while b"train/ratio_error" not in (content := file.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # W&B's own process writes it, a little after `finish`
     assert b"train/ratio_error" in content
     assert b"eval/mean_reward" in content
     assert b"memory/write_gates" in content

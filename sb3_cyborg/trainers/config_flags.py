@@ -40,7 +40,10 @@ def _options() -> dict[str, tuple[Any, Any]]:
 
 
 def _plain(value: object) -> object:
-    return {None: "null", True: "on", False: "off"}.get(value, value) if value is None or isinstance(value, bool) else value
+    """:return: A default as it is written in YAML, or as a switch."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "null" if value is None else value
 
 
 def with_config_flags(function: Callable[..., None]) -> Callable[..., None]:
