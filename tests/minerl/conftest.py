@@ -1,7 +1,6 @@
 """The genuine MineRL 0.4.4, and in Minecraft's place a test double that its genuine launcher starts."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,25 +17,6 @@ from sb3_cyborg.envs.minerl.process import JARS
 th.set_num_threads(1)
 DOUBLE = Path(__file__).with_name("malmo_double.py")
 LAUNCHER = f'#!/bin/bash\n"{sys.executable}" "{DOUBLE}" "$@"\n'
-
-
-def descendants() -> list[psutil.Process]:
-    """:return: Minecrafts, launchers and watchers that this test has started, also those that have lost their parent."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ", "status"]):
-        command = " ".join(process.info["cmdline"] or [])
-        ours = str(DOUBLE) in command or "launchClient.sh" in command or f"process_watcher {os.getpid()} " in command
-        if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
-
-
-def assert_no_process_is_left(allowed: int = 0, within: float = 10.0) -> None:
-    """MineRL's watcher sees within a second or two that there is nothing left to watch."""
-    end = time.monotonic() + within
-    while len(descendants()) > allowed and time.monotonic() < end:
-        time.sleep(0.1)
-    assert len(descendants()) <= allowed, [process.info["cmdline"] for process in descendants()]
 
 
 class Minecraft:
@@ -59,6 +39,23 @@ class Minecraft:
         env = MineRLEnv(env_id, **kwargs)
         self.envs.append(env)
         return env
+
+    def processes(self) -> list[list[str]]:
+        """:return: Command lines of all that the test has started and that is alive, also of what has lost its parent."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "environ", "status"]):
+            ours = (process.info["environ"] or {}).get("MALMO_DOUBLE") == str(self.folder)
+            command = process.info["cmdline"] or []
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(command):
+                found.append(command)
+        return found
+
+    def assert_processes(self, number: int) -> None:
+        """MineRL's watcher sees within a second or two that there is nothing left to watch."""
+        end = time.monotonic() + 10
+        while len(self.processes()) > number and time.monotonic() < end:
+            time.sleep(0.1)
+        assert len(self.processes()) == number, self.processes()
 
     @property
     def launches(self) -> int:
@@ -93,7 +90,7 @@ def minecraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Minec
     for env in minecraft.envs:
         env.close()
     assert InstanceManager._instance_pool == []
-    assert_no_process_is_left()
+    minecraft.assert_processes(0)
 
 
 @pytest.fixture

@@ -2,18 +2,19 @@
 A test double of Minecraft at the wire: a process that the genuine launcher of MineRL starts, and that speaks the protocol of
 Malmo's ``MalmoEnvServer.java`` (length-prefixed messages) to the genuine client of MineRL. Standard library only.
 
-It reads ``plan.json`` in the folder that ``MALMO_DOUBLE`` names, ``{"launches": [plan, ...], "default": plan}``, and writes what it
-was told to ``transcript-<launch>.jsonl``. A plan may hold:
+It reads ``plan.json`` in the folder that ``MALMO_DOUBLE`` names, ``{"launches": [plan, ...], "default": plan}``, and writes
+what it was told to ``transcript-<launch>.jsonl``. A plan may hold:
 
 - ``launch``: ``"silent"`` (never ready) or ``"exit"`` (dies at once);
 - ``mission``: ``"hang"`` (never answers a mission);
-- ``fault`` and ``at``: what goes wrong at which step of the launch, counted from 1: ``"drop"``, ``"drop in reply"``, ``"drop after
-  reply"``, ``"hang"``, ``"kill"`` (of itself) or ``"orphan"`` (its launcher is killed, and it hangs);
+- ``fault`` and ``at``: what goes wrong at which step of the launch, counted from 1: ``"drop"``, ``"drop in reply"``,
+  ``"drop after reply"``, ``"hang"``, ``"kill"`` (of itself) or ``"orphan"`` (its launcher is killed, and it hangs);
 - ``done_at``: the tick of an episode at which Minecraft ends it;
 - ``attack_reward``: the reward of a tick in which the agent attacks; 1 without it;
 - ``world``: what each observation holds beside the image.
 """
 
+import itertools
 import json
 import os
 import random
@@ -43,6 +44,7 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
+        self.number = 0
 
     def _exactly(self, size: int) -> bytes:
         data = b""
@@ -81,14 +83,15 @@ class Minecraft:
         self.done = False
 
     def serve(self, server: socket.socket) -> None:
-        while True:
-            sock, _ = server.accept()
-            threading.Thread(target=self._talk, args=(Connection(sock),), daemon=True).start()
+        for number in itertools.count():
+            client = Connection(server.accept()[0])
+            client.number = number
+            threading.Thread(target=self._talk, args=(client,), daemon=True).start()
 
     def _talk(self, client: Connection) -> None:
         try:
             hello = client.receive()
-            self._note(hello=hello, nodelay=client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+            self._note(client, hello=hello, nodelay=client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
             if not hello.startswith(HELLO):
                 raise Gone
             while True:
@@ -96,23 +99,23 @@ class Minecraft:
         except (Gone, OSError):
             client.socket.close()
 
-    def _note(self, **what: Any) -> None:
-        print(json.dumps(what), file=self.transcript)
+    def _note(self, client: Connection, **what: Any) -> None:
+        print(json.dumps({"connection": client.number, **what}), file=self.transcript)
 
     def _answer(self, client: Connection, message: str) -> None:
         if message.startswith("<StepClient0>"):
             self._step(client, message.removeprefix("<StepClient0>").removesuffix("</StepClient0 >"))
         elif message.startswith("<StepServer>"):
-            self._note(message=message)
+            self._note(client, message=message)
         elif message.startswith("<MissionInit"):
             token = client.receive()
-            self._note(message="<MissionInit", token=token, xml=message)
+            self._note(client, message="<MissionInit", token=token, xml=message)
             self._mission(client, token)
         elif message.startswith("<Peek"):
-            self._note(message=message)
+            self._note(client, message=message)
             client.send(self._image(), self._info(), struct.pack("!b", self.done))
         elif message.startswith("<Quit"):
-            self._note(message=message)
+            self._note(client, message=message)
             client.send(struct.pack("!I", 1))
         elif message.startswith("<Exit"):
             client.send(struct.pack("!I", 1))
@@ -120,7 +123,7 @@ class Minecraft:
         elif message.startswith("<Disconnect"):
             raise Gone
         else:
-            self._note(unknown=message)
+            self._note(client, unknown=message)
             raise Gone
 
     def _mission(self, client: Connection, token: str) -> None:
@@ -139,7 +142,7 @@ class Minecraft:
 
     def _step(self, client: Connection, command: str) -> None:
         self.steps += 1
-        self._note(command=command)
+        self._note(client, command=command)
         fault = self.plan.get("fault") if self.steps == self.plan.get("at") else None
         if fault == "drop":
             raise Gone

@@ -92,7 +92,7 @@ def macro_actions(action_space: Any) -> tuple[MacroAction, ...]:
             table += [MacroAction(f"{key} {value}", choices={key: value}) for value in sorted(set(values) - idle)]
     if len(table) < 2:
         raise ValueError(
-            f"No macro action fits an action space with the keys {sorted(action_space.spaces)}: it takes keys such as 'forward', "
-            "'attack' and 'camera'. MineRL's obfuscated tasks (...VectorObf-v0) have none of them."
+            f"No macro action fits an action space with the keys {sorted(action_space.spaces)}: it takes keys such as "
+            "'forward', 'attack' and 'camera'. MineRL's obfuscated tasks (...VectorObf-v0) have none of them."
         )
     return tuple(table)

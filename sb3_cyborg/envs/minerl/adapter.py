@@ -1,6 +1,7 @@
 """MineRL as a gymnasium environment that survives its simulator."""
 
 import logging
+from numbers import Real
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from gymnasium import spaces
 from sb3_cyborg.checks import check_positive, check_whole, unknown_name
 from sb3_cyborg.envs.minerl.actions import macro_actions
 from sb3_cyborg.envs.minerl.observations import FrameStack, Observation, ObservationEncoder
-from sb3_cyborg.envs.minerl.process import MineRLError, Simulator, find_simulator, make_task
+from sb3_cyborg.envs.minerl.process import PAGE, MineRLError, Simulator, describe, find_simulator, make_task
 
 # Names under which gymnasium has them, and the task of MineRL that each stands for.
 MINERL_IDS = {
@@ -84,8 +85,9 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         if restart_every is not None:
             check_positive(restart_every=restart_every)
         self._timeouts = {"launch_timeout": launch_timeout, "reset_timeout": reset_timeout, "step_timeout": step_timeout}
+        seconds: Any
         for name, seconds in self._timeouts.items():
-            if not 0 < seconds < float("inf"):
+            if not isinstance(seconds, Real) or not 0 < seconds < float("inf"):
                 raise ValueError(f"`{name}` must be a number of seconds above 0, got {seconds!r}.")
         if render_mode not in (None, "rgb_array"):
             raise unknown_name("render mode", render_mode, ["rgb_array"])
@@ -100,13 +102,13 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         self._table = macro_actions(self._minerl_actions)
         self.action_names = tuple(action.name for action in self._table)
         self.vector_names = tuple(self._encoder.vector_names) * frame_stack
-        self.action_space = spaces.Discrete(len(self._table))
+        self.action_space: spaces.Discrete = spaces.Discrete(len(self._table))
         self.observation_space = self._encoder.space(frame_stack)
 
         self.faults = 0  # all there were
         self.launches = 0
         self._row = 0  # of faults
-        self._last_error: Exception | None = None
+        self._last_error: Exception = RuntimeError("none so far")
         self._good_steps = 0
         self._simulator: Simulator | None = None
         self._frames = FrameStack(frame_stack)
@@ -153,7 +155,7 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
                 raw, gain, done, info = self._simulator.step(command)
             except Exception as error:
                 self._fault(error)
-                info = {"minerl_fault": f"{type(error).__name__}: {error}"}
+                info = {"minerl_fault": describe(error)}
                 break
             reward += gain
             self._ticks += 1
@@ -171,7 +173,7 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         self._running = not (done or lost)
         return observation, reward, done and not time_up, lost or time_up, {**info, "ticks": self._ticks}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """:return: The last image of the player's view, (height, width, 3) of uint8, if that is the ``render_mode``."""
         if self.render_mode is None or self._pov is None:
             return None
@@ -190,7 +192,7 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         return frame
 
     def _is_time_up(self) -> bool:
-        """:return: Whether an episode that has ended did so because of its time, which says nothing about what it was worth."""
+        """:return: Whether an episode that has ended did so because of its time, and not because of what was done."""
         solved = self._solved_at is not None and self._return >= self._solved_at
         return self.max_ticks is not None and self._ticks >= self.max_ticks - TIME_UP_SLACK and not solved
 
@@ -204,8 +206,8 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
             except Exception as error:
                 self._fault(error)
         raise MineRLError(
-            f"{self.env_id} gives up after {self._row} faults of Minecraft in a row (`retries`={self.retries}); the last: "
-            f"{type(self._last_error).__name__}: {self._last_error}. Minecraft has been ended. What to look at: docs/minerl.md."
+            f"{self.env_id} gives up after {self._row} faults of Minecraft in a row (`retries`={self.retries}). Minecraft has "
+            f"been ended; {PAGE} says what to look at. The last fault: {describe(self._last_error)}"
         ) from self._last_error
 
     def _fault(self, error: Exception) -> None:
@@ -214,5 +216,5 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         self._row += 1
         self._good_steps = 0
         self._last_error = error
-        logger.warning("%s, fault %d in a row: %s: %s", self.env_id, self._row, type(error).__name__, error)
+        logger.warning("%s, fault %d in a row: %s", self.env_id, self._row, describe(error))
         self.close()

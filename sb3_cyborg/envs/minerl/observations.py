@@ -33,9 +33,9 @@ class ObservationEncoder:
     """
     Turns an observation of MineRL into what SB3 takes, from whichever keys there are.
 
-    ``pov`` alone becomes a ``Box`` (height, width, 3) of uint8. Where there is more, the observation is a ``Dict`` of ``pov`` and
-    ``vector`` (float32): sine and cosine of the compass angle; each count of the inventory divided by 64; the item in the main
-    hand as one-hot, and how worn it is (0 new, 1 broken). Keys that are none of these are left out.
+    ``pov`` alone becomes a ``Box`` (height, width, 3) of uint8. Where there is more, the observation is a ``Dict`` of ``pov``
+    and ``vector`` (float32): sine and cosine of the compass angle; each count of the inventory divided by 64; the item in the
+    main hand as one-hot, and how worn it is (0 new, 1 broken). Keys that are none of these are left out.
 
     :param observation_space: MineRL's ``Dict``.
     """
@@ -117,5 +117,5 @@ class FrameStack:
         """:return: The stacked frames, new arrays each time."""
         first = self._frames[0]
         if isinstance(first, dict):
-            return {key: np.concatenate([frame[key] for frame in self._frames], axis=-1) for key in first}  # type: ignore[call-overload, index]
-        return np.concatenate(list(self._frames), axis=-1)  # type: ignore[arg-type]
+            return {key: np.concatenate([frame[key] for frame in self._frames], axis=-1) for key in first}
+        return np.concatenate(list(self._frames), axis=-1)

@@ -1,5 +1,6 @@
 """Minecraft as a process: what has to be installed, launching it with a watchdog, and ending it without leaving anything."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -23,6 +24,12 @@ class MineRLError(RuntimeError):
     """Minecraft could not be brought back: the retries of ``MineRLEnv`` are used up."""
 
 
+def describe(error: BaseException) -> str:
+    """:return: An error in one line; MineRL puts all that Minecraft has printed into some, of which the end is kept."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message if len(message) <= 300 else '...' + message[-300:]}"
+
+
 def import_minerl() -> Any:
     """
     Import MineRL, which registers its tasks with the old ``gym``.
@@ -32,18 +39,18 @@ def import_minerl() -> Any:
     """
     try:
         import gym
-        import minerl  # noqa: F401
+        import minerl.herobraine.envs  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"MineRL's tasks need the packages minerl and gym, and {error.name!r} is missing. They go into an environment of their "
-            "own, with Java 8 to build the simulator: `pip install --no-deps minerl==0.4.4 gym==0.17.3` and what else "
+            f"MineRL's tasks need the packages minerl and gym, and {error.name!r} is missing. They go into an environment of "
+            "their own, with Java 8 to build the simulator: `pip install --no-deps minerl==0.4.4 gym==0.17.3` and what else "
             f"{PAGE} says."
         ) from error
     except Exception as error:
         version = getattr(sys.modules.get("gym"), "__version__", "unknown")
         raise ImportError(
-            f"MineRL is installed, but cannot be imported beside gym {version} ({type(error).__name__}: {error}). MineRL 0.4.4 works "
-            f"with gym 0.17.3 and 0.19.0: `pip install --no-deps gym==0.17.3`. See {PAGE}."
+            f"MineRL is installed, but cannot be imported beside gym {version} ({describe(error)}). MineRL 0.4.4 works with "
+            f"gym 0.17.3 and 0.19.0: `pip install --no-deps gym==0.17.3`. See {PAGE}."
         ) from error
     return gym
 
@@ -74,8 +81,8 @@ def find_simulator() -> Path:
         if (libs / jar).is_file():
             return libs / jar
     raise FileNotFoundError(
-        f"MineRL is installed, but not its simulator: neither of {', '.join(JARS)} is in {libs}. It is built when MineRL is installed "
-        f"with Java 8 and Gradle's downloads: see {PAGE}."
+        f"MineRL is installed, but not its simulator: neither of {', '.join(JARS)} is in {libs}. It is built when MineRL is "
+        f"installed, with Java 8 and Gradle's downloads: see {PAGE}."
     )
 
 
@@ -91,17 +98,13 @@ def processes_of(instance: Any) -> list[Any]:
     if launcher is None:
         return []
     found = {}
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         found = {process.pid: process for process in launcher.children(recursive=True)}
-    except psutil.NoSuchProcess:
-        pass
     if hasattr(os, "getsid"):
         for pid in psutil.pids():
-            try:
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
                 if os.getsid(pid) == launcher.pid:
                     found.setdefault(pid, psutil.Process(pid))
-            except (OSError, psutil.NoSuchProcess):
-                continue
     found[launcher.pid] = launcher
     return list(found.values())
 
@@ -111,10 +114,8 @@ def kill(instance: Any) -> None:
     import psutil
 
     for process in processes_of(instance):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def stop(instance: Any) -> None:
@@ -135,10 +136,8 @@ def stop(instance: Any) -> None:
         instance.client_socket = None
     processes = processes_of(instance)
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(processes, timeout=LAUNCHER_WAIT)
     kill(instance)
     _, alive = psutil.wait_procs(processes, timeout=LAUNCHER_WAIT)
@@ -236,8 +235,7 @@ class Simulator:
         """
         :param action: An action of MineRL.
         :return: MineRL's observation, reward, done and info.
-        :raises ConnectionError: where MineRL returns a random observation, where it calls a lost connection the end of an
-            episode, and after a step that Ctrl-C interrupted.
+        :raises ConnectionError: where MineRL returns a random observation, and after a step that Ctrl-C interrupted.
         """
         if self._in_step:
             raise ConnectionError("A step was interrupted, and its answer is still on the way.")
@@ -245,11 +243,12 @@ class Simulator:
         observation, reward, done, info = self._env.step(action)
         self._in_step = False
         if "error" in info:
-            raise ConnectionError(f"MineRL lost Minecraft: {info['error']}")
-        by_time_limit = info.get("TimeLimit.truncated", False)
-        if done and not by_time_limit and not all(self._env.unwrapped.has_finished.values()):
-            raise ConnectionError("MineRL lost Minecraft between two steps.")
+            raise ConnectionError(f"MineRL lost Minecraft, and says {info['error']!r}")
         return observation, float(reward), bool(done), info
+
+    def processes(self) -> list[Any]:
+        """:return: What runs, as ``psutil.Process``."""
+        return processes_of(self.instance)
 
     def close(self) -> None:
         """End Minecraft and all that belongs to it."""
