@@ -1,6 +1,7 @@
 """Memory for Stable-Baselines3: recurrent PPO with encoders and external memories, and honest states."""
 
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7, register_encoder
+from sb3_cyborg.envs import make_memory_vec_env, register_envs
 from sb3_cyborg.memories.memory_v7 import MemoryV7, register_memory
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.policies import (
@@ -13,6 +14,8 @@ from sb3_cyborg.sequence_model import SequenceModel, Stack, State
 
 __version__ = "0.1.0"
 
+register_envs()
+
 __all__ = [
     "EncoderV7",
     "MemoryActorCriticCnnPolicy",
@@ -24,6 +27,7 @@ __all__ = [
     "SequenceModel",
     "Stack",
     "State",
+    "make_memory_vec_env",
     "register_encoder",
     "register_memory",
 ]

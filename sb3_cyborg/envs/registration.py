@@ -1,0 +1,102 @@
+"""
+Ids of the environments. They are registered with gymnasium on ``import sb3_cyborg``, as strings alone: what an
+environment needs is imported when one is made, and a package that is missing is an error that names the extra.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+from sb3_cyborg.envs.no_velocity import VELOCITY_INDICES
+
+POPGYM_TASKS = (
+    "Autoencode",
+    "Battleship",
+    "Concentration",
+    "CountRecall",
+    "HigherLower",
+    "MineSweeper",
+    "MultiarmedBandit",
+    "NoisyPositionOnlyCartPole",
+    "NoisyPositionOnlyPendulum",
+    "PositionOnlyCartPole",
+    "PositionOnlyPendulum",
+    "RepeatFirst",
+    "RepeatPrevious",
+    "VelocityOnlyCartpole",
+)
+POPGYM_NAMES = tuple(task + level for task in POPGYM_TASKS for level in ("Easy", "Medium", "Hard"))
+"""POPGym's environments, as it registers them without its optional mazes."""
+
+MINIGRID_MEMORY_SIZES = ("S7", "S9", "S11", "S13", "S13Random", "S17Random")
+
+MINERL = {
+    "minerl_treechop": "MineRLTreechop-v0",
+    "minerl_navigate": "MineRLNavigate-v0",
+    "minerl_navigate_dense": "MineRLNavigateDense-v0",
+    "minerl_obtain_diamond": "MineRLObtainDiamond-v0",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    Environments that come from one place.
+
+    :param entry_point: What makes one, as ``module:name``.
+    :param kwargs: Keyword arguments of each id.
+    :param native: An SB3 ``VecEnv`` of many of them, as ``module:name``, or ``None``.
+    :param slow: Whether a step takes so long that a process each pays.
+    """
+
+    entry_point: str
+    kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    native: str | None = None
+    slow: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "MemoryChain": Family(
+        "sb3_cyborg.envs.memory_chain:MemoryChainEnv",
+        {"sb3_cyborg/MemoryChain-v0": {}},
+        native="sb3_cyborg.envs.memory_chain:MemoryChainVecEnv",
+    ),
+    "TMaze": Family(
+        "sb3_cyborg.envs.t_maze:TMazeEnv",
+        {"sb3_cyborg/TMaze-v0": {}},
+        native="sb3_cyborg.envs.t_maze:TMazeVecEnv",
+    ),
+    "NoVel": Family(
+        "sb3_cyborg.envs.no_velocity:make_no_velocity",
+        {env_id.replace("-v", "NoVel-v"): {"env_id": env_id} for env_id in VELOCITY_INDICES},
+    ),
+    "POPGym": Family(
+        "sb3_cyborg.envs.popgym:make_popgym",
+        {f"sb3_cyborg/popgym-{name}-v0": {"name": name} for name in POPGYM_NAMES},
+    ),
+    "MiniGrid": Family(
+        "sb3_cyborg.envs.minigrid:make_minigrid",
+        {f"sb3_cyborg/MiniGrid-Memory{size}-v0": {"env_id": f"MiniGrid-Memory{size}-v0"} for size in MINIGRID_MEMORY_SIZES},
+    ),
+    "Crafter": Family("sb3_cyborg.envs.crafter:CrafterWoodEnv", {"sb3_cyborg/CrafterWood-v0": {}}, slow=True),
+    "MineRL": Family(
+        "sb3_cyborg.envs.minerl:MineRLEnv",
+        {env_id: {"env_id": official} for short, official in MINERL.items() for env_id in (short, official)},
+        slow=True,
+    ),
+}
+"""All environments of this package, by family."""
+
+
+def register_envs() -> None:
+    """Register what is not registered yet: RL Zoo, for one, has ``CartPoleNoVel-v1`` and its like, too."""
+    for family in FAMILIES.values():
+        for env_id, kwargs in family.kwargs.items():
+            if env_id not in gym.registry:
+                gym.register(env_id, entry_point=family.entry_point, kwargs=kwargs)
+
+
+def family_of(env_id: str) -> Family | None:
+    """:return: The family of an environment of this package, or ``None`` for any other."""
+    return next((family for family in FAMILIES.values() if env_id in family.kwargs), None)

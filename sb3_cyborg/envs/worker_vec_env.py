@@ -1,0 +1,134 @@
+"""Environments in processes of their own, where one that dies is an error that says so."""
+
+import contextlib
+import multiprocessing as mp
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import CloudpickleWrapper, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env.subproc_vec_env import _worker
+
+POLL_SECONDS = 1.0
+"""How often a worker that has not answered is looked at: a sibling may hold its end of the pipe open, so that no end comes."""
+
+
+class WorkerError(RuntimeError):
+    """An environment failed in its process, or the process died."""
+
+
+class _Failure:
+    """What a worker sends in place of an answer: the error's own line and the traceback."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.summary = f"{type(error).__name__}: {error}"
+        self.traceback = traceback.format_exc()
+
+
+def _reporting_worker(remote: Connection, parent_remote: Connection, make_env: CloudpickleWrapper) -> None:
+    try:
+        _worker(remote, parent_remote, make_env)
+    except Exception as error:
+        with contextlib.suppress(OSError):  # the parent may be gone
+            remote.send(_Failure(error))
+
+
+class _Remote:
+    """
+    The parent's end of a pipe, which knows whose it is.
+
+    :param connection: The pipe.
+    :param process: The worker at its other end.
+    :param label: What to call the environment in an error.
+    :param on_error: Called before an error is raised.
+    """
+
+    def __init__(self, connection: Connection, process: BaseProcess, label: str, on_error: Callable[[], None]) -> None:
+        self.connection, self.process, self.label, self.on_error = connection, process, label, on_error
+
+    def send(self, message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:
+            self.recv()  # it may have said why before it died
+            raise self._death() from None
+
+    def recv(self) -> Any:
+        try:
+            while not self.connection.poll(POLL_SECONDS):
+                if not self.process.is_alive() and not self.connection.poll():
+                    raise EOFError
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        if isinstance(answer, _Failure):
+            self.on_error()
+            raise WorkerError(f"{self.label} failed in its worker process: {answer.summary}\n\n{answer.traceback}")
+        return answer
+
+    def _death(self) -> WorkerError:
+        self.process.join(timeout=5)
+        code = self.process.exitcode
+        self.on_error()
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return WorkerError(f"The worker process of {self.label} {how}. Out of memory? See what it printed before.")
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class WorkerVecEnv(SubprocVecEnv):
+    """
+    SB3's ``SubprocVecEnv``, but an environment that raises or a process that dies is a :class:`WorkerError` which names the
+    environment, says why, and leaves no process behind; SB3's own raises a bare ``EOFError``, or waits for ever.
+
+    :param env_fns: Make one environment each; picklable by cloudpickle.
+    :param start_method: As in SB3: ``"forkserver"`` where there is such a thing, else ``"spawn"``.
+    :param name: What the environments are called in an error.
+    """
+
+    def __init__(
+        self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, name: str = "environment"
+    ) -> None:
+        self.waiting = False
+        self.closed = False
+        if start_method is None:
+            start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+        context: Any = mp.get_context(start_method)
+        self.processes = []
+        remotes = []
+        for index, env_fn in enumerate(env_fns):
+            remote, work_remote = context.Pipe()
+            process = context.Process(
+                target=_reporting_worker, args=(work_remote, remote, CloudpickleWrapper(env_fn)), daemon=True
+            )
+            process.start()
+            work_remote.close()
+            self.processes.append(process)
+            label = f"environment {index} of {len(env_fns)} ({name})"
+            remotes.append(_Remote(remote, process, label, self._terminate))
+        self.remotes = tuple(remotes)
+        for remote in remotes:  # each of them, so that one which cannot be made is told at once
+            remote.send(("get_spaces", None))
+        answers = [remote.recv() for remote in remotes]
+        VecEnv.__init__(self, len(env_fns), *answers[0])
+
+    def close(self) -> None:
+        """End the workers; those that do not answer any more are terminated."""
+        with contextlib.suppress(WorkerError):  # which terminates them all
+            super().close()
+
+    def _terminate(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for remote in self.remotes:
+            remote.close()
+        self.closed = True
