@@ -14,12 +14,14 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_cyborg.envs.minerl import MINERL_IDS, MineRLEnv
+from sb3_cyborg.envs import make_memory_vec_env
+from sb3_cyborg.envs.minerl import MineRLEnv
 from sb3_cyborg.envs.minerl.actions import MOVES, macro_actions
 from sb3_cyborg.envs.minerl.observations import FrameStack, ObservationEncoder
 from sb3_cyborg.envs.minerl.process import describe, find_simulator
+from sb3_cyborg.envs.registration import FAMILIES
 
-IDS = ["minerl_treechop", "minerl_navigate", "minerl_navigate_dense", "minerl_obtain_diamond"]
+IDS = FAMILIES["MineRL"].kwargs
 
 
 @pytest.fixture
@@ -38,19 +40,18 @@ def test_nothing_of_minerl_is_imported_before_an_environment_is_made() -> None:
 
 
 @pytest.mark.usefixtures("no_minerl")
-@pytest.mark.parametrize("env_id", [*IDS, *MINERL_IDS.values()])
+@pytest.mark.parametrize("env_id", IDS)
 def test_without_minerl_the_error_says_what_to_install(env_id: str) -> None:
     with pytest.raises(ImportError, match=r"`pip install --no-deps minerl==0.4.4 gym==0.17.3`.*docs/minerl.md"):
-        MineRLEnv(env_id)
+        gym.make(env_id)
 
 
 @pytest.mark.usefixtures("no_minerl")
-def test_the_entry_point_of_every_id() -> None:
-    assert set(IDS) <= MINERL_IDS.keys()
-    for name, env_id in MINERL_IDS.items():
-        spec = gym.envs.registration.EnvSpec(name, "sb3_cyborg.envs.minerl:MineRLEnv", kwargs={"env_id": env_id})
-        with pytest.raises(ImportError, match=r"docs/minerl\.md"):
-            gym.make(spec)
+@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
+def test_without_minerl_vectorised_environments_say_so_too(vec_env: str) -> None:
+    """In a subprocess MineRL cannot be hidden, but is missing from the environment that this test runs in."""
+    with pytest.raises((ImportError, RuntimeError), match=r"docs/minerl\.md"):
+        make_memory_vec_env("minerl_treechop", 2, vec_env=vec_env)
 
 
 def test_a_minerl_that_does_not_work_with_its_gym(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

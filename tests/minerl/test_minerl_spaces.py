@@ -9,8 +9,8 @@ from minerl.herobraine.hero import spaces as hero
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 from sb3_cyborg.envs.minerl.actions import MOVES, enum_values, macro_actions
-from sb3_cyborg.envs.minerl.adapter import MINERL_IDS
 from sb3_cyborg.envs.minerl.observations import ObservationEncoder
+from sb3_cyborg.envs.registration import FAMILIES
 
 MOVE_NAMES = [move.name for move in MOVES]
 OBTAIN = [
@@ -32,8 +32,8 @@ def extra_actions(name: str) -> list[str]:
     return ["place dirt"] if "Navigate" in name else OBTAIN
 
 
-def test_our_names_are_those_of_the_basic_tasks() -> None:
-    assert {spec.name for spec in envs.BASIC_ENV_SPECS} == set(MINERL_IDS.values())
+def test_every_id_stands_for_a_task_of_minerl() -> None:
+    assert {kwargs["env_id"] for kwargs in FAMILIES["MineRL"].kwargs.values()} <= {spec.name for spec in envs.BASIC_ENV_SPECS}
 
 
 @pytest.mark.parametrize("spec", envs.BASIC_ENV_SPECS, ids=lambda spec: spec.name)

@@ -1,7 +1,6 @@
 """MineRL as a gymnasium environment that survives its simulator."""
 
 import logging
-from numbers import Real
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -12,28 +11,8 @@ from sb3_cyborg.checks import check_positive, check_whole, unknown_name
 from sb3_cyborg.envs.minerl.actions import macro_actions
 from sb3_cyborg.envs.minerl.observations import FrameStack, Observation, ObservationEncoder
 from sb3_cyborg.envs.minerl.process import PAGE, MineRLError, Simulator, describe, find_simulator, make_task
+from sb3_cyborg.envs.registration import MINERL
 
-# Names under which gymnasium has them, and the task of MineRL that each stands for.
-MINERL_IDS = {
-    "minerl_treechop": "MineRLTreechop-v0",
-    "minerl_navigate": "MineRLNavigate-v0",
-    "minerl_navigate_dense": "MineRLNavigateDense-v0",
-    "minerl_obtain_diamond": "MineRLObtainDiamond-v0",
-    **{
-        name: name
-        for name in (
-            "MineRLTreechop-v0",
-            "MineRLNavigate-v0",
-            "MineRLNavigateDense-v0",
-            "MineRLNavigateExtreme-v0",
-            "MineRLNavigateExtremeDense-v0",
-            "MineRLObtainDiamond-v0",
-            "MineRLObtainDiamondDense-v0",
-            "MineRLObtainIronPickaxe-v0",
-            "MineRLObtainIronPickaxeDense-v0",
-        )
-    },
-}
 # Minecraft counts a mission's time in ticks of its world, which begin a little before the first step.
 TIME_UP_SLACK = 40
 # Good steps after which a fault is a thing of the past.
@@ -84,14 +63,17 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         check_whole(0, retries=retries)
         if restart_every is not None:
             check_positive(restart_every=restart_every)
-        self._timeouts = {"launch_timeout": launch_timeout, "reset_timeout": reset_timeout, "step_timeout": step_timeout}
-        seconds: Any
+        self._timeouts: dict[str, Any] = {
+            "launch_timeout": launch_timeout,
+            "reset_timeout": reset_timeout,
+            "step_timeout": step_timeout,
+        }
         for name, seconds in self._timeouts.items():
-            if not isinstance(seconds, Real) or not 0 < seconds < float("inf"):
+            if not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
                 raise ValueError(f"`{name}` must be a number of seconds above 0, got {seconds!r}.")
         if render_mode not in (None, "rgb_array"):
             raise unknown_name("render mode", render_mode, ["rgb_array"])
-        task = make_task(MINERL_IDS.get(env_id, env_id))
+        task = make_task(MINERL.get(env_id, env_id))
         find_simulator()
         self.env_id = task.spec.id
         self.render_mode = render_mode
