@@ -19,6 +19,11 @@ DOUBLE = Path(__file__).with_name("malmo_double.py")
 LAUNCHER = f'#!/bin/bash\n"{sys.executable}" "{DOUBLE}" "$@"\n'
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore:setDaemon:DeprecationWarning:minerl")
+    config.addinivalue_line("filterwarnings", "ignore:.*Box bound precision lowered:UserWarning")
+
+
 class Minecraft:
     """
     What the tests tell the double, and what it was told by MineRL.
@@ -84,6 +89,7 @@ def minecraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Minec
     told.mkdir()
     monkeypatch.setattr(InstanceManager, "MINECRAFT_DIR", str(home))
     monkeypatch.setenv("MALMO_DOUBLE", str(told))
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # of MineRL's watchers
     monkeypatch.chdir(tmp_path)  # MineRL writes its logs where it is
     minecraft = Minecraft(told)
     yield minecraft

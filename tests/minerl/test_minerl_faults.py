@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,15 @@ def test_other_environments_of_the_process_are_left_alone(minecraft: Minecraft, 
     assert two.faults == 1
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is a ``KeyboardInterrupt`` also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_within_a_step(minecraft: Minecraft) -> None:
     """The answer that is still on the way is taken for none of a later step."""
     minecraft.plan({"fault": "hang", "at": 3})
