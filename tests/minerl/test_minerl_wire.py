@@ -9,6 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from sb3_cyborg.envs import make_memory_vec_env
 from sb3_cyborg.envs.minerl import MineRLEnv
 from tests.minerl.conftest import Minecraft
 from tests.minerl.malmo_double import image
@@ -168,7 +169,7 @@ def test_both_checkers_find_no_fault(minecraft: Minecraft, env_id: str) -> None:
     rng = random.Random(0)
     env.reset(seed=0)
     for _ in range(1000):
-        obs, _, terminated, truncated, _ = env.step(rng.randrange(env.action_space.n))
+        obs, _, terminated, truncated, _ = env.step(rng.randrange(int(env.action_space.n)))
         assert env.observation_space.contains(obs)
         if terminated or truncated:
             env.reset()
@@ -234,6 +235,24 @@ def test_minecraft_is_replaced_every_so_many_episodes(minecraft: Minecraft) -> N
     assert env.faults == 0
     assert env._simulator is not None
     assert len(env._simulator.processes()) == 2  # the launcher and the double, of the last one only
+
+
+def test_by_its_id(minecraft: Minecraft) -> None:
+    """As the trainer, the Zoo and the examples make it."""
+    minecraft.plan(default={"done_at": 4})
+    vec_env = make_memory_vec_env("minerl_treechop", 2, seed=3, env_kwargs={"frame_skip": 2}, vec_env="dummy")
+    try:
+        np.testing.assert_array_equal(vec_env.reset(), [picture(3, 0), picture(4, 0)])
+        for tick in (2, 4):
+            _, rewards, dones, infos = vec_env.step(np.array([ATTACK, 0]))
+            assert rewards.tolist() == [2.0, 0.0]
+            assert dones.tolist() == [tick == 4] * 2
+        assert [info["episode"]["r"] for info in infos] == [4.0, 0.0]
+        for info, seed in zip(infos, (3, 4), strict=True):
+            assert not info["TimeLimit.truncated"]
+            np.testing.assert_array_equal(info["terminal_observation"], picture(seed, 4))
+    finally:
+        vec_env.close()
 
 
 def test_steps_per_second(minecraft: Minecraft) -> None:

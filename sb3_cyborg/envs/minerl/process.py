@@ -50,7 +50,7 @@ def import_minerl() -> Any:
         version = getattr(sys.modules.get("gym"), "__version__", "unknown")
         raise ImportError(
             f"MineRL is installed, but cannot be imported beside gym {version} ({describe(error)}). MineRL 0.4.4 works with "
-            f"gym 0.17.3 and 0.19.0: `pip install --no-deps gym==0.17.3`. See {PAGE}."
+            f"gym 0.17.3: `pip install --no-deps gym==0.17.3`. See {PAGE}."
         ) from error
     return gym
 
