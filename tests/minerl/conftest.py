@@ -51,7 +51,7 @@ class Minecraft:
         for process in psutil.process_iter(["cmdline", "environ", "status"]):
             ours = (process.info["environ"] or {}).get("MALMO_DOUBLE") == str(self.folder)
             command = process.info["cmdline"] or []
-            if ours and process.info["status"] != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(command):
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE and "from multiprocessing." not in " ".join(command):
                 found.append(command)
         return found
 

@@ -12,10 +12,12 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_cyborg import MemoryPPO
+from sb3_cyborg.envs import make_memory_vec_env
 from sb3_cyborg.envs.minerl import MineRLEnv, MineRLError
+from sb3_cyborg.envs.worker_vec_env import WorkerError
 from tests.minerl.conftest import Minecraft
 from tests.minerl.test_minerl_wire import ATTACK, picture
 
@@ -194,7 +196,7 @@ def test_ctrl_c_within_a_step(minecraft: Minecraft) -> None:
 # --- training -----------------------------------------------------------------------------------------------------------
 
 
-def small_model(vec_env: DummyVecEnv | SubprocVecEnv) -> MemoryPPO:
+def small_model(vec_env: VecEnv) -> MemoryPPO:
     extractor = {"features_dim": 16}
     kwargs: dict[str, Any] = {
         "encoder": "gru",
@@ -262,25 +264,24 @@ def test_a_training_that_ends_leaves_a_model_that_loads(minecraft: Minecraft, tm
     assert all(th.equal(tensor, loaded.policy.state_dict()[name]) for name, tensor in model.policy.state_dict().items())
 
 
-def make_in_a_worker(home: str) -> Callable[[], MineRLEnv]:
+def make_in_a_worker(minecraft: Minecraft, **kwargs: Any) -> Callable[[], MineRLEnv]:
     """:return: What makes an environment in a process that does not share this one's MineRL."""
+    from minerl.env.malmo import InstanceManager
+
+    home, told = InstanceManager.MINECRAFT_DIR, str(minecraft.folder)
 
     def make() -> MineRLEnv:
-        from minerl.env.malmo import InstanceManager
-
         InstanceManager.MINECRAFT_DIR = home
-        return MineRLEnv(frame_skip=1)
+        os.environ["MALMO_DOUBLE"] = told
+        return MineRLEnv(frame_skip=1, **kwargs)
 
     return make
 
 
 def test_workers_have_their_own_minecraft(minecraft: Minecraft) -> None:
-    from minerl.env.malmo import InstanceManager
-
     minecraft.plan(*[{"fault": "kill", "at": 5}] * 2)
-    vec_env = SubprocVecEnv([make_in_a_worker(InstanceManager.MINECRAFT_DIR)] * 2, start_method="spawn")
+    vec_env = make_memory_vec_env(make_in_a_worker(minecraft), 2, seed=0, vec_env="subproc")
     try:
-        vec_env.seed(0)
         vec_env.reset()
         lost = 0
         for _ in range(12):
@@ -290,4 +291,23 @@ def test_workers_have_their_own_minecraft(minecraft: Minecraft) -> None:
     finally:
         vec_env.close()
     assert (lost, minecraft.launches) == (2, 4)
+    minecraft.assert_processes(0)
+
+
+def steps(vec_env: VecEnv, number: int) -> None:
+    for _ in range(number):
+        vec_env.step(np.zeros(vec_env.num_envs, dtype=int))
+
+
+def test_a_worker_that_gives_up(minecraft: Minecraft) -> None:
+    """Its sibling's process is terminated without a word, and MineRL's watcher ends that Minecraft."""
+    minecraft.plan({}, {"fault": "kill", "at": 5}, default={"launch": "exit"})
+    vec_env = make_memory_vec_env(make_in_a_worker(minecraft, retries=1), 2, seed=0, vec_env="subproc")
+    try:
+        vec_env.reset()
+        with pytest.raises(WorkerError, match="MineRLError: MineRLTreechop-v0 gives up after 2 faults"):
+            steps(vec_env, 6)
+    finally:
+        vec_env.close()
+    assert minecraft.launches == 3
     minecraft.assert_processes(0)
