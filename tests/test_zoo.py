@@ -56,7 +56,7 @@ FRAMES = spaces.Box(0, 255, (84, 84, 4), np.uint8)
 POV_AND_MORE = spaces.Dict({"pov": IMAGE, "vector": spaces.Box(-1, 1, (20,))})
 LANDER = spaces.Box(-1, 1, (8,))
 MAZE = spaces.Box(0, 1, (36,))
-MINERL = set(FAMILIES["MineRL"].kwargs)
+MINERL = list(FAMILIES["MineRL"].kwargs)
 SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     "atari": (FRAMES, spaces.Discrete(6)),
     "LunarLander-v3": (LANDER, spaces.Discrete(4)),
