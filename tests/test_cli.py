@@ -15,6 +15,7 @@ from sb3_cyborg import MemoryPPO, TrainerV7, cli
 from sb3_cyborg.trainers.callbacks import MonitorLog
 from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
 from sb3_cyborg.trainers.config import TrainerConfig
+from sb3_cyborg.trainers.config_flags import effective_config, read_flags
 from tests.trainer_toys import FIXED, run_folder, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +174,7 @@ def test_a_flag_overrides_the_file(folder: Path) -> None:
     assert saved.keys() == TrainerConfig.model_fields.keys()
     assert "Run: runs/tests-Fixed-v0_1" in result.stdout
     assert "Finished after 128 steps" in result.stdout
-    assert cli.effective_config(Path("mine.yaml"), {"memory": "slot"})["memory"] == "slot"
+    assert effective_config(Path("mine.yaml"), {"memory": "slot"})["memory"] == "slot"
 
 
 def test_each_key_is_a_flag() -> None:
@@ -186,8 +187,8 @@ def test_each_key_is_a_flag() -> None:
 
 
 def test_text_stays_text() -> None:
-    assert cli.read_flags({"run_name": "2024", "env": "CartPole-v1"}) == {"run_name": "2024", "env": "CartPole-v1"}
-    read = cli.read_flags({"seed": "2024", "net_arch": "[8, 8]", "batch_size": "null", "amp": True, "learning_rate": "1e-3"})
+    assert read_flags({"run_name": "2024", "env": "CartPole-v1"}) == {"run_name": "2024", "env": "CartPole-v1"}
+    read = read_flags({"seed": "2024", "net_arch": "[8, 8]", "batch_size": "null", "amp": True, "learning_rate": "1e-3"})
     assert read == {"seed": 2024, "net_arch": [8, 8], "batch_size": None, "amp": True, "learning_rate": 1e-3}
 
 

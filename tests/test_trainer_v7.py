@@ -311,9 +311,7 @@ def test_a_callback_may_end_training(tmp_path: Path) -> None:
 def test_what_tensorboard_gets(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = tiny(
-        tmp_path, tensorboard=True, histograms=False, memory={"type": "pmm", "num_slots": 4}, eval_interval=128
-    ).train()
+    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_interval=128).train()
     board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
     tags = set(board.Tags()["scalars"])
     assert tags >= {
@@ -332,6 +330,11 @@ def test_what_tensorboard_gets(tmp_path: Path) -> None:
         "train/value_loss",
     }
     assert [event.step for event in board.Scalars("eval/mean_reward")] == [128, 256]
+    gates = [event.histogram_value for event in board.Histograms("memory/write_gates")]
+    assert len(gates) == 256 // ROLLOUT
+    for histogram in gates:
+        assert histogram.num == ROLLOUT
+        assert 0 <= histogram.min <= histogram.max <= 1
 
 
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -378,12 +381,13 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64).train()
+    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64, memory={"type": "pmm", "num_slots": 4}).train()
     run = run_folder(trainer)
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     assert b"train/ratio_error" in content
     assert b"eval/mean_reward" in content
+    assert b"memory/write_gates" in content
     assert (run / "wandb_id").read_text() in file.name
 
 
@@ -391,6 +395,12 @@ def test_wandb_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r'pip install "sb3-cyborg\[wandb\]"'):
         tiny(tmp_path, wandb=True).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_learns_on_without_its_trainer(tmp_path: Path) -> None:
+    model = tiny(tmp_path, tensorboard=True, histograms=False).train().model
+    assert model.learn(64, reset_num_timesteps=False).num_timesteps == 320
 
 
 def test_without_its_extra() -> None:

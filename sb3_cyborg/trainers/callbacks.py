@@ -5,12 +5,15 @@ All that needs a whole model happens where a rollout begins: the update before i
 waits for one.
 """
 
+import contextlib
 import csv
 import json
+import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,28 @@ class RolloutMark(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.num_timesteps_kept = self.num_timesteps
+
+
+@contextlib.contextmanager
+def stop_on_signals(mark: RolloutMark) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end training after the step that is being made; the second one does at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if mark.stop:
+            raise KeyboardInterrupt
+        mark.stop = True
+        name = signal.Signals(number).name
+        print(f"{name}: stopping after this step, or update; press Ctrl-C to stop at once.", file=sys.stderr)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class MonitorLog(BaseCallback):
@@ -314,7 +339,6 @@ def make_logger(folder: Path | None, verbose: int, num_timesteps: int, extra: KV
     :param num_timesteps: Where the run goes on: what TensorBoard has from later steps is of a run that was killed.
     :param extra: Another output.
     :return: SB3's logger.
-    :raises ImportError: without TensorBoard.
     """
     outputs: list[KVWriter] = [] if extra is None else [extra]
     if verbose:
@@ -328,10 +352,8 @@ class TensorBoardOutput(TensorBoardOutputFormat):
     """SB3's, which on going on hides what was logged after ``num_timesteps``."""
 
     def __init__(self, folder: str, num_timesteps: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError('`tensorboard` needs TensorBoard: pip install "sb3-cyborg[train]"') from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(folder, purge_step=num_timesteps + 1 if num_timesteps else None)
         self._is_closed = False
 
@@ -342,12 +364,9 @@ def start_wandb(run: Path, project: str, config: dict[str, Any]) -> WandbOutput:
     :param project: Name of the project.
     :param config: Settings to show.
     :return: An output for SB3's logger.
-    :raises ImportError: without W&B.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError('`wandb` needs Weights & Biases: pip install "sb3-cyborg[wandb]"') from error
+    import wandb
+
     id_file = run / "wandb_id"
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:8])

@@ -91,7 +91,9 @@ RESUME_KEYS = (
 
 def _number(value: Any) -> Any:
     """:return: A float for any number, and for text that is one: YAML reads ``3e-4``, which has no point, as text."""
-    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, (str, Real)):
         return value
     try:
         return float(value)
@@ -101,9 +103,9 @@ def _number(value: Any) -> Any:
 
 def _whole(value: Any) -> Any:
     """:return: A whole number for ``1e6`` and numpy's."""
+    if isinstance(value, Integral):
+        return value if isinstance(value, bool) else int(value)
     number = _number(value)
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
     return int(number) if isinstance(number, float) and number.is_integer() else value
 
 

@@ -1,50 +1,29 @@
 """``TrainerV7``: a config in, a trained agent and its files out."""
 
 import contextlib
-import datetime
-import platform
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-import yaml
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_cyborg.checks import check_positive, unknown_name
-from sb3_cyborg.envs import make_memory_vec_env
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
-from sb3_cyborg.trainers import callbacks, checkpoints
+from sb3_cyborg.trainers import callbacks, checkpoints, runs
 from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
+from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for
 
 SelfTrainerV7 = TypeVar("SelfTrainerV7", bound="TrainerV7")
 
 EVAL_SEED_OFFSET = 10_000
 """Evaluation episodes have seeds of their own, the same ones in each evaluation."""
-
-SESSIONS_FILE = "sessions.yaml"
-PACKAGES = (
-    "sb3-cyborg",
-    "stable-baselines3",
-    "sb3-contrib",
-    "torch",
-    "gymnasium",
-    "numpy",
-    "popgym",
-    "minigrid",
-    "crafter",
-    "minerl",
-)
 
 
 class TrainerV7:
@@ -95,8 +74,8 @@ class TrainerV7:
 
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
-        self.env = self._make_env()
-        self.model = MemoryPPO(self._policy(), self.env, **self.config.model_arguments())
+        self.env = make_training_env(self.config)
+        self.model = MemoryPPO(policy_for(self.config, self.env), self.env, **self.config.model_arguments())
 
     @classmethod
     def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
@@ -141,7 +120,7 @@ class TrainerV7:
         config = TrainerConfig.parse(checkpoint.config | dict(changes))
         trainer = cls.__new__(cls)
         trainer._prepare(config)
-        trainer.env = trainer._make_env(checkpoint.normalize)
+        trainer.env = make_training_env(config, checkpoint.normalize)
         trainer.model = MemoryPPO.load(checkpoint.path, env=trainer.env, device=config.device)
         trainer.model.verbose = config.verbose
         trainer._begin_episodes(checkpoint.progress["num_timesteps"])
@@ -159,50 +138,6 @@ class TrainerV7:
         if config.torch_threads is not None:
             th.set_num_threads(config.torch_threads)
 
-    # --- environments
-
-    def _make_env(self, normalize: VecNormalize | None = None) -> VecEnv:
-        """:return: The training environments; ``normalize`` brings statistics of a checkpoint."""
-        config = self.config
-        env = self._plain_env(config.num_envs, config.seed)
-        if normalize is not None:
-            normalize.set_venv(env)
-            return normalize
-        if (arguments := config.normalize_arguments()) is not None:
-            env = self._normalized(env, arguments)
-        return env
-
-    def _plain_env(self, num_envs: int, seed: int | None, render_mode: str | None = None) -> VecEnv:
-        config = self.config
-        # Native environments do not render in a window.
-        kwargs = config.env_kwargs if render_mode is None else {**config.env_kwargs, "render_mode": render_mode}
-        vec_env = config.vec_env if render_mode is None else "dummy"
-        env = make_memory_vec_env(config.env, num_envs, seed=seed, env_kwargs=kwargs, vec_env=vec_env)
-        space = env.observation_space
-        if config.frame_stack > 1:
-            parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-            if not all(isinstance(part, spaces.Box) for part in parts):
-                raise ValueError(f"`frame_stack`={config.frame_stack} needs Box observations, but {config.env!r} has {space}.")
-            env = VecFrameStack(env, config.frame_stack)
-        return env
-
-    def _normalized(self, env: VecEnv, arguments: dict[str, Any]) -> VecNormalize:
-        space = env.observation_space
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        keys = arguments.get("norm_obs_keys") or parts
-        if arguments.get("norm_obs", True):
-            if images := [key for key in keys if key in parts and is_image_space(parts[key])]:
-                raise ValueError(
-                    f"`normalize` would normalize images{' ' + repr(images[0]) if images[0] else ''}, which the policy "
-                    "divides by 255 already: use {norm_obs: false}, or name the other observations in `norm_obs_keys`."
-                )
-            if isinstance(space, spaces.Dict) and (unknown := [key for key in keys if key not in parts]):
-                raise unknown_name("key in `norm_obs_keys`", unknown[0], parts)
-        try:
-            return VecNormalize(env, **arguments)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`normalize` cannot be used for {self.config.env!r}: {error}") from error
-
     def _begin_episodes(self, num_timesteps: int) -> None:
         """Begin episodes for a model that was loaded: seeded by the step, and without a trace in the normalization."""
         assert self.config.seed is not None
@@ -215,16 +150,6 @@ class TrainerV7:
             normalize.training = True
         self.model._last_obs = obs
         self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
-
-    def _policy(self) -> str:
-        policy, space = self.config.policy, self.env.observation_space
-        if policy.startswith("Cnn") and not is_image_space(space):
-            raise ValueError(f"`policy`={policy!r} needs images, but {self.config.env!r} has {space}; 'auto' picks what fits.")
-        if policy != "auto":
-            return policy
-        if isinstance(space, spaces.Dict):
-            return "MultiInputPolicy"
-        return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
 
     # --- what users call
 
@@ -244,13 +169,13 @@ class TrainerV7:
             check_positive(total_timesteps=total_timesteps)
             self.config = self.config.changed(total_timesteps=int(total_timesteps))
         run = self.open_run()
-        self._describe_run(run)
+        runs.describe_run(run, self.config, self.model)
         total, done = self.config.total_timesteps, self.model.num_timesteps
         with contextlib.ExitStack() as stack:
             mark = callbacks.RolloutMark()
             mark.num_timesteps_kept = done
             parts = [mark, *self._callbacks(run, stack), *_as_list(callback)]
-            stack.enter_context(_stop_on_signals(mark))
+            stack.enter_context(callbacks.stop_on_signals(mark))
             try:
                 self.model.learn(total - done, callback=CallbackList(parts), reset_num_timesteps=False)
             except BaseException as error:
@@ -297,10 +222,7 @@ class TrainerV7:
         :param render_mode: Gymnasium's; ``None`` leaves it to the environment.
         :return: One environment as in training, with the statistics of the moment, which it does not change.
         """
-        env = self._plain_env(1, self.config.seed, render_mode)
-        if (arguments := self.config.normalize_arguments()) is not None:
-            env = VecNormalize(env, **{**arguments, "norm_reward": False}, training=False)
-        env = MemoryPPO._wrap_env(env, verbose=0, monitor_wrapper=False)
+        env = make_evaluation_env(self.config, render_mode)
         self._sync_statistics(env)
         return env
 
@@ -329,29 +251,29 @@ class TrainerV7:
         """
         :return: The folder of the run, which is made if there is none yet; :meth:`train` does it by itself.
         :raises ValueError: if the run has come to its end, or if there is another one of its name.
+        :raises ImportError: for logging without its package, with the command that installs it.
         """
         config, done = self.config, self.model.num_timesteps
         if done >= config.total_timesteps:
             raise ValueError(
                 f"The run has made {done:,} steps already; `total_timesteps`={config.total_timesteps:,} must be more to go on."
             )
+        for package, wanted in {"tensorboard": config.tensorboard, "wandb": config.wandb}.items():
+            if wanted and find_spec(package) is None:
+                extra = "wandb" if package == "wandb" else "train"
+                raise ImportError(f'`{package}` needs a package that is missing: pip install "sb3-cyborg[{extra}]"')
         if self.run is None:
-            self.run = _new_run(Path(config.log_dir), config.run_name, config.env)
+            self.run = runs.new_run(Path(config.log_dir), config.run_name, config.env)
         return self.run
-
-    def _describe_run(self, run: Path) -> None:
-        checkpoints.write_text(run / checkpoints.CONFIG_FILE, self.config.to_yaml())
-        sessions = run / SESSIONS_FILE
-        before = sessions.read_text(encoding="utf-8") if sessions.is_file() else ""
-        checkpoints.write_text(sessions, before + yaml.safe_dump([_session(self.model)], sort_keys=False))
 
     def _callbacks(self, run: Path, stack: contextlib.ExitStack) -> list[BaseCallback]:
         config = self.config
         wandb = callbacks.start_wandb(run, config.wandb_project, config.model_dump()) if config.wandb else None
         board = run / "tensorboard" if config.tensorboard else None
         logger = callbacks.make_logger(board, config.verbose, self.model.num_timesteps, wandb)
-        stack.callback(logger.close)
         self.model.set_logger(logger)
+        stack.callback(setattr, self.model, "_custom_logger", False)  # SB3 makes one of its own if it goes on without us
+        stack.callback(logger.close)
         self._evaluation = None
         parts: list[BaseCallback] = [monitor := callbacks.MonitorLog(run, config.env)]
         stack.callback(monitor.close)
@@ -410,40 +332,6 @@ def _check_changes(changes: Mapping[str, Any], allowed: tuple[str, ...]) -> None
             )
 
 
-def _new_run(log_dir: Path, name: str | None, env: str) -> Path:
-    """:return: A folder that no run has yet, made."""
-    if name is not None:
-        run = log_dir / name
-        if (run / checkpoints.CONFIG_FILE).exists():
-            raise ValueError(
-                f"There is a run {str(run)!r} already: give another `run_name`, or go on with it by `--resume {run}`."
-            )
-        run.mkdir(parents=True, exist_ok=True)
-        return run
-    stem, number = env.replace("/", "-").replace(":", "-"), 1
-    while True:
-        with contextlib.suppress(FileExistsError):  # another run may have been quicker
-            (log_dir / f"{stem}_{number}").mkdir(parents=True)
-            return log_dir / f"{stem}_{number}"
-        number += 1
-
-
-def _session(model: MemoryPPO) -> dict[str, Any]:
-    """:return: What a run was started or resumed with."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "num_timesteps": int(model.num_timesteps),
-        "command": " ".join(sys.argv),
-        "platform": platform.platform(),
-        "device": str(model.device),
-        "versions": versions,
-    }
-
-
 def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
     if callback is None:
         return []
@@ -452,25 +340,3 @@ def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
     if isinstance(callback, BaseCallback):
         return [callback]
     return [ConvertCallback(callback)]
-
-
-@contextlib.contextmanager
-def _stop_on_signals(mark: callbacks.RolloutMark) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end training after the step that is being made; the second one does at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, _: Any) -> None:
-        if mark.stop:
-            raise KeyboardInterrupt
-        mark.stop = True
-        name = signal.Signals(number).name
-        print(f"{name}: stopping after this step, or update; press Ctrl-C to stop at once.", file=sys.stderr)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,88 @@
+"""The environments of a config: to train in, and to evaluate in."""
+
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from sb3_cyborg.checks import unknown_name
+from sb3_cyborg.envs import make_memory_vec_env
+from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.trainers.config import TrainerConfig
+
+
+def make_training_env(config: TrainerConfig, normalize: VecNormalize | None = None) -> VecEnv:
+    """
+    :param config: The settings.
+    :param normalize: ``VecNormalize`` of a checkpoint, whose statistics go on.
+    :return: The training environments.
+    :raises ValueError: for settings that do not fit the environment.
+    """
+    env = _stacked_env(config, config.num_envs)
+    if normalize is not None:
+        normalize.set_venv(env)
+        return normalize
+    arguments = config.normalize_arguments()
+    return env if arguments is None else _normalized(config, env, arguments)
+
+
+def make_evaluation_env(config: TrainerConfig, render_mode: str | None = None) -> VecEnv:
+    """
+    :param config: The settings.
+    :param render_mode: Gymnasium's; ``None`` leaves it to the environment.
+    :return: One environment as in training. Its normalization learns nothing, and leaves rewards as they are.
+    """
+    env = _stacked_env(config, 1, render_mode)
+    if (arguments := config.normalize_arguments()) is not None:
+        env = VecNormalize(env, **{**arguments, "norm_reward": False}, training=False)
+    return MemoryPPO._wrap_env(env, verbose=0, monitor_wrapper=False)
+
+
+def _stacked_env(config: TrainerConfig, num_envs: int, render_mode: str | None = None) -> VecEnv:
+    # Native environments do not render in a window.
+    kwargs = config.env_kwargs if render_mode is None else {**config.env_kwargs, "render_mode": render_mode}
+    vec_env = config.vec_env if render_mode is None else "dummy"
+    env = make_memory_vec_env(config.env, num_envs, seed=config.seed, env_kwargs=kwargs, vec_env=vec_env)
+    if config.frame_stack == 1:
+        return env
+    space = env.observation_space
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if not all(isinstance(part, spaces.Box) for part in parts):
+        raise ValueError(f"`frame_stack`={config.frame_stack} needs Box observations, but {config.env!r} has {space}.")
+    return VecFrameStack(env, config.frame_stack)
+
+
+def _normalized(config: TrainerConfig, env: VecEnv, arguments: dict[str, Any]) -> VecNormalize:
+    space = env.observation_space
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    keys = arguments.get("norm_obs_keys") or parts
+    if arguments.get("norm_obs", True):
+        if images := [key for key in keys if key in parts and is_image_space(parts[key])]:
+            raise ValueError(
+                f"`normalize` would normalize images{' ' + repr(images[0]) if images[0] else ''}, which the policy divides by "
+                "255 already: use {norm_obs: false}, or name the other observations in `norm_obs_keys`."
+            )
+        if isinstance(space, spaces.Dict) and (unknown := [key for key in keys if key not in parts]):
+            raise unknown_name("key in `norm_obs_keys`", unknown[0], parts)
+    try:
+        return VecNormalize(env, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`normalize` cannot be used for {config.env!r}: {error}") from error
+
+
+def policy_for(config: TrainerConfig, env: VecEnv) -> str:
+    """
+    :param config: The settings.
+    :param env: The training environments.
+    :return: Name of the policy: the config's, or the one that fits the observations.
+    :raises ValueError: for a ``CnnPolicy`` without images.
+    """
+    policy, space = config.policy, env.observation_space
+    if policy.startswith("Cnn") and not is_image_space(space):
+        raise ValueError(f"`policy`={policy!r} needs images, but {config.env!r} has {space}; 'auto' picks what fits.")
+    if policy != "auto":
+        return policy
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
