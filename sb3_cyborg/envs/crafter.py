@@ -1,5 +1,6 @@
 """Collecting wood in Crafter, a small world like Minecraft's that needs no Java: ``sb3_cyborg/CrafterWood-v0``."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from gymnasium.error import ResetNeeded
 from sb3_cyborg.checks import check_positive, check_whole, unknown_name
 
 VIEW = 9
-"""Tiles that the player sees in a row; two rows of the picture show the inventory."""
+"""Tiles in a row of the picture: seven rows show the world, two the inventory."""
 
 
 class CrafterWoodEnv(gym.Env[np.ndarray, np.int64]):
@@ -30,15 +31,15 @@ class CrafterWoodEnv(gym.Env[np.ndarray, np.int64]):
     - ``info``: ``wood`` (collected in this episode), ``inventory`` (health, food, drink, energy, wood and the rest, 0 to 9),
       ``achievements`` (how often each was done in this episode) and ``player_pos`` (x, y).
 
-    In the natural world zombies, skeletons and lava kill, and the player starves without cows, water and sleep, which is
-    none of the actions. In the ``peaceful`` one there are no zombies and no skeletons, food, drink and energy stay as they
-    are, and only lava kills.
+    In the natural world zombies, skeletons' arrows, lava, hunger, thirst and tiredness kill. Cows and water help against
+    hunger and thirst, but nothing against tiredness, as sleep is no action: no player lives for more than 440 steps. In the
+    peaceful world there are no zombies and no skeletons, food, drink and energy never fall, and lava alone kills.
 
-    :param peaceful: Without monsters and hunger, see above.
+    :param peaceful: Whether the world is the peaceful one, see above.
     :param area: Width and height of the world in tiles.
     :param length: Steps until an episode is truncated.
     :param render_mode: ``"rgb_array"``, or ``None``.
-    :param render_size: Pixels of each side of the picture that ``render()`` returns, at least 9.
+    :param render_size: Pixels of each side of the picture that ``render()`` returns, at least 18.
     :raises ImportError: if the package ``crafter`` is missing.
     :raises ValueError: for sizes and modes that cannot be.
     """
@@ -59,10 +60,10 @@ class CrafterWoodEnv(gym.Env[np.ndarray, np.int64]):
         except ImportError as error:
             raise ImportError(f'CrafterWood needs crafter ({error}): pip install "sb3-cyborg[crafter]"') from error
 
-        if len(area) != 2:
-            raise ValueError(f"`area` must be a width and a height, got {area!r}.")
+        if not isinstance(area, Sequence) or len(area) != 2:
+            raise ValueError(f"`area` must be a width and a height, e.g. (32, 32), got {area!r}.")
         check_positive(length=length, **{"area[0]": area[0], "area[1]": area[1]})
-        check_whole(VIEW, render_size=render_size)
+        check_whole(2 * VIEW, render_size=render_size)  # the amounts of the inventory need two pixels
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode

@@ -1,4 +1,4 @@
-"""The Crafter package's game with what :mod:`sb3_cyborg.envs.crafter` needs of it. Importing this module imports ``crafter``."""
+"""The game of the ``crafter`` package with what :mod:`sb3_cyborg.envs.crafter` needs of it; it imports that package."""
 
 from collections.abc import Iterable
 from typing import Any
