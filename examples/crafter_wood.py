@@ -24,31 +24,23 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.envs import make_memory_vec_env
 
-EVAL_SEED = 100_000  # the worlds of the evaluation begin here: no training env has one of these seeds
-GIF_STEPS = 150  # daylight; then comes the night, whose noise makes a GIF large
-HYPERPARAMS: dict[str, Any] = {
-    "n_steps": 128,
-    "batch_size": 256,
-    "n_epochs": 4,
-    "learning_rate": 3e-4,
-    "gamma": 0.99,
-    "gae_lambda": 0.95,
-    "ent_coef": 0.01,
-}
+ENV_ID = "sb3_cyborg/CrafterWood-v0"
+EVAL_SEED = 100_000  # the worlds of the evaluation: no training environment has one of these seeds
+GIF_STEPS = 140  # daylight; the noise of the night would make the GIF large
+HYPERPARAMS: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 3e-4, "ent_coef": 0.01}
 MEMORY: dict[str, Any] = {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}}
 FRAME_STACK = {"memory": 1, "framestack": 4}
 
 
-def make_env(n_envs: int, seed: int, frame_stack: int = 1, **env_kwargs: Any) -> VecEnv:
+def make_env(agent: str, n_envs: int, seed: int, **env_kwargs: Any) -> VecEnv:
     env_kwargs["peaceful"] = True
-    return make_memory_vec_env(
-        "sb3_cyborg/CrafterWood-v0", n_envs, seed=seed, env_kwargs=env_kwargs, frame_stack=frame_stack, vec_env="dummy"
-    )
+    stack = FRAME_STACK.get(agent, 1)
+    return make_memory_vec_env(ENV_ID, n_envs, seed=seed, env_kwargs=env_kwargs, frame_stack=stack, vec_env="dummy")
 
 
 def make_model(agent: str, seed: int, folder: Path) -> BaseAlgorithm:
-    env = make_env(8, seed, FRAME_STACK[agent])
     common: dict[str, Any] = {"tensorboard_log": str(folder), "seed": seed, "device": "cpu", **HYPERPARAMS}
+    env = make_env(agent, 8, seed)
     if agent == "memory":
         return MemoryPPO("CnnPolicy", env, seq_len=64, policy_kwargs=MEMORY, **common)
     return PPO("CnnPolicy", env, **common)
@@ -71,36 +63,37 @@ class RandomAgent:
     """Any action, as likely as any other."""
 
     def predict(self, obs: np.ndarray, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
-        return np.random.randint(6, size=len(obs)), None  # noqa: NPY002  # `set_random_seed` seeds it, as it does SB3's
+        return np.random.randint(6, size=len(obs)), None  # noqa: NPY002  # `set_random_seed` seeds these
 
 
-def evaluate(model: Any, agent: str, episodes: int) -> tuple[float, float]:
-    """:return: Mean of the wood of one episode in each of ``episodes`` unseen worlds, and the mean's standard error."""
+def evaluate(model: Any, agent: str, episodes: int) -> float:
+    """Print and return the mean wood of one episode in each of as many unseen worlds, the same for every agent."""
     set_random_seed(EVAL_SEED)
-    env = make_env(episodes, EVAL_SEED, FRAME_STACK.get(agent, 1))
-    # The agents act as they were trained, by chance, which is RL Zoo's default for pictures, too.
-    wood, _ = evaluate_policy(model, env, n_eval_episodes=episodes, deterministic=False, return_episode_rewards=True)
-    return float(np.mean(wood)), float(np.std(wood) / np.sqrt(episodes))
+    env = make_env(agent, episodes, EVAL_SEED)
+    # Actions are drawn, as in training: it is what RL Zoo does for pictures, too.
+    wood, _ = evaluate_policy(model, env, episodes, deterministic=False, return_episode_rewards=True)
+    print(f"  {agent:10s} {np.mean(wood):5.1f} ± {np.std(wood) / np.sqrt(episodes):.1f}", flush=True)
+    return float(np.mean(wood))
 
 
 def record(model: BaseAlgorithm, agent: str, path: Path) -> None:
-    """Write the beginning of the first evaluation episode as a GIF."""
+    """Write the beginning of the first evaluation world's episode as a GIF, every other step."""
     set_random_seed(EVAL_SEED)
-    env = make_env(1, EVAL_SEED, FRAME_STACK[agent], render_mode="rgb_array", render_size=288)
+    env = make_env(agent, 1, EVAL_SEED, render_mode="rgb_array", render_size=180)
     obs, state, starts, frames = env.reset(), None, np.ones(1, bool), []
     for _ in range(GIF_STEPS):
-        frames.append(Image.fromarray(env.render()).quantize(64))
+        frames.append(Image.fromarray(np.asarray(env.render())).quantize(32))
         actions, state = model.predict(obs, state, starts, deterministic=False)  # type: ignore[arg-type]
         obs, _, starts, _ = env.step(actions)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0, optimize=True)
+    frames[0].save(path, save_all=True, append_images=frames[2::2], duration=160, loop=0, optimize=True)
 
 
 def plot(curves: dict[str, list[tuple[int, float]]], random_wood: float, path: Path) -> None:
     axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
     for name, points in curves.items():
-        axes.plot(*np.array(points).T, linewidth=2, label=name)
-    axes.axhline(random_wood, color="tab:red", linestyle=":", label="random agent")
-    axes.set(title="CrafterWood-v0, peaceful", xlabel="environment steps", ylabel="wood per episode (training)")
+        axes.plot(*np.array(points).reshape(-1, 2).T, linewidth=2, label=name)
+    axes.axhline(random_wood, color="tab:red", linestyle=":", label="random agent (evaluation)")
+    axes.set(title=f"{ENV_ID}, peaceful", xlabel="environment steps", ylabel="wood per episode (training)")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper left", fontsize="small")
@@ -111,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps for each agent (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--agent", choices=["memory", "framestack", "both"], default="both")
+    parser.add_argument("--agent", choices=[*FRAME_STACK, "both"], default="both")
     parser.add_argument("--episodes", type=int, default=30, help="evaluation episodes (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where results go (default: runs/crafter-<date-time>)")
     args = parser.parse_args()
@@ -119,20 +112,18 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     th.set_num_threads(1)  # a policy of this size is slower on several
 
-    random_wood, error = evaluate(RandomAgent(), "random", args.episodes)
-    print(f"Mean wood per episode, {args.episodes} episodes in unseen worlds (± standard error):")
-    print(f"  random      {random_wood:5.1f} ± {error:.1f}", flush=True)
+    print(f"Mean wood per episode over {args.episodes} episodes in unseen worlds, ± its standard error:")
+    random_wood = evaluate(RandomAgent(), "random", args.episodes)
     curves = {}
-    for agent in ["memory", "framestack"] if args.agent == "both" else [args.agent]:
+    for agent in FRAME_STACK if args.agent == "both" else [args.agent]:
         model, curve, start = make_model(agent, args.seed, folder), WoodPerEpisode(), time.perf_counter()
         model.learn(args.steps, callback=curve, tb_log_name=agent)
         minutes = (time.perf_counter() - start) / 60
-        wood, error = evaluate(model, agent, args.episodes)
-        trained = f"after {model.num_timesteps:,} steps in {minutes:.1f} minutes, seed {args.seed}"
-        print(f"  {agent:11s} {wood:5.1f} ± {error:.1f}   {trained}", flush=True)
-        curves["MemoryPPO" if agent == "memory" else "PPO, 4 frames stacked"] = curve.points
+        evaluate(model, agent, args.episodes)
+        print(f"             after {model.num_timesteps:,} steps in {minutes:.1f} minutes, seed {args.seed}", flush=True)
         model.save(folder / f"{agent}.zip")
         record(model, agent, folder / f"{agent}.gif")
+        curves["MemoryPPO" if agent == "memory" else "PPO, 4 frames stacked"] = curve.points
     plot(curves, random_wood, folder / "learning_curve.png")
     print(f"Models, learning curve, GIFs and TensorBoard log are in {folder.resolve()}")
 

@@ -102,7 +102,7 @@ class CrafterWoodEnv(gym.Env[np.ndarray, np.int64]):
         dead = info["inventory"]["health"] <= 0
         return np.ascontiguousarray(obs), reward, dead, over and not dead, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]  # gymnasium's frame type is any
+    def render(self) -> np.ndarray | None:
         """:return: The view of the moment, (render_size, render_size, 3), uint8; ``None`` without a render mode."""
         if self.render_mode is None:
             gym.logger.warn('render() without a render mode: make the env with `render_mode="rgb_array"`.')

@@ -40,7 +40,7 @@ class CrafterGame(Env):  # type: ignore[misc]  # crafter has no types
         """
         if seed is not None:
             self._seed, self._episode = seed, 0
-        obs = super().reset()
+        obs: np.ndarray = super().reset()
         if self._peaceful:
             for monster in [thing for thing in self._world.objects if isinstance(thing, (Zombie, Skeleton))]:
                 self._world.remove(monster)
