@@ -16,47 +16,40 @@ from matplotlib.figure import Figure
 from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.envs import make_memory_vec_env
 
-ENV_ID = "sb3_cyborg/CrafterWood-v0"
 EVAL_SEED = 100_000  # the worlds of the evaluation: no training environment has one of these seeds
 GIF_STEPS = 140  # daylight; the noise of the night would make the GIF large
 HYPERPARAMS: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 3e-4, "ent_coef": 0.01}
 MEMORY: dict[str, Any] = {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}}
 FRAME_STACK = {"memory": 1, "framestack": 4}
+NAMES = {"memory": "MemoryPPO", "framestack": "PPO, 4 frames stacked"}
 
 
-def make_env(agent: str, n_envs: int, seed: int, **env_kwargs: Any) -> VecEnv:
-    env_kwargs["peaceful"] = True
-    stack = FRAME_STACK.get(agent, 1)
-    return make_memory_vec_env(ENV_ID, n_envs, seed=seed, env_kwargs=env_kwargs, frame_stack=stack, vec_env="dummy")
+def make_env(agent: str, n_envs: int, seed: int, monitor_dir: Path | None = None, **env_kwargs: Any) -> VecEnv:
+    return make_memory_vec_env(
+        "sb3_cyborg/CrafterWood-v0",
+        n_envs,
+        seed=seed,
+        env_kwargs={"peaceful": True, **env_kwargs},
+        frame_stack=FRAME_STACK.get(agent, 1),
+        vec_env="dummy",
+        monitor_dir=monitor_dir,
+    )
 
 
 def make_model(agent: str, seed: int, folder: Path) -> BaseAlgorithm:
     common: dict[str, Any] = {"tensorboard_log": str(folder), "seed": seed, "device": "cpu", **HYPERPARAMS}
-    env = make_env(agent, 8, seed)
+    env = make_env(agent, 8, seed, folder / agent)
     if agent == "memory":
         return MemoryPPO("CnnPolicy", env, seq_len=64, policy_kwargs=MEMORY, **common)
     return PPO("CnnPolicy", env, **common)
-
-
-class WoodPerEpisode(BaseCallback):
-    """Keep the mean wood of the training episodes that ended, with the step at which they did."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.points: list[tuple[int, float]] = []
-
-    def _on_step(self) -> bool:
-        if ended := [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]:
-            self.points.append((self.num_timesteps, float(np.mean(ended))))
-        return True
 
 
 class RandomAgent:
@@ -88,16 +81,19 @@ def record(model: BaseAlgorithm, agent: str, path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[2::2], duration=160, loop=0, optimize=True)
 
 
-def plot(curves: dict[str, list[tuple[int, float]]], random_wood: float, path: Path) -> None:
+def plot(folder: Path, random_wood: float) -> None:
+    """Draw what SB3's ``Monitor`` wrote of the training episodes: of the agents of an earlier run in this folder, too."""
     axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
-    for name, points in curves.items():
-        axes.plot(*np.array(points).reshape(-1, 2).T, linewidth=2, label=name)
+    for agent, name in NAMES.items():
+        if (folder / agent).exists():
+            episodes = load_results(str(folder / agent))
+            axes.plot(episodes.l.cumsum(), episodes.r.rolling(24, min_periods=8).mean(), linewidth=2, label=name)
     axes.axhline(random_wood, color="tab:red", linestyle=":", label="random agent (evaluation)")
-    axes.set(title=f"{ENV_ID}, peaceful", xlabel="environment steps", ylabel="wood per episode (training)")
+    axes.set(title="CrafterWood-v0, peaceful", xlabel="environment steps", ylabel="wood per training episode, mean of 24")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper left", fontsize="small")
-    figure.savefig(path, dpi=100)
+    figure.savefig(folder / "learning_curve.png", dpi=100)
 
 
 def main() -> None:
@@ -114,17 +110,15 @@ def main() -> None:
 
     print(f"Mean wood per episode over {args.episodes} episodes in unseen worlds, ± its standard error:")
     random_wood = evaluate(RandomAgent(), "random", args.episodes)
-    curves = {}
     for agent in FRAME_STACK if args.agent == "both" else [args.agent]:
-        model, curve, start = make_model(agent, args.seed, folder), WoodPerEpisode(), time.perf_counter()
-        model.learn(args.steps, callback=curve, tb_log_name=agent)
+        model, start = make_model(agent, args.seed, folder), time.perf_counter()
+        model.learn(args.steps, tb_log_name=f"tensorboard-{agent}")
         minutes = (time.perf_counter() - start) / 60
         evaluate(model, agent, args.episodes)
         print(f"             after {model.num_timesteps:,} steps in {minutes:.1f} minutes, seed {args.seed}", flush=True)
         model.save(folder / f"{agent}.zip")
         record(model, agent, folder / f"{agent}.gif")
-        curves["MemoryPPO" if agent == "memory" else "PPO, 4 frames stacked"] = curve.points
-    plot(curves, random_wood, folder / "learning_curve.png")
+    plot(folder, random_wood)
     print(f"Models, learning curve, GIFs and TensorBoard log are in {folder.resolve()}")
 
 
