@@ -23,7 +23,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
-autodoc_mock_imports = ["minerl", "gym"]  # MineRL has an environment of its own
 
 
 def describe_settings(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
