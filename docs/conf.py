@@ -1,8 +1,11 @@
 """Sphinx: ``sphinx-build -W --keep-going -b html docs docs/_build/html``. Nothing is looked up online."""
 
 import sys
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from sphinx.util.typing import stringify_annotation
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,14 +28,23 @@ autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 
 
-def describe_settings(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Add the fields of a pydantic model, whose meanings are descriptions and not in its docstring."""
-    if what == "class" and hasattr(obj, "model_fields"):
+def describe_parameters(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Add what a docstring does not say: the fields of a pydantic model, whose meanings are descriptions, and some types."""
+    if what != "class":
+        return
+    if hasattr(obj, "model_fields"):
+        types = get_type_hints(obj)  # without what validates them
         for key, field in obj.model_fields.items():
             default = "Required." if field.is_required() else f"Default: ``{field.default!r}``."
             lines.append(f":param {key}: {field.description} {default}")
-        lines.append("")
+            lines.append(f":type {key}: {stringify_annotation(types[key], 'smart')}")
+    else:  # autodoc takes the type of an attribute for that of the argument of its name
+        attributes, arguments = get_annotations(obj), get_annotations(obj.__init__)
+        for key in attributes.keys() & arguments.keys():
+            if attributes[key] != arguments[key]:
+                lines.append(f":type {key}: {stringify_annotation(arguments[key], 'smart')}")
+    lines.append("")
 
 
 def setup(app: Any) -> None:
-    app.connect("autodoc-process-docstring", describe_settings)
+    app.connect("autodoc-process-docstring", describe_parameters)
