@@ -285,13 +285,34 @@ def inspect_memory(
 
 # --- environments and RL Zoo ------------------------------------------------------------------------------------------
 
-NEEDS = {
-    "POPGym": ("popgym", 'pip install "sb3-cyborg[popgym]"'),
-    "MiniGrid": ("minigrid", 'pip install "sb3-cyborg[minigrid]"'),
-    "Crafter": ("crafter", 'pip install "sb3-cyborg[crafter]"'),
-    "MineRL": ("minerl", "its simulator needs Java 8: see docs/minerl.md"),
-}
-"""Package of each family of environments that needs one, and how to get it."""
+NEEDS = (
+    ("POPGym", "popgym", 'pip install "sb3-cyborg[popgym]"'),
+    ("Labyrinth", "mazelib", 'pip install "sb3-cyborg[popgym]"'),
+    ("MiniGrid", "minigrid", 'pip install "sb3-cyborg[minigrid]"'),
+    ("Crafter", "crafter", 'pip install "sb3-cyborg[crafter]"'),
+    ("LunarLander", "Box2D", 'pip install "gymnasium[box2d]"'),
+    ("MineRL", "minerl", "see docs/minerl.md"),
+)
+"""A family, or part of an id; the package that it needs; how to get that."""
+
+
+def missing(family: str, env_id: str) -> str:
+    """
+    :param family: Name of a family of environments.
+    :param env_id: One of it.
+    :return: What is missing to run it, or an empty string.
+    """
+    for part, package, how in NEEDS:
+        if (part == family or part in env_id) and find_spec(package) is None:
+            return f"needs {package}: {how}"
+    if family == "MineRL":
+        from sb3_cyborg.envs.minerl.process import find_simulator
+
+        try:
+            find_simulator()
+        except (RuntimeError, ImportError, OSError) as error:
+            return str(error)
+    return ""
 
 
 @app.command()
@@ -314,14 +335,12 @@ def envs(
         shown = 0
         for name, family in FAMILIES.items():
             ids = [env_id for env_id in family.kwargs if pattern.lower() in env_id.lower()]
-            if not ids:
-                continue
-            package, how = NEEDS.get(name, ("", ""))
-            missing = f"not installed: {package} ({how})" if package and find_spec(package) is None else "ready"
-            print(f"{name} - {missing}")
-            for env_id in ids:
-                print(f"  {env_id}")
             shown += len(ids)
+            if ids:
+                print(name)
+            for env_id in ids:
+                lack = missing(name, env_id)
+                print(f"  {env_id}  ({lack})" if lack else f"  {env_id}")
         if not shown:
             raise ValueError(f"No environment of this package has {pattern!r} in its id; `sb3-cyborg envs` lists all.")
 

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sb3_cyborg import MemoryPPO, TrainerV7, cli
+from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.trainers.callbacks import MonitorLog
 from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
 from sb3_cyborg.trainers.config import TrainerConfig
@@ -257,14 +258,22 @@ def test_video(folder: Path) -> None:
 
 
 def test_envs(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = run("envs").stdout
-    assert "MemoryChain - ready\n  sb3_cyborg/MemoryChain-v0" in shown
-    assert "minerl_treechop" in shown
+    lines = run("envs").stdout.splitlines()
+    assert lines[:2] == ["MemoryChain", "  sb3_cyborg/MemoryChain-v0"]
+    (minerl,) = [line for line in lines if line.startswith("  minerl_treechop")]
+    assert "docs/minerl.md" in minerl
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     assert run("envs", "repeatpreviouseasy").stdout.splitlines() == [
-        'POPGym - not installed: popgym (pip install "sb3-cyborg[popgym]")',
-        "  sb3_cyborg/popgym-RepeatPreviousEasy-v0",
+        "POPGym",
+        '  sb3_cyborg/popgym-RepeatPreviousEasy-v0  (needs popgym: pip install "sb3-cyborg[popgym]")',
     ]
+    assert run("envs", "memorychain").stdout.splitlines() == lines[:2]
+
+
+def test_what_is_needed_is_a_family_or_in_an_id() -> None:
+    everything = [*FAMILIES, *(env_id for family in FAMILIES.values() for env_id in family.kwargs)]
+    for part, _, _ in cli.NEEDS:
+        assert any(part in name for name in everything), part
 
 
 def test_zoo_is_passed_through() -> None:

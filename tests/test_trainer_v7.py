@@ -211,8 +211,8 @@ def test_the_policy_fits_the_observations(tmp_path: Path, env: str, policy: str,
     if policy == "MlpPolicy":
         assert trainer.env.observation_space.shape == (4 * stack,)
     if policy == "CnnPolicy":
-        assert isinstance(trainer.model.get_env(), VecTransposeImage)
-        assert isinstance(trainer.env, VecFrameStack)
+        assert isinstance(trainer.env, VecTransposeImage)
+        assert isinstance(trainer.env.venv, VecFrameStack)
     trainer.train()
     loaded = TrainerV7.load(run_folder(trainer), "last")
     assert loaded.evaluate(2) == trainer.evaluate(2)
@@ -232,6 +232,32 @@ def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_slots"):
         tiny(tmp_path, memory={"type": "slot", "num_slots": 0})
     assert list(tmp_path.iterdir()) == []  # nothing is left of a run that never began
+
+
+def test_evaluation_needs_no_training_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny(tmp_path, normalize=True).train()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("sb3_cyborg.trainers.trainer_v7.make_training_env", refuse)
+    loaded = TrainerV7.load(run_folder(trainer), "last")
+    assert loaded.evaluate(3) == trainer.evaluate(3)
+    loaded.close()
+    with pytest.raises(AssertionError):
+        TrainerV7.resume(run_folder(trainer), total_timesteps=512)
+
+
+def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, normalize=True).train()
+    trainer.save(tmp_path / "first.pt")
+    TrainerV7.load(tmp_path / "first.pt").save(tmp_path / "second.pt")
+    first, second = (read_checkpoint(tmp_path / name) for name in ("first.pt", "second.pt"))
+    assert first.progress == second.progress
+    statistics: list[Any] = [checkpoint.normalize.obs_rms for checkpoint in (first, second) if checkpoint.normalize]
+    assert np.array_equal(statistics[0].mean, statistics[1].mean)
+    assert th.equal(first.random["torch"], second.random["torch"])
+    assert TrainerV7.load(tmp_path / "second.pt").evaluate(2) == trainer.evaluate(2)
 
 
 # --- a run that ends early
@@ -312,7 +338,7 @@ def test_what_tensorboard_gets(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_interval=128).train()
-    board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
+    board = EventAccumulator(str(run_folder(trainer) / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     tags = set(board.Tags()["scalars"])
     assert tags >= {
         "eval/mean_reward",

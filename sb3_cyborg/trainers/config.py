@@ -103,8 +103,10 @@ def _number(value: Any) -> Any:
 
 def _whole(value: Any) -> Any:
     """:return: A whole number for ``1e6`` and numpy's."""
+    if isinstance(value, bool):
+        return value
     if isinstance(value, Integral):
-        return value if isinstance(value, bool) else int(value)
+        return int(value)
     number = _number(value)
     return int(number) if isinstance(number, float) and number.is_integer() else value
 

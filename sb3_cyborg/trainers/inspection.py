@@ -172,6 +172,7 @@ def inspect_run(
     output: Path | str,
     *,
     which: str = "best",
+    device: str = "auto",
     heads: str | int = "mean",
     deterministic: bool = True,
     max_steps: int = 500,
@@ -183,6 +184,7 @@ def inspect_run(
     :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
     :param output: A PNG, PDF or SVG file.
     :param which: Of a run: ``"best"``, ``"last"``, or the number of steps of a checkpoint.
+    :param device: Where the agent is computed.
     :param heads: How heads become one: ``"mean"``, ``"max"``, or the number of the only one to draw.
     :param deterministic: Take the mode of the policy instead of a sample.
     :param max_steps: Stop there if the episode is longer.
@@ -195,7 +197,7 @@ def inspect_run(
     from sb3_cyborg.trainers.trainer_v7 import TrainerV7
 
     check_picture(output)
-    trainer = TrainerV7.load(run, which)
+    trainer = TrainerV7.load(run, which, device=device)
     env = trainer.make_eval_env()
     try:
         seed = trainer.config.seed if seed is None else seed

@@ -70,7 +70,7 @@ def check_display() -> None:
     :raises ValueError: on a Linux without one, where SDL would draw into nothing and say nothing.
     """
     if sys.platform.startswith("linux") and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))):
-        raise ValueError("There is no display to open a window on; record a video in its place, e.g. video='agent.gif'.")
+        raise ValueError("There is no display to open a window on; record a video in its place: `--video agent.gif`.")
 
 
 def _check_output(video: Path | str | None) -> Path | None:
@@ -151,6 +151,7 @@ def enjoy_run(
     *,
     video: Path | str | None = None,
     which: str = "best",
+    device: str = "auto",
     seed: int | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
@@ -160,6 +161,7 @@ def enjoy_run(
     :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
     :param video: A ``.gif`` or ``.mp4`` file; ``None`` opens a window.
     :param which: Of a run: ``"best"``, ``"last"``, or the number of steps of a checkpoint.
+    :param device: Where the agent is computed.
     :param seed: Seed of the environment, and of sampled actions; ``None`` takes the run's.
     :param options: Further ones of :func:`enjoy`: ``n_episodes``, ``max_steps``, ``deterministic``, ``fps``, ``report``.
     :return: Return and length of each finished episode.
@@ -169,7 +171,7 @@ def enjoy_run(
     from sb3_cyborg.trainers.trainer_v7 import TrainerV7  # it needs more than watching does
 
     mode = _render_mode(_check_output(video))
-    trainer = TrainerV7.load(run, which)
+    trainer = TrainerV7.load(run, which, device=device)
     try:
         try:
             env = trainer.make_eval_env(mode)

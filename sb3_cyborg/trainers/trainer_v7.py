@@ -1,6 +1,7 @@
 """``TrainerV7``: a config in, a trained agent and its files out."""
 
 import contextlib
+import copy
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cyborg.checks import check_positive, unknown_name
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
@@ -69,13 +70,11 @@ class TrainerV7:
 
     model: MemoryPPO
     """The agent."""
-    env: VecEnv
-    """The training environments."""
 
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
-        self.env = make_training_env(self.config)
-        self.model = MemoryPPO(policy_for(self.config, self.env), self.env, **self.config.model_arguments())
+        env = make_training_env(self.config)
+        self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
 
     @classmethod
     def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
@@ -112,6 +111,7 @@ class TrainerV7:
             trainer = cls(TrainerConfig.parse(run / checkpoints.CONFIG_FILE).changed(**changes))
         else:
             trainer = cls._restore(checkpoint, changes)
+        trainer._attach_env()
         trainer.run = run
         return trainer
 
@@ -120,11 +120,9 @@ class TrainerV7:
         config = TrainerConfig.parse(checkpoint.config | dict(changes))
         trainer = cls.__new__(cls)
         trainer._prepare(config)
-        trainer.env = make_training_env(config, checkpoint.normalize)
-        trainer.model = MemoryPPO.load(checkpoint.path, env=trainer.env, device=config.device)
+        trainer.model = MemoryPPO.load(checkpoint.path, device=config.device)
         trainer.model.verbose = config.verbose
-        trainer._begin_episodes(checkpoint.progress["num_timesteps"])
-        checkpoints.set_random_state(checkpoint.random)
+        trainer._checkpoint = checkpoint
         return trainer
 
     def _prepare(self, config: TrainerConfig) -> None:
@@ -133,23 +131,42 @@ class TrainerV7:
             config = config.changed(seed=int(np.random.SeedSequence().generate_state(1)[0] % 2**31))
         self.config = config
         self.run: Path | None = None
+        self._checkpoint: checkpoints.Checkpoint | None = None
         self._eval_env: VecEnv | None = None
         self._evaluation: callbacks.Evaluation | None = None
         if config.torch_threads is not None:
             th.set_num_threads(config.torch_threads)
 
-    def _begin_episodes(self, num_timesteps: int) -> None:
-        """Begin episodes for a model that was loaded: seeded by the step, and without a trace in the normalization."""
+    @property
+    def env(self) -> VecEnv:
+        """The training environments. Those of a trainer that was loaded are made when they are asked for."""
+        self._attach_env()
+        env = self.model.get_env()
+        assert env is not None
+        return env
+
+    def _attach_env(self) -> None:
+        """
+        Make the environments of a model that was loaded, if it has none yet.
+
+        Episodes begin anew, seeded by the step, and without a trace in the normalization. Then random numbers go on, too.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        self.model.set_env(make_training_env(self.config, checkpoint.normalize))
+        env, normalize = self.env, self.model.get_vec_normalize_env()
         assert self.config.seed is not None
-        self.env.seed(int(np.random.SeedSequence([self.config.seed, num_timesteps]).generate_state(1)[0] % 2**31))
-        normalize = self.model.get_vec_normalize_env()
+        seeds = np.random.SeedSequence([self.config.seed, checkpoint.progress["num_timesteps"]])
+        env.seed(int(seeds.generate_state(1)[0] % 2**31))
         if normalize is not None:
             normalize.training = False
-        obs: Any = self.model.get_env().reset()  # type: ignore[union-attr]  # it was loaded with one
+        obs: Any = env.reset()
         if normalize is not None:
             normalize.training = True
         self.model._last_obs = obs
-        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
+        self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        checkpoints.set_random_state(checkpoint.random)
 
     # --- what users call
 
@@ -168,6 +185,7 @@ class TrainerV7:
         if total_timesteps is not None:
             check_positive(total_timesteps=total_timesteps)
             self.config = self.config.changed(total_timesteps=int(total_timesteps))
+        self._attach_env()
         run = self.open_run()
         runs.describe_run(run, self.config, self.model)
         total, done = self.config.total_timesteps, self.model.num_timesteps
@@ -180,8 +198,10 @@ class TrainerV7:
                 self.model.learn(total - done, callback=CallbackList(parts), reset_num_timesteps=False)
             except BaseException as error:
                 self.model.num_timesteps = mark.num_timesteps_kept
-                self._rescue(run, error)
-                if mark.stop and isinstance(error, Exception):  # Ctrl-C ends processes of environments, too
+                # Ctrl-C ends processes of environments, too, which then is an error here.
+                interrupted = mark.stop and isinstance(error, Exception)
+                self._rescue(run, KeyboardInterrupt() if interrupted else error)
+                if interrupted:
                     raise KeyboardInterrupt(f"saved in {run}") from error
                 raise
             self.model.num_timesteps = mark.num_timesteps_kept
@@ -227,8 +247,15 @@ class TrainerV7:
         return env
 
     def _sync_statistics(self, env: VecEnv) -> None:
-        if self.model.get_vec_normalize_env() is not None:
-            sync_envs_normalization(self.model.get_env(), env)  # type: ignore[arg-type]  # it has one
+        """Copy what the normalization of the training environments has learned."""
+        source, target = self._normalize(), unwrap_vec_normalize(env)
+        if source is not None and target is not None:
+            target.ret_rms = copy.deepcopy(source.ret_rms)
+            if source.norm_obs:
+                target.obs_rms = copy.deepcopy(source.obs_rms)
+
+    def _normalize(self) -> VecNormalize | None:
+        return self.model.get_vec_normalize_env() if self._checkpoint is None else self._checkpoint.normalize
 
     def save(self, path: str | Path) -> None:
         """
@@ -237,11 +264,13 @@ class TrainerV7:
         :param path: The file; its folder is made if it is missing.
         :raises ValueError: for weights that are not finite.
         """
+        self._attach_env()
         checkpoints.save_checkpoint(path, self.model, self.config)
 
     def close(self) -> None:
         """Close the environments."""
-        self.env.close()
+        if self._checkpoint is None:
+            self.env.close()
         if self._eval_env is not None:
             self._eval_env.close()
 
