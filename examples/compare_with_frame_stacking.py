@@ -10,7 +10,6 @@ import argparse
 import time
 
 import torch as th
-from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -29,13 +28,12 @@ def main() -> None:
 
     print(f"{ENV}, memory length {MEMORY_LENGTH}, {args.steps:,} steps, seed {args.seed}; at random 0, at most 1\n")
     print("| agent | frames it sees | return | seconds |\n|---|---:|---:|---:|")
-    for algorithm, frames in ((PPO, 1), (PPO, 4), (PPO, MEMORY_LENGTH), (RecurrentPPO, 1), (MemoryPPO, 1)):
+    for algorithm, frames in ((PPO, 1), (PPO, 4), (PPO, MEMORY_LENGTH), (MemoryPPO, 1)):
         env, eval_env = (
             make_memory_vec_env(ENV, 16, seed=seed, env_kwargs={"memory_length": MEMORY_LENGTH}, frame_stack=frames)
             for seed in (args.seed, args.seed + 10_000)
         )
-        policy = "MlpLstmPolicy" if algorithm is RecurrentPPO else "MlpPolicy"
-        model = algorithm(policy, env, seed=args.seed, **COMMON)
+        model = algorithm("MlpPolicy", env, seed=args.seed, **COMMON)
         start = time.perf_counter()
         model.learn(args.steps)
         seconds = time.perf_counter() - start

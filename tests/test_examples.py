@@ -20,7 +20,7 @@ EXAMPLES = {
     "dict_and_image_observations.py": (["CnnPolicy: return", "MultiInputPolicy: return"], []),
     "custom_memory.py": (["Return"], []),
     "compare_with_frame_stacking.py": (
-        ["| PPO | 1 |", "| PPO | 4 |", "| PPO | 10 |", "| RecurrentPPO |", "| MemoryPPO |"],
+        ["| PPO | 1 |", "| PPO | 4 |", "| PPO | 10 |", "| MemoryPPO |"],
         [],
     ),
 }
