@@ -8,6 +8,7 @@ A stack that is long enough solves the task as well, but one has to know how lon
 
 import argparse
 import time
+from typing import Any
 
 import torch as th
 from stable_baselines3 import PPO
@@ -16,7 +17,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_cyborg import MemoryPPO, make_memory_vec_env
 
 ENV, MEMORY_LENGTH = "sb3_cyborg/MemoryChain-v0", 10
-COMMON = {"n_steps": 128, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "ent_coef": 0.01, "device": "cpu"}
+COMMON: dict[str, Any] = {"n_steps": 128, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "ent_coef": 0.01}
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
             make_memory_vec_env(ENV, 16, seed=seed, env_kwargs={"memory_length": MEMORY_LENGTH}, frame_stack=frames)
             for seed in (args.seed, args.seed + 10_000)
         )
-        model = algorithm("MlpPolicy", env, seed=args.seed, **COMMON)
+        model = algorithm("MlpPolicy", env, seed=args.seed, device="cpu", **COMMON)
         start = time.perf_counter()
         model.learn(args.steps)
         seconds = time.perf_counter() - start

@@ -6,6 +6,7 @@ EvalCallback and VecNormalize, saving and loading both, and the loop of a traine
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -39,10 +40,10 @@ def main() -> None:
     env.training, env.norm_reward = False, False
     model = MemoryPPO.load(args.folder / "model", env=env)
 
-    obs, state, episode_start = env.reset(), None, np.ones(env.num_envs, dtype=bool)
+    obs: Any = env.reset()  # SB3 types what VecEnvs return wider than what `predict` takes
+    state, episode_start = None, np.ones(env.num_envs, dtype=bool)
     returns: list[float] = []
     while len(returns) < 8:
-        assert isinstance(obs, np.ndarray)
         action, state = model.predict(obs, state=state, episode_start=episode_start, deterministic=True)
         obs, _, episode_start, infos = env.step(action)
         returns += [info["episode"]["r"] for info in infos if "episode" in info]

@@ -8,6 +8,7 @@ CartPole without velocities: the pole's speed has to be told from what was seen 
 
 import argparse
 import time
+from typing import Any
 
 import torch as th
 from sb3_contrib import RecurrentPPO
@@ -16,7 +17,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_cyborg import MemoryPPO, make_memory_vec_env  # the import that changes
 
 ENV = "CartPoleNoVel-v1"
-ARGUMENTS = {"n_steps": 64, "batch_size": 512, "learning_rate": 1e-3, "gamma": 0.98, "gae_lambda": 0.9, "device": "cpu"}
+ARGUMENTS: dict[str, Any] = {"n_steps": 64, "batch_size": 512, "learning_rate": 1e-3, "gamma": 0.98, "gae_lambda": 0.9}
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     print(f"{ENV}, {args.steps:,} steps, seed {args.seed}")
     for algorithm in (RecurrentPPO, MemoryPPO):
         env = make_memory_vec_env(ENV, n_envs=8, seed=args.seed)
-        model = algorithm("MlpLstmPolicy", env, seed=args.seed, **ARGUMENTS)
+        model = algorithm("MlpLstmPolicy", env, seed=args.seed, device="cpu", **ARGUMENTS)
         start = time.perf_counter()
         model.learn(args.steps)
         seconds = time.perf_counter() - start
