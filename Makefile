@@ -8,10 +8,12 @@ STAMP := .venv/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFICIAL := .venv-official/bin
 OFFICIAL_STAMP := .venv-official/.installed
+MINERL := .venv-minerl/bin
+MINERL_STAMP := .venv-minerl/.installed
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-official test-cuda pytest lint check-codestyle format type commit-checks bench clean
+.PHONY: help venv demo test test-slow test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -49,6 +51,19 @@ $(OFFICIAL_STAMP): requirements/test-official.txt requirements/mamba-ssm.txt con
 
 test-cuda: $(STAMP)  ## Mamba-2 on a GPU; skips with the reason where it cannot run
 	$(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
+
+test-minerl: $(MINERL_STAMP)  ## MineRL's adapter against MineRL itself, with a double of Minecraft (minutes; an environment of 1 GB)
+	$(ONE_THREAD) $(MINERL)/python -m pytest tests/minerl -s $(PYTEST_ARGS)
+
+# Without Minecraft (READTHEDOCS=1), and without dependencies: see requirements/minerl.txt. gym builds with setuptools that are there.
+$(MINERL_STAMP): requirements/test-minerl.txt requirements/minerl.txt constraints.txt
+	test -x $(MINERL)/python || $(PYTHON) -m venv .venv-minerl
+	$(MINERL)/python -m pip install --quiet --requirement requirements/test-minerl.txt
+	READTHEDOCS=1 $(MINERL)/python -m pip install --quiet --no-cache-dir --no-deps --requirement requirements/minerl.txt
+	touch $@
+
+docs: $(STAMP)  ## the documentation, into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: $(STAMP)  ## style and common mistakes
 	$(BIN)/ruff check .
