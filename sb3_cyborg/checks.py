@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
+MANY = 20
+"""Names that are too many to list in an error, if one of them is near."""
+
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """
@@ -21,6 +24,8 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     options = sorted(known)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if close and len(options) > MANY:
+        return ValueError(f"Unknown {what} {name!r}.{hint}")
     return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(map(repr, options)) or 'none'}.")
 
 
