@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,7 @@ def test_a_worker_that_gives_up(minecraft: Minecraft) -> None:
     vec_env = make_memory_vec_env(make_in_a_worker(minecraft, retries=1), 2, seed=0, vec_env="subproc")
     try:
         vec_env.reset()
+        time.sleep(5)  # MineRL's watcher looks for whom it watches after a second, and never notices who is gone by then
         with pytest.raises(WorkerError, match="MineRLError: MineRLTreechop-v0 gives up after 2 faults"):
             steps(vec_env, 6)
     finally:
