@@ -264,5 +264,5 @@ def test_every_family_has_ids() -> None:
         "POPGym": 48,
         "MiniGrid": 6,
         "Crafter": 1,
-        "MineRL": 8,
+        "MineRL": 13,
     }

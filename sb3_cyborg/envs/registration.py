@@ -18,6 +18,16 @@ MINERL = {
     "minerl_navigate_dense": "MineRLNavigateDense-v0",
     "minerl_obtain_diamond": "MineRLObtainDiamond-v0",
 }
+"""The mission's names for four of MineRL's tasks."""
+
+MINERL_OTHERS = (
+    "MineRLNavigateExtreme-v0",
+    "MineRLNavigateExtremeDense-v0",
+    "MineRLObtainDiamondDense-v0",
+    "MineRLObtainIronPickaxe-v0",
+    "MineRLObtainIronPickaxeDense-v0",
+)
+"""The rest of its basic tasks."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,8 @@ FAMILIES: dict[str, Family] = {
     "Crafter": Family("sb3_cyborg.envs.crafter:CrafterWoodEnv", {"sb3_cyborg/CrafterWood-v0": {}}, slow=True),
     "MineRL": Family(
         "sb3_cyborg.envs.minerl:MineRLEnv",
-        {env_id: {"env_id": official} for short, official in MINERL.items() for env_id in (short, official)},
+        {name: {"env_id": official} for short, official in MINERL.items() for name in (short, official)}
+        | {official: {"env_id": official} for official in MINERL_OTHERS},
         slow=True,
     ),
 }
