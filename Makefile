@@ -83,6 +83,6 @@ commit-checks: format type lint  ## what to run before a commit
 bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO
 	$(BIN)/python benchmarks/throughput.py
 
-clean:  ## remove build outputs and caches; .venv, .venv-official and runs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove build outputs and caches; .venv, .venv-official, .venv-minerl and runs/ stay
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sb3_cyborg tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
