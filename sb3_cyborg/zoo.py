@@ -18,11 +18,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_cyborg.checks import check_options, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
-from sb3_cyborg.envs.worker_vec_env import WorkerVecEnv
+from sb3_cyborg.envs.registration import family_of
+from sb3_cyborg.envs.vec_env import make_memory_vec_env
 from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
@@ -86,19 +87,38 @@ def _import_zoo(name: str) -> ModuleType:
 def _experiment_manager(base: type[Any]) -> type[Any]:
     """
     :param base: The Zoo's ``ExperimentManager``.
-    :return: One that for ``memory_ppo`` reads our file, refuses names that nobody reads, and says which worker died of what.
+    :return: One that for ``memory_ppo`` reads our file, refuses names that nobody reads, and makes environments by
+        :func:`~sb3_cyborg.envs.vec_env.make_memory_vec_env`.
     """
+    zoo = _import_zoo("rl_zoo3.exp_manager")
 
     class MemoryExperimentManager(base):  # type: ignore[misc]  # imported where it is used
-        vec_env_class: Any
-        vec_env_kwargs: dict[str, Any]
-
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
             if algo == ALGO and config is None:
                 config = str(hyperparams_file())
             super().__init__(args, algo, *rest, config=config, **options)
-            if algo == ALGO and self.vec_env_class is SubprocVecEnv:
-                self.vec_env_class, self.vec_env_kwargs = WorkerVecEnv, {"name": self.env_name.gym_id}
+
+        def create_envs(self, *args: Any, **kwargs: Any) -> Any:
+            if self.algo != ALGO:
+                return super().create_envs(*args, **kwargs)
+            sb3s, zoo.make_vec_env = zoo.make_vec_env, self._make_vec_env  # type: ignore[attr-defined]
+            try:
+                return super().create_envs(*args, **kwargs)
+            finally:
+                zoo.make_vec_env = sb3s  # type: ignore[attr-defined]
+
+        def _make_vec_env(
+            self, make_env: Callable[..., Any], *, vec_env_cls: type[VecEnv], vec_env_kwargs: Any, **kwargs: Any
+        ) -> VecEnv:
+            """What the Zoo has of SB3's ``make_vec_env``; its default, ``--vec-env dummy``, is native where there is that."""
+            env_id = self.env_name.gym_id
+            make_env.__name__ = env_id  # which an error of a worker names
+            family = family_of(env_id)
+            if vec_env_cls is SubprocVecEnv:
+                return make_memory_vec_env(make_env, vec_env="subproc", **kwargs)
+            if family is not None and family.native and kwargs["wrapper_class"] is None:
+                return make_memory_vec_env(env_id, vec_env="native", **kwargs)
+            return make_memory_vec_env(make_env, vec_env="dummy", **kwargs)
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
             # What the Zoo reads itself is gone from the first of these.

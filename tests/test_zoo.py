@@ -20,10 +20,13 @@ from gymnasium import spaces
 from matplotlib.figure import Figure
 from optuna.storages.journal import JournalFileBackend
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+import sb3_cyborg.zoo
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs import FAMILIES
+from sb3_cyborg.envs.memory_chain import MemoryChainVecEnv
 from sb3_cyborg.envs.worker_vec_env import WorkerError
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches
@@ -225,6 +228,27 @@ class BrokenEnv(ToyEnv):
 
     def step(self, action: Any) -> Any:
         raise KeyError("the world is broken")
+
+
+def test_native_forms(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Zoo's default runs MemoryChain as arrays; a wrapper needs single environments."""
+    made: list[type] = []
+    make = sb3_cyborg.zoo.make_memory_vec_env
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        envs = make(*args, **kwargs)
+        made.append(type(envs.unwrapped))
+        return envs
+
+    monkeypatch.setattr(sb3_cyborg.zoo, "make_memory_vec_env", spy)
+    chain = "sb3_cyborg/MemoryChain-v0"
+    train(zoo, env=chain)
+    assert made
+    assert set(made) == {MemoryChainVecEnv}
+    assert len(load_results("logs/memory_ppo/sb3_cyborg-MemoryChain-v0_1")) > 1
+    made.clear()
+    train(zoo, env=chain, params=("env_wrapper:'gymnasium.wrappers.FlattenObservation'",))
+    assert set(made) == {DummyVecEnv}
 
 
 @pytest.mark.slow

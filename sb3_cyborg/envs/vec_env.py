@@ -18,7 +18,7 @@ from sb3_cyborg.envs.registration import family_of, register_envs
 from sb3_cyborg.envs.worker_vec_env import WorkerVecEnv
 
 VEC_ENVS = ("auto", "dummy", "subproc", "native")
-MONITOR_OPTIONS = ("info_keywords", "override_existing")
+MONITOR_OPTIONS = ("allow_early_resets", "info_keywords", "override_existing", "reset_keywords")
 
 
 def make_memory_vec_env(
@@ -48,7 +48,7 @@ def make_memory_vec_env(
         at once, where the environment has such a form; ``"auto"`` is native if it can be, else a process each for several
         environments that are slow (Crafter, MineRL), else dummy.
     :param monitor_dir: Folder for SB3's ``monitor.csv`` files; ``None`` writes none, but ``info["episode"]`` is there anyway.
-    :param monitor_kwargs: ``info_keywords`` and ``override_existing`` of SB3's ``Monitor``.
+    :param monitor_kwargs: Options of SB3's ``Monitor``; native forms read ``info_keywords`` and ``override_existing``.
     :return: The environments.
     :raises ValueError: for an unknown id, keyword or form, and sizes that cannot be.
     :raises ImportError: for an environment whose package is missing, with the command that installs it.
