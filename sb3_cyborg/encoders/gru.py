@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from torch import nn
 from torch.autograd.function import once_differentiable
 
 from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, Resets, find_resets
+from sb3_cyborg.ops.linear import matmul_t
 from sb3_cyborg.sequence_model import Logs, State
 
 
@@ -46,7 +46,8 @@ class _GRUSequence(th.autograd.Function):
         """
         (steps, batch_size, _), size = x.shape, h.shape[1]
         two = 2 * size
-        gates = nn.functional.linear(x, weight_ih, th.cat([bias_ih[:two] + bias_hh[:two], bias_ih[two:]]))  # in place below
+        bias = th.cat([bias_ih[:two] + bias_hh[:two], bias_ih[two:]])
+        gates = matmul_t(x.flatten(0, 1), weight_ih, bias).view(steps, batch_size, -1)  # activated in place, below
         new_h = h.new_empty(steps, batch_size, size)  # recurrent part of `new`, before the reset gate
         states = h.new_empty(steps + 1, batch_size, size)
         states[0] = h
@@ -91,10 +92,10 @@ class _GRUSequence(th.autograd.Function):
             else:
                 all_grad_h[t].addcmul_(all_grad_h[t + 1], all_update[t]).addmm_(all_grad_gates[t], weight_hh)
         flat = grad_gates.view(-1, 3 * size)
-        grad_weight_hh, grad_bias_hh = flat.t() @ previous.reshape(-1, size), flat.sum(0)
+        grad_weight_hh, grad_bias_hh = matmul_t(flat.t(), previous.flatten(0, 1).t()), flat.sum(0)
         th.mul(factor_new, grad_h[1:], out=grad_gates[..., 2 * size :])  # from here on of the input's part
-        grad_x = grad_gates @ weight_ih if ctx.needs_input_grad[0] else None
-        grad_weight_ih = flat.t() @ x.reshape(-1, x.shape[-1])
+        grad_x = matmul_t(flat, weight_ih.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight_ih = matmul_t(flat.t(), x.flatten(0, 1).t())
         return grad_x, grad_h[0], grad_weight_ih, grad_weight_hh, flat.sum(0), grad_bias_hh, None
 
 

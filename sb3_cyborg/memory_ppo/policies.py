@@ -19,6 +19,7 @@ from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
 from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
+from sb3_cyborg.ops.linear import Layers
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
 
 LAST_ACTION = "last_action"
@@ -117,6 +118,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             "memory_kwargs": memory_kwargs or {},
             "use_last_action": use_last_action,
         }
+        if optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = _fused(optimizer_kwargs or {})
         # Past RecurrentActorCriticPolicy, which would build two LSTMs: all that is used of it is its type.
         ActorCriticPolicy.__init__(
             self,
@@ -162,6 +165,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
         self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
         super()._build_mlp_extractor()
+        heads = self.mlp_extractor
+        heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -432,6 +437,12 @@ def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[
         wanted = inspect.signature(MEMORIES[kind]).parameters["num_heads"].default
         options["num_heads"] = nearest_divisors(options["memory_dim"], wanted)[0]
     return options
+
+
+def _fused(optimizer_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """:return: Options of Adam: the given ones, and one kernel for all parameters unless they ask for another way."""
+    ways = {"fused", "foreach", "capturable", "differentiable"}
+    return optimizer_kwargs if ways & optimizer_kwargs.keys() else {**optimizer_kwargs, "fused": True}
 
 
 def _warn_of_lstm_options(
