@@ -67,12 +67,3 @@ def find_resets(masks: th.Tensor | None) -> Resets:
         return Resets(range(len(keep)), keep)
     steps = frozenset((~keep).flatten(1).any(1).nonzero().flatten().tolist())
     return Resets(steps, keep if steps else None)
-
-
-def time_major_keep(masks: th.Tensor | None) -> th.Tensor | None:
-    """:return: Keep-masks (B, T) as booleans (T, B, 1), or ``None`` where nothing resets."""
-    if masks is None:
-        return None
-    keep = masks.t().unsqueeze(-1) > 0.5
-    # On a CPU a look is cheaper than a select at every step; elsewhere it would wait for the device.
-    return None if keep.device.type == "cpu" and bool(keep.all()) else keep
