@@ -48,7 +48,7 @@ class LSTM(RecurrentLayer):
             outputs, c = self._run(x.transpose(0, 1), first, self.weight_ih)
             return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}
         outputs, c = self._run_with_resets(x.transpose(0, 1), first, resets)
-        if not bool(outputs.isfinite().all()):  # a gate that is shut multiplies, and zero times NaN is NaN
+        if not bool(outputs.sum().isfinite()):  # a gate that is shut multiplies, and zero times NaN is NaN
             return SequenceModel.forward_sequence(self, x, state, masks)
         return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}
 
