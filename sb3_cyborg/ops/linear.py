@@ -10,7 +10,7 @@ multiplied, all goes the usual way.
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -27,11 +27,20 @@ SIZE = 256
 """Of the square matrices that are multiplied to find out."""
 
 
-ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[th.Tensor, th.Tensor], th.Tensor]]] = {
-    nn.Tanh: ("tanh", th.ops.aten.tanh_backward),
-    nn.ReLU: ("relu", lambda grad, y: th.ops.aten.threshold_backward(grad, y, 0)),
+class Activation(NamedTuple):
+    """An activation that oneDNN applies along with a product."""
+
+    name: str
+    """oneDNN's."""
+    function: Callable[[th.Tensor], th.Tensor]
+    backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
+    """Gradient of the input, from that of the output and the output."""
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: Activation("tanh", th.tanh, th.ops.aten.tanh_backward),
+    nn.ReLU: Activation("relu", th.relu, lambda grad, y: th.ops.aten.threshold_backward(grad, y, 0)),
 }
-"""Activations that oneDNN applies along with a product: their name there, and the gradient from that of the output."""
 
 
 def matmul_t(a: th.Tensor, b: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
@@ -49,9 +58,9 @@ def matmul_t(a: th.Tensor, b: th.Tensor, bias: th.Tensor | None = None) -> th.Te
 class _Linear(th.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: type[nn.Module] | None
+        ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None
     ) -> th.Tensor:
-        y = _onednn(x, weight, bias, "none" if activation is None else ACTIVATIONS[activation][0])
+        y = _onednn(x, weight, bias, "none" if activation is None else activation.name)
         ctx.save_for_backward(x, weight, y if activation is not None else None)
         ctx.activation = activation
         return y
@@ -61,7 +70,7 @@ class _Linear(th.autograd.Function):
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         if ctx.activation is not None:
-            grad = ACTIVATIONS[ctx.activation][1](grad, y)
+            grad = ctx.activation.backward(grad, y)
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         return (
             matmul_t(grad, weight.t()) if need_x else None,
@@ -75,7 +84,7 @@ _linear: Callable[..., th.Tensor] = _Linear.apply  # torch gives it no types
 
 
 def linear(
-    x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: type[nn.Module] | None = None
+    x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None = None
 ) -> th.Tensor:
     """
     ``torch.nn.functional.linear`` by the faster library; it has no second derivative.
@@ -83,12 +92,12 @@ def linear(
     :param x: (..., K).
     :param weight: (N, K).
     :param bias: (N,), or ``None``.
-    :param activation: One of ``ACTIVATIONS`` to apply to the result, or ``None``.
+    :param activation: What to apply to the result, or ``None``.
     :return: (..., N).
     """
     if not _takes_onednn(x, weight) or th.is_autocast_enabled("cpu"):
         y = F.linear(x, weight, bias)
-        return y if activation is None else activation()(y)
+        return y if activation is None else activation.function(y)
     return _linear(x.reshape(-1, x.shape[-1]), weight, bias, activation).view(*x.shape[:-1], -1)
 
 
@@ -103,15 +112,17 @@ class Layers(nn.Sequential):
     """``torch.nn.Sequential`` of linear layers and activations; those of ``ACTIVATIONS`` are applied along with the product."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
-        layers = list(self)
-        while layers:
-            layer, *layers = layers
-            if type(layer) is not nn.Linear:
-                input = layer(input)
-            elif layers and type(layers[0]) in ACTIVATIONS:
-                input = linear(input, layer.weight, layer.bias, type(layers.pop(0)))
+        layers = iter([*self, None])
+        layer = next(layers)
+        while layer is not None:
+            following = next(layers)
+            if isinstance(layer, nn.Linear):
+                activation = ACTIVATIONS.get(type(following))
+                input = linear(input, layer.weight, layer.bias, activation)
+                following = following if activation is None else next(layers)
             else:
-                input = linear(input, layer.weight, layer.bias)
+                input = layer(input)
+            layer = following
         return input
 
 
