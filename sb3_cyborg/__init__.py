@@ -1,5 +1,7 @@
 """Memory for Stable-Baselines3: recurrent PPO with encoders and external memories, and honest states."""
 
+from typing import TYPE_CHECKING, Any
+
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7, register_encoder
 from sb3_cyborg.envs import make_memory_vec_env, register_envs
 from sb3_cyborg.memories.memory_v7 import MemoryV7, register_memory
@@ -11,6 +13,9 @@ from sb3_cyborg.memory_ppo.policies import (
 )
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7
 from sb3_cyborg.sequence_model import SequenceModel, Stack, State
+
+if TYPE_CHECKING:
+    from sb3_cyborg.trainers.trainer_v7 import TrainerV7 as TrainerV7
 
 __version__ = "0.1.0"
 
@@ -31,3 +36,14 @@ __all__ = [
     "register_encoder",
     "register_memory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``TrainerV7`` when it is asked for: what it needs is an extra. That is also why ``__all__`` does not name it."""
+    if name != "TrainerV7":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+    except ModuleNotFoundError as error:
+        raise ImportError(f'TrainerV7 needs {error.name}: pip install "sb3-cyborg[train]"', name=error.name) from error
+    return TrainerV7

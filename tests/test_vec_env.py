@@ -223,7 +223,8 @@ def test_monitor_files(name: str, tmp_path: Path) -> None:
         ({"name": "CartPole-v1", "frame_stack": 1.5}, "`frame_stack` must be a whole number"),
         ({"name": "CartPole-v1", "vec_env": "subprocess"}, "Unknown vec_env 'subprocess'. Did you mean 'subproc'"),
         ({"name": "CartPole-v1", "env_kwargs": {"gravity": 1}}, "does not take what `env_kwargs` holds, {'gravity': 1}"),
-        ({"name": CHAIN, "env_kwargs": {"length": 1}}, "does not take what `env_kwargs` holds, {'length': 1}"),
+        ({"name": CHAIN, "env_kwargs": {"length": 1}}, "'length'. Did you mean 'memory_length'?"),
+        ({"name": CHAIN, "vec_env": "dummy", "env_kwargs": {"length": 1}}, "'length'. Did you mean 'memory_length'?"),
         ({"name": "CartPole-v1", "monitor_kwargs": {"override": True}}, "Did you mean 'override_existing'"),
     ],
 )
@@ -260,7 +261,7 @@ def test_every_family_has_ids() -> None:
         "MemoryChain": 1,
         "TMaze": 1,
         "NoVel": 6,
-        "POPGym": 42,
+        "POPGym": 48,
         "MiniGrid": 6,
         "Crafter": 1,
         "MineRL": 8,

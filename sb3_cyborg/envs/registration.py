@@ -8,35 +8,9 @@ from typing import Any
 
 import gymnasium as gym
 
-POPGYM_TASKS = (
-    "Autoencode",
-    "Battleship",
-    "Concentration",
-    "CountRecall",
-    "HigherLower",
-    "MineSweeper",
-    "MultiarmedBandit",
-    "NoisyPositionOnlyCartPole",
-    "NoisyPositionOnlyPendulum",
-    "PositionOnlyCartPole",
-    "PositionOnlyPendulum",
-    "RepeatFirst",
-    "RepeatPrevious",
-    "VelocityOnlyCartpole",
-)
-POPGYM_NAMES = tuple(task + level for task in POPGYM_TASKS for level in ("Easy", "Medium", "Hard"))
-"""POPGym's environments, as it registers them without its optional mazes."""
-
-MINIGRID_MEMORY_SIZES = ("S7", "S9", "S11", "S13", "S13Random", "S17Random")
-
-NO_VELOCITY = (
-    "CartPole-v1",
-    "LunarLander-v3",
-    "LunarLanderContinuous-v3",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Pendulum-v1",
-)
+from sb3_cyborg.envs.minigrid import MINIGRID_MEMORY_IDS
+from sb3_cyborg.envs.no_velocity import VELOCITY_INDICES
+from sb3_cyborg.envs.popgym import POPGYM_NAMES
 
 MINERL = {
     "minerl_treechop": "MineRLTreechop-v0",
@@ -76,7 +50,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "NoVel": Family(
         "sb3_cyborg.envs.no_velocity:make_no_velocity",
-        {env_id.replace("-v", "NoVel-v"): {"env_id": env_id} for env_id in NO_VELOCITY},
+        {env_id.replace("-v", "NoVel-v"): {"env_id": env_id} for env_id in VELOCITY_INDICES},
     ),
     "POPGym": Family(
         "sb3_cyborg.envs.popgym:make_popgym",
@@ -84,7 +58,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "MiniGrid": Family(
         "sb3_cyborg.envs.minigrid:make_minigrid",
-        {f"sb3_cyborg/MiniGrid-Memory{size}-v0": {"env_id": f"MiniGrid-Memory{size}-v0"} for size in MINIGRID_MEMORY_SIZES},
+        {f"sb3_cyborg/{env_id}": {"env_id": env_id} for env_id in MINIGRID_MEMORY_IDS},
     ),
     "Crafter": Family("sb3_cyborg.envs.crafter:CrafterWoodEnv", {"sb3_cyborg/CrafterWood-v0": {}}, slow=True),
     "MineRL": Family(

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -111,7 +112,7 @@ def check_env_id(name: str) -> str:
     return name
 
 
-def make_env_by_id(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env_by_id(name: str, /, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     ``gym.make`` that renders to arrays unless told otherwise, as SB3's ``make_vec_env`` does.
 
@@ -158,8 +159,11 @@ def _make_native(
         raise ValueError(f"Environment {name!r} does not take what `env_kwargs` holds, {env_kwargs}: {error}.") from error
     envs.seed(seed)
     if monitor_dir is not None:
+        with warnings.catch_warnings():
+            # Native forms report episodes, so they say that they are monitored; they write no files.
+            warnings.filterwarnings("ignore", "The environment is already wrapped with a `Monitor`")
+            monitored = VecMonitor(envs, info_keywords=monitor_kwargs.get("info_keywords", ()))
         # VecMonitor cannot append to a file, its writer can.
-        monitored = VecMonitor(envs, info_keywords=monitor_kwargs.get("info_keywords", ()))
         monitored.results_writer = ResultsWriter(
             str(Path(monitor_dir) / "0"),
             header={"t_start": monitored.t_start, "env_id": str(name)},

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.window_attention import finite, masked_softmax
 from sb3_cyborg.sequence_model import Logs, SequenceModel
 
@@ -80,6 +81,18 @@ class AttentionMemory(SequenceModel):
         weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
         context = (weights.unsqueeze(2) @ finite(values).transpose(1, 2)).squeeze(2)
         return context, weights, null
+
+    def record_window(self, weights: th.Tensor, null_weights: th.Tensor, reach: th.Tensor) -> None:
+        """
+        Show the read of a memory that keeps the last steps in order of time.
+
+        :param weights: (..., H, S), oldest first.
+        :param null_weights: (..., H).
+        :param reach: Entries in use, (...,).
+        """
+        if tracing():
+            ages = th.arange(self.num_slots, 0, -1, device=reach.device)
+            record(read=weights, null=null_weights, age=th.where(ages <= reach.unsqueeze(-1), ages, 0))
 
     def read_logs(self, weights: th.Tensor, null_weights: th.Tensor, fill: th.Tensor) -> Logs:
         """

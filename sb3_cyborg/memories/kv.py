@@ -50,6 +50,7 @@ class KeyValueMemory(AttentionMemory):
         visible = ages <= count.unsqueeze(-1)
         query = self.queries(x)
         context, weights, null = self.attend(query, self.heads(keys), self.heads(values), visible)
+        self.record_window(weights, null, count)
         key = self.key(th.cat([x, state["previous"]], dim=-1))
         new_state = {
             "keys": th.cat([keys[:, 1:], key.unsqueeze(1)], dim=1),
@@ -69,6 +70,7 @@ class KeyValueMemory(AttentionMemory):
         context, weights, null = window_attention(
             query, self.heads(keys[:, :-1]), self.heads(values[:, :-1]), reach, self.null_logits(query)
         )
+        self.record_window(weights, null, reach)
         count = (reach[:, -1] + 1).clamp(max=self.num_slots)
         new_state = {
             "keys": clear_dead(keys[:, steps:], count, masks),

@@ -7,6 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
+from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.window_attention import finite, masked_softmax
 from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State
 
@@ -119,6 +120,9 @@ class PersistentMemory(AttentionMemory):
         keys, values = self.heads(self.key(items)), self.heads(self.value(items))
         context, weights, null = self.attend(self.queries(x), keys, values, occupied, bias)
         gate = self._gate(x)
+        if tracing():
+            age = th.where(occupied, state["age"] + 1, 0)
+            record(read=weights, null=null, age=age, gate=gate.unsqueeze(-1), strength=strength, usage=state["usage"])
         index = th.arange(self.num_slots, device=x.device).expand_as(occupied)
         with th.no_grad():
             table = self._evict(_Table(index, occupied, state["usage"], state["age"]), weights, gate, self.num_slots)
@@ -139,6 +143,8 @@ class PersistentMemory(AttentionMemory):
             reads.append(read)
             parts.append(rest)
         weights, null, occupied, gate = (th.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        if tracing():
+            record(read=weights, null=null, gate=gate.unsqueeze(-1))
         return th.cat(reads, dim=1), state, self._logs(weights, null, occupied, gate)
 
     def _chunk(

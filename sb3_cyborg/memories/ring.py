@@ -60,6 +60,7 @@ class RingMemory(AttentionMemory):
         ages = th.arange(self.num_slots, 0, -1, device=x.device)
         visible = (ages <= count.unsqueeze(-1)).unsqueeze(1)
         weights, null = masked_softmax(logits, visible, self.null_logits(query))
+        self.record_window(weights, null, count)
         context = th.einsum("bhe,hde->bhd", weights @ finite(entries), value)
         new_state = {
             "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
@@ -75,6 +76,7 @@ class RingMemory(AttentionMemory):
         values = self.heads(self.value(entries[:, :-1]))
         age_logits = self._sequence_age_logits(query)
         context, weights, null = window_attention(query, keys, values, reach, self.null_logits(query), age_logits)
+        self.record_window(weights, null, reach)
         count = (reach[:, -1] + 1).clamp(max=self.num_slots)
         new_state = {"entries": clear_dead(entries[:, steps:], count, masks), "count": count}
         return self.finish(context, null), new_state, self.read_logs(weights, null, reach)

@@ -4,6 +4,7 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear_scan import MAX_WRITE, slot_scan
 from sb3_cyborg.ops.window_attention import steps_since_start
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
@@ -70,6 +71,7 @@ class SlotMemory(SequenceModel):
         slots, unwritten = state["slots"], state["unwritten"]
         read, write, items = self._plan(x)
         context = (read.unsqueeze(2) @ slots).squeeze(2)
+        self._record(read, write, unwritten)
         strength = write.unsqueeze(-1)
         new_state = {
             "slots": (1 - strength) * slots + strength * items.unsqueeze(2),
@@ -81,6 +83,7 @@ class SlotMemory(SequenceModel):
         read, write, items = self._plan(x)
         context, slots = slot_scan(read, write, items, state["slots"], masks)
         unwritten, last = self._unwritten(write, state["unwritten"], masks)
+        self._record(read, write, unwritten)
         logs = self._logs(read, write, unwritten)
         return self._finish(context, read, unwritten), {"slots": slots, "unwritten": last}, logs
 
@@ -97,6 +100,17 @@ class SlotMemory(SequenceModel):
         fade = th.exp(before - th.where(begun_here, before.gather(1, start), 0.0)).to(write.dtype)
         unwritten = fade * th.where(begun_here, 1.0, first.unsqueeze(1))
         return unwritten, (1 - write[:, -1]) * unwritten[:, -1]
+
+    @staticmethod
+    def _record(read: th.Tensor, write: th.Tensor, unwritten: th.Tensor) -> None:
+        if tracing():
+            record(
+                read=read * (1 - unwritten),
+                null=(read * unwritten).sum(-1),
+                write=write,
+                gate=write.sum(-1),
+                unwritten=unwritten,
+            )
 
     def _logs(self, read: th.Tensor, write: th.Tensor, unwritten: th.Tensor) -> Logs:
         """``write_strength`` summed over slots, ``read_entropy`` in nats, ``usage`` (share not null), ``fill``."""

@@ -1,0 +1,439 @@
+"""
+The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, envs, zoo.
+
+Needs ``pip install "sb3-cyborg[train]"``. Bad input ends with one line and exit code 2, a failure while running with one line
+and exit code 1, Ctrl-C with 130.
+"""
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import gymnasium as gym
+
+if TYPE_CHECKING:
+    from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+try:
+    import typer
+
+    from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
+    from sb3_cyborg.trainers.config_file import parse_yaml, read_yaml
+except ModuleNotFoundError as error:
+    sys.exit(f'sb3-cyborg: error: {error.name} is missing: pip install "sb3-cyborg[train]"')
+
+TRACEBACK_VARIABLE = "SB3_CYBORG_TRACEBACK"
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+PANELS = {"env": "Environments", "policy": "Agent", "horizon": "Algorithm", "total_timesteps": "Run"}
+"""Each key of the config that begins a panel of ``train --help``."""
+
+SHORT: dict[str, tuple[str, ...]] = {"total_timesteps": ("--timesteps", "-n"), "env": ("-e",), "seed": ("-s",)}
+
+TRAIN_HELP = """
+Train an agent, or go on with a run.
+
+Settings come from --config, a YAML file, and from flags; a flag overrides the file. Every key of a config has its flag, and
+the other way round. What was used is saved in the run's folder, beside the checkpoints.
+
+\b
+Examples:
+  sb3-cyborg train --env CartPole-v1 --timesteps 50_000
+  sb3-cyborg train --env CartPoleNoVel-v1 --encoder gru --memory none --num-envs 8
+  sb3-cyborg train --env sb3_cyborg/MemoryChain-v0 --env-kwargs '{memory_length: 30}' --memory '{type: ring, num_slots: 64}'
+  sb3-cyborg train --config configs/memory_ppo_v7.yaml --wandb
+  sb3-cyborg train --resume runs/CartPole-v1_1
+  sb3-cyborg train --resume runs/CartPole-v1_1 --timesteps 100_000
+"""
+
+app = typer.Typer(
+    name="sb3-cyborg",
+    help="Agents that remember, for Stable-Baselines3. Each command has its own --help, with examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def fail(message: object, code: int) -> NoReturn:
+    """End with one line on the standard error."""
+    print(f"sb3-cyborg: error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def errors_as_lines(value_error: int = BAD_INPUT) -> Iterator[None]:
+    """
+    End with one line for what a user can mend. ``SB3_CYBORG_TRACEBACK=1`` shows where it came from.
+
+    :param value_error: Exit code of a ``ValueError``: before training it is about the input, in training about the run.
+    """
+    try:
+        yield
+    except (ValueError, AssertionError) as error:  # SB3 asserts what users pass
+        _end(error, value_error)
+    except (ImportError, RuntimeError, OSError, gym.error.Error) as error:
+        _end(error, FAILED)
+
+
+def _end(error: Exception, code: int) -> NoReturn:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        raise error
+    fail(str(error).strip() or type(error).__name__, code)
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def _is_bool(annotation: object) -> bool:
+    return annotation is bool or annotation == bool | dict[str, Any]
+
+
+def _is_text(annotation: object) -> bool:
+    return annotation is str or annotation == str | None
+
+
+def _options() -> dict[str, tuple[Any, Any]]:
+    """:return: Type and option of each key of the config, by its name."""
+    options: dict[str, tuple[Any, Any]] = {}
+    panel = ""
+    for key, field in TrainerConfig.model_fields.items():
+        panel = PANELS.get(key, panel)
+        flag, default = "--" + key.replace("_", "-"), field.default
+        shown = "required" if field.is_required() else f"default: {_plain(default)}"
+        text = f"{field.description} [{shown}]"
+        if _is_bool(field.annotation):
+            kind: Any = bool | None
+            names: tuple[str, ...] = (f"{flag}/--no-{flag[2:]}",)
+        else:
+            kind, names = str | None, (flag, *SHORT.get(key, ()))
+        metavar = None if _is_bool(field.annotation) else "TEXT" if _is_text(field.annotation) else "VALUE"
+        options[key] = kind, typer.Option(*names, help=text, metavar=metavar, show_default=False, rich_help_panel=panel)
+    return options
+
+
+def _plain(value: object) -> object:
+    return {None: "null", True: "on", False: "off"}.get(value, value) if value is None or isinstance(value, bool) else value
+
+
+def _with_config_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """:return: The function with a flag for each key of the config, besides its own; it gets those that were given."""
+    own = list(inspect.signature(function).parameters.values())[:-1]
+    kinds = {key: Annotated[kind, option] for key, (kind, option) in _options().items()}
+    flags = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for key, kind in kinds.items()
+    ]
+
+    def command(**values: Any) -> None:
+        function(**{key: value for key, value in values.items() if key not in kinds or value is not None})
+
+    command.__doc__ = function.__doc__
+    command.__name__ = function.__name__
+    setattr(command, "__signature__", inspect.Signature([*own, *flags]))  # noqa: B010  # mypy knows no such attribute
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in own} | kinds
+    return command
+
+
+def read_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param given: Flags as text, or as booleans.
+    :return: Their values: as in a YAML file, but for keys whose value is text.
+    :raises ValueError: for text that is no YAML.
+    """
+    fields = TrainerConfig.model_fields
+    return {
+        key: parse_yaml(value, f"`--{key.replace('_', '-')}` {value!r}")
+        if isinstance(value, str) and not _is_text(fields[key].annotation)
+        else value
+        for key, value in given.items()
+    }
+
+
+def effective_config(config: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param config: A YAML file, or ``None``.
+    :param given: Values of flags.
+    :return: The file's values, overridden. ``--memory pmm`` keeps the options of a file that has this memory already.
+    """
+    values = {} if config is None else dict(read_yaml(config))
+    for key, value in given.items():
+        before = values.get(key)
+        same = isinstance(before, Mapping) and isinstance(value, str) and value in (before.get("type"), before.get("mode"))
+        if not same:
+            values[key] = value
+    return values
+
+
+@_with_config_flags
+def train(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.", show_default=False)] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", "-r", help="Folder of a run to go on with.", show_default=False)
+    ] = None,
+    **given: Any,
+) -> None:
+    """Train an agent, or go on with a run."""
+    with errors_as_lines():
+        from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+        values = read_flags(given)
+        if resume is not None:
+            if config is not None:
+                raise ValueError("`--resume` goes on with the config of the run: leave `--config` out, or start a new run.")
+            for key in values:
+                if key not in RESUME_KEYS:
+                    flags = ", ".join("--" + name.replace("_", "-") for name in RESUME_KEYS)
+                    raise ValueError(
+                        f"`--{key.replace('_', '-')}` cannot change in a run that goes on: leave it out, or start a new run. "
+                        f"What can: {flags}."
+                    )
+            trainer = TrainerV7.resume(resume, **values)
+        else:
+            settings = effective_config(config, values)
+            if "env" not in settings:
+                raise ValueError("Which environment? Give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists ours.")
+            trainer = TrainerV7(settings)
+        trainer.open_run()
+    _train(trainer)
+
+
+def _train(trainer: "TrainerV7") -> None:
+    print(f"Run: {trainer.run}", flush=True)
+    try:
+        with errors_as_lines(value_error=FAILED):
+            trainer.train()
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        trainer.close()
+    print(f"Finished after {trainer.model.num_timesteps:,} steps. Next:")
+    print(f"  sb3-cyborg eval {trainer.run}\n  sb3-cyborg plot {trainer.run} --output curve.png")
+
+
+app.command("train", help=TRAIN_HELP)(train)
+
+
+# --- what to do with a run --------------------------------------------------------------------------------------------
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run, or a file that a trainer saved.", show_default=False)]
+Which = Annotated[
+    str, typer.Option("--which", help="Of a run: 'best' by evaluation, 'last', or the number of steps of a checkpoint.")
+]
+Stochastic = Annotated[bool, typer.Option("--stochastic", help="Sample actions instead of taking the most likely.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes a GPU if there is one.")]
+
+
+def _load(run: Path, which: str, device: str) -> "TrainerV7":
+    from sb3_cyborg.trainers.checkpoints import find_checkpoint
+    from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+    path = find_checkpoint(run, which)
+    trainer = TrainerV7.load(path, device=device)
+    print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
+    return trainer
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    episodes: Annotated[int, typer.Option("--episodes", help="How many.")] = 20,
+    which: Which = "best",
+    stochastic: Stochastic = False,
+    device: Device = "auto",
+) -> None:
+    """
+    Play episodes with a trained agent, and print how well it does.
+
+    \b
+    Examples:
+      sb3-cyborg eval runs/CartPole-v1_1
+      sb3-cyborg eval runs/CartPole-v1_1 --which last --episodes 100
+      sb3-cyborg eval checkpoints/model.pt
+    """
+    with errors_as_lines():
+        import numpy as np
+
+        trainer = _load(run, which, device)
+        returns, lengths = trainer.evaluate_episodes(episodes, deterministic=not stochastic)
+        trainer.close()
+        print(f"return {np.mean(returns):.3f} +/- {np.std(returns):.3f} (std of {episodes} episodes), ", end="")
+        print(f"from {min(returns):.3f} to {max(returns):.3f}; length {np.mean(lengths):.1f}")
+
+
+@app.command()
+def enjoy(
+    run: Run,
+    video: Annotated[Path | None, typer.Option("--video", help="A .gif or .mp4 file instead of a window.")] = None,
+    episodes: Annotated[int, typer.Option("--episodes", help="How many.")] = 3,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Stop there in any case.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episodes.")] = None,
+    which: Which = "best",
+    stochastic: Stochastic = False,
+    device: Device = "auto",
+) -> None:
+    """
+    Watch a trained agent, in a window or a video.
+
+    \b
+    Examples:
+      sb3-cyborg enjoy runs/CartPole-v1_1
+      sb3-cyborg enjoy runs/CartPole-v1_1 --video agent.gif --episodes 1
+    """
+    with errors_as_lines():
+        from sb3_cyborg.trainers import recording
+
+        if video is None:
+            recording.check_display()
+        else:
+            recording.check_video(video)
+        trainer = _load(run, which, device)
+        env = trainer.make_eval_env("human" if video is None else "rgb_array")
+        recording.enjoy(
+            trainer.model,
+            env,
+            video=video,
+            n_episodes=episodes,
+            max_steps=max_steps,
+            deterministic=not stochastic,
+            seed=seed,
+        )
+        env.close()
+        trainer.close()
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold such.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")] = Path("learning_curves.png"),
+    x: Annotated[str, typer.Option("--x", help="steps, episodes or time.")] = "steps",
+    y: Annotated[str, typer.Option("--y", help="return, length, success or another column of monitor.csv.")] = "return",
+    window: Annotated[int | None, typer.Option("--window", help="Episodes that a point averages.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Leave out what came later.")] = None,
+    each: Annotated[bool, typer.Option("--each", help="A curve for each run, not one for all its seeds.")] = False,
+) -> None:
+    """
+    Draw learning curves, with a band, into a picture.
+
+    \b
+    Examples:
+      sb3-cyborg plot runs/CartPole-v1_1
+      sb3-cyborg plot runs/gru_* runs/mamba_* --output compare.png
+      sb3-cyborg plot logs/memory_ppo --output zoo.png
+    """
+    with errors_as_lines():
+        from sb3_cyborg.trainers.plotting import plot_learning_curves
+
+        curves = plot_learning_curves(runs, output, x_axis=x, y_axis=y, window=window, max_steps=max_steps, group=not each)
+        print(f"{output}: {', '.join(curve.label for curve in curves)}")
+
+
+@app.command("inspect")
+def inspect_memory(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")] = Path("memory.png"),
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Stop there if the episode is longer.")] = 500,
+    heads: Annotated[str, typer.Option("--heads", help="mean, max, or the number of one head.")] = "mean",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the episode.")] = 0,
+    which: Which = "best",
+    stochastic: Stochastic = False,
+    device: Device = "auto",
+) -> None:
+    """
+    Draw what an agent remembers along an episode: attention over the past, write gates, slots.
+
+    \b
+    Examples:
+      sb3-cyborg inspect runs/sb3_cyborg-MemoryChain-v0_1
+      sb3-cyborg inspect runs/sb3_cyborg-TMaze-v0_1 --output maze.png --heads max
+    """
+    with errors_as_lines():
+        from sb3_cyborg.trainers.inspection import inspect_episode
+        from sb3_cyborg.trainers.inspection_figure import draw_inspection
+
+        trainer = _load(run, which, device)
+        env = trainer.make_eval_env()
+        episode = inspect_episode(
+            trainer.model, env, deterministic=not stochastic, max_steps=max_steps, seed=seed, name=trainer.config.env
+        )
+        path = draw_inspection(episode, output, int(heads) if heads.isdigit() else heads)
+        env.close()
+        trainer.close()
+        print(f"{path}: {episode.steps} steps, return {episode.rewards.sum():.3f}")
+
+
+# --- environments and RL Zoo ------------------------------------------------------------------------------------------
+
+NEEDS = {
+    "POPGym": ("popgym", 'pip install "sb3-cyborg[popgym]"'),
+    "MiniGrid": ("minigrid", 'pip install "sb3-cyborg[minigrid]"'),
+    "Crafter": ("crafter", 'pip install "sb3-cyborg[crafter]"'),
+    "MineRL": ("minerl", "its simulator needs Java 8: see docs/minerl.md"),
+}
+"""Package of each family of environments that needs one, and how to get it."""
+
+
+@app.command()
+def envs(
+    pattern: Annotated[str, typer.Argument(help="Show only ids that hold this text.", show_default=False)] = "",
+) -> None:
+    """
+    List the environments of this package, and what is missing to run them.
+
+    Any other environment that is registered with gymnasium can be trained in, too: --env CartPole-v1, --env my_module:My-v0.
+
+    \b
+    Examples:
+      sb3-cyborg envs
+      sb3-cyborg envs repeatprevious
+    """
+    with errors_as_lines():
+        from sb3_cyborg.envs.registration import FAMILIES
+
+        shown = 0
+        for name, family in FAMILIES.items():
+            ids = [env_id for env_id in family.kwargs if pattern.lower() in env_id.lower()]
+            if not ids:
+                continue
+            package, how = NEEDS.get(name, ("", ""))
+            missing = f"not installed: {package} ({how})" if package and find_spec(package) is None else "ready"
+            print(f"{name} - {missing}")
+            for env_id in ids:
+                print(f"  {env_id}")
+            shown += len(ids)
+        if not shown:
+            raise ValueError(f"No environment of this package has {pattern!r} in its id; `sb3-cyborg envs` lists all.")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def zoo(context: typer.Context) -> None:
+    """Run RL Zoo with MemoryPPO in it: sb3-cyborg zoo train --env CartPoleNoVel-v1; `sb3-cyborg zoo` lists its commands."""
+    with errors_as_lines():
+        from sb3_cyborg.zoo import zoo_main
+
+        zoo_main(context.args)
+
+
+def train_main() -> None:
+    """What ``examples/train_v7.py`` runs: ``sb3-cyborg train`` by itself."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single.command("train", help=TRAIN_HELP)(train)
+    single()
+
+
+def main() -> None:
+    """Entry point of ``sb3-cyborg``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

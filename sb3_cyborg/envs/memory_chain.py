@@ -1,0 +1,137 @@
+"""
+Memory Chain, the task behind bsuite's "memory length" and "memory size" experiments.
+
+Source: Osband et al., "Behaviour Suite for Reinforcement Learning", ICLR 2020 (https://arxiv.org/abs/1908.03568), and its
+code, ``bsuite/environments/memory_chain.py`` of https://github.com/google-deepmind/bsuite.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_cyborg.checks import check_options, check_positive, unknown_name
+from sb3_cyborg.envs.native_vec_env import NativeVecEnv
+
+
+class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
+    """
+    See some bits, wait, then say one of them.
+
+    The observation, (2 + num_bits,) of float32, is ``[time to live, query, context]``. The time falls from 1 to 0 by
+    ``1 / memory_length`` a step. The context, -1 or 1 for each bit, shows while the time is 1. The query is the number of the
+    bit that is asked for, and shows on the observation before the last action. Everything else is 0. The last action, 0 or 1,
+    earns 1 if it is that bit and -1 if not; all other actions do nothing and earn 0.
+
+    The rules are bsuite's, with what is odd about them: the first step does not move the time, so ``reset()`` and the first
+    step show the same observation, an episode has ``memory_length + 1`` steps, and the last observation shows nothing. A query
+    for bit 0 looks like no query. Only the shape differs: bsuite has (1, 2 + num_bits).
+
+    ``info["is_success"]`` of the last step tells whether the answer was right.
+
+    :param memory_length: Steps that the context must be remembered for, at least 1.
+    :param num_bits: Bits of context, at least 1.
+    :param render_mode: ``"rgb_array"`` draws the observation as a row of squares, ``None`` draws nothing.
+    :raises ValueError: for sizes below one or no whole numbers, and for unknown keywords.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 gymnasium's convention
+
+    def __init__(self, memory_length: int = 10, num_bits: int = 1, render_mode: str | None = None, **unknown: Any):
+        check_options("MemoryChainEnv", unknown, ("memory_length", "num_bits", "render_mode"))
+        check_positive(memory_length=memory_length, num_bits=num_bits)
+        if render_mode not in (None, "rgb_array"):
+            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        self.memory_length = int(memory_length)
+        self.num_bits = int(num_bits)
+        self.render_mode = render_mode
+        # With one bit the query is always 0, and gymnasium wants low < high.
+        self.observation_space = spaces.Box(
+            low=np.array([0, 0] + [-1] * num_bits, dtype=np.float32),
+            high=np.array([1, max(1, num_bits - 1)] + [1] * num_bits, dtype=np.float32),
+        )
+        self.action_space = spaces.Discrete(2)
+        self.timestep = self.memory_length + 1  # as after an episode: reset() must come first
+        self.context = np.zeros(num_bits, dtype=np.int64)
+        self.query = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        # One draw of doubles: the vectorised form draws the same numbers from the same stream.
+        draws = self.np_random.random(self.num_bits + 1)
+        self.context = (draws[:-1] >= 0.5).astype(np.int64)
+        self.query = int(draws[-1] * self.num_bits)
+        self.timestep = 0
+        return self._observe(0), {}
+
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.timestep > self.memory_length:
+            raise gym.error.ResetNeeded("The episode is over: call `reset()` before the next step.")
+        if not self.action_space.contains(action):
+            raise ValueError(f"Action must be 0 or 1, got {action!r}.")
+        self.timestep += 1
+        obs = self._observe(self.timestep - 1)
+        if self.timestep <= self.memory_length:
+            return obs, 0.0, False, False, {}
+        correct = bool(action == self.context[self.query])
+        return obs, 1.0 if correct else -1.0, True, False, {"is_success": correct}
+
+    def _observe(self, time: int) -> np.ndarray:
+        obs = np.zeros(2 + self.num_bits, dtype=np.float32)
+        obs[0] = 1 - time / self.memory_length
+        if time == self.memory_length - 1:
+            obs[1] = self.query
+        if time == 0:
+            obs[2:] = 2 * self.context - 1
+        return obs
+
+    def render(self) -> np.ndarray | None:
+        """:return: The last observation, (32, 32 * (2 + num_bits), 3) of uint8: time and query grey, bits blue and red."""
+        if self.render_mode is None:
+            return None
+        obs = self._observe(max(0, self.timestep - 1))
+        pixels = np.zeros((1, len(obs), 3))
+        pixels[0, :2] = (obs[:2] / self.observation_space.high[:2])[:, None]  # type: ignore[attr-defined]  # it is a Box
+        pixels[0, 2:, 0] = obs[2:] == 1
+        pixels[0, 2:, 2] = obs[2:] == -1
+        return np.kron(255 * pixels, np.ones((32, 32, 1))).astype(np.uint8)
+
+
+class MemoryChainVecEnv(NativeVecEnv):
+    """
+    Many :class:`MemoryChainEnv` at once, stepped as arrays: the same as a ``DummyVecEnv`` of them, each in a ``Monitor``.
+
+    :param num_envs: Environments.
+    :param seed: Environment ``i`` gets ``seed + i`` at the first ``reset()``; ``None`` for random seeds.
+    :param env_kwargs: What :class:`MemoryChainEnv` takes: ``memory_length``, ``num_bits``, ``render_mode``.
+    :raises ValueError: for whatever :class:`MemoryChainEnv` refuses, and a ``num_envs`` below one.
+    """
+
+    def __init__(self, num_envs: int, *, seed: int | None = None, **env_kwargs: Any):
+        self._chain = MemoryChainEnv(**env_kwargs)
+        super().__init__(self._chain, num_envs, num_draws=self._chain.num_bits + 1, seed=seed)
+
+    def _begin(self, draws: np.ndarray) -> None:
+        self.context = (draws[:, :-1] >= 0.5).astype(np.int64)  # (N, num_bits)
+        self.query = (draws[:, -1] * self._chain.num_bits).astype(np.int64)  # (N,)
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.timestep <= self._chain.memory_length:
+            return np.zeros(self.num_envs), None
+        correct = actions == self.context[np.arange(self.num_envs), self.query]
+        return np.where(correct, 1.0, -1.0), correct
+
+    def _observe(self) -> np.ndarray:
+        time = max(0, self.timestep - 1)  # the first step shows what reset() showed
+        obs = np.zeros((self.num_envs, 2 + self._chain.num_bits), dtype=np.float32)
+        obs[:, 0] = 1 - time / self._chain.memory_length
+        if time == self._chain.memory_length - 1:
+            obs[:, 1] = self.query
+        if time == 0:
+            obs[:, 2:] = 2 * self.context - 1
+        return obs
+
+    def _copy_state(self, index: int) -> None:
+        chain = self._chain
+        chain.timestep, chain.context, chain.query = self.timestep, self.context[index].copy(), int(self.query[index])

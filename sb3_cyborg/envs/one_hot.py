@@ -1,0 +1,54 @@
+"""One-hot vectors for observations that are made of whole numbers."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.utils import RecordConstructorArgs
+
+LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)
+
+
+class OneHotObservation(gym.ObservationWrapper[np.ndarray, Any, Any], RecordConstructorArgs):
+    """
+    Turn any nest of Box, Discrete, MultiDiscrete, MultiBinary, Tuple and Dict observations into one flat float32 vector.
+
+    The layout is gymnasium's (``gymnasium.spaces.utils.flatten``): parts one after the other, Tuples in order, Dicts by sorted
+    key; a ``Discrete(n)`` is ``n`` numbers with a one at ``value - start``, a MultiDiscrete is such a block for each of its
+    numbers, Box and MultiBinary are their raw numbers in C order.
+
+    A policy of SB3 would take a bare Discrete or MultiDiscrete as well, but not a nest; and a memory, frame stacking and
+    normalisation want vectors.
+
+    :param env: The environment.
+    :raises ValueError: for an observation space that is made of something else.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        space = env.observation_space
+        for leaf in _leaves(space):
+            if not isinstance(leaf, LEAVES):
+                names = ", ".join(kind.__name__ for kind in LEAVES)
+                raise ValueError(f"No one-hot vector for the observation space {space}: {leaf} is none of {names}.")
+        flat = flatten_space(space)
+        assert isinstance(flat, spaces.Box)
+        self.observation_space = spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """
+        :param observation: An observation of the environment.
+        :return: Its flat vector, float32, (D,).
+        """
+        return np.asarray(flatten(self.env.observation_space, observation)).astype(np.float32)
+
+
+def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
+    if isinstance(space, spaces.Dict):
+        return [leaf for part in space.spaces.values() for leaf in _leaves(part)]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in _leaves(part)]
+    return [space]

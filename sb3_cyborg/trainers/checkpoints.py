@@ -1,0 +1,227 @@
+"""
+Checkpoints: one file each, written whole or not at all.
+
+A checkpoint is the zip file that SB3's ``save`` writes, so that ``MemoryPPO.load`` reads it, with four more entries: the
+config, the trainer's counters, ``VecNormalize`` with its statistics, and the state of the random generators.
+"""
+
+import json
+import os
+import pickle
+import random
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch as th
+import yaml
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.trainers.config import TrainerConfig
+
+CONFIG, PROGRESS, NORMALIZE, RANDOM = "trainer_config.yaml", "trainer_progress.json", "vec_normalize.pkl", "random_state.pkl"
+
+FOLDER, CONFIG_FILE = "checkpoints", "config.yaml"
+BEST, FINAL = "best_model.zip", "final_model.zip"
+TEMPORARY = ".writing"
+"""Suffix of files that are being written; one that is left over is of a process that was killed."""
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """
+    Write a file so that at any moment the path holds the old content or the new one, both whole.
+
+    :param path: The file; its folder is made if it is missing.
+    :param write: Writes the content into an open file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "w+b") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable; Windows cannot open folders, and needs no such thing."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """:func:`write_atomically`, for text."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def random_state() -> dict[str, Any]:
+    """:return: The state of the generators of Python, NumPy and PyTorch, of all its GPUs, too."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}  # noqa: NPY002
+    return state | {"cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else []}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """:param state: What :func:`random_state` returned; GPUs that are not here any more are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002  # what SB3 seeds and uses
+    th.set_rng_state(state["torch"])
+    if th.cuda.is_available():
+        for index, cuda in enumerate(state["cuda"][: th.cuda.device_count()]):
+            th.cuda.set_rng_state(cuda, index)
+
+
+@dataclass
+class Checkpoint:
+    """
+    What a checkpoint holds beside the model.
+
+    :param path: The file.
+    :param config: The run's settings, by key.
+    :param progress: The trainer's counters: ``num_timesteps``, and ``mean_return`` of a best model.
+    :param normalize: ``VecNormalize`` with its statistics, without environments, or ``None``.
+    :param random: States of the random generators.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    normalize: VecNormalize | None
+    random: dict[str, Any]
+
+
+def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, **progress: Any) -> None:
+    """
+    Write a checkpoint, atomically, under exactly this name.
+
+    :param path: The file; any suffix will do.
+    :param model: The model; its ``VecNormalize`` is saved with it.
+    :param config: The run's settings.
+    :param progress: Further counters of the trainer.
+    :raises ValueError: for weights that are not finite: such a model is of no use, and must not take a good one's place.
+    """
+    broken = [name for name, tensor in model.policy.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The weights are not finite after {model.num_timesteps} steps ({broken[0]}): training has diverged. Nothing was "
+            "saved; try a smaller `learning_rate`, or go on from an earlier checkpoint."
+        )
+    entries = {
+        CONFIG: config.to_yaml().encode(),
+        PROGRESS: json.dumps({"num_timesteps": model.num_timesteps, **progress}).encode(),
+        RANDOM: pickle.dumps(random_state()),
+    }
+    if (normalize := model.get_vec_normalize_env()) is not None:
+        entries[NORMALIZE] = pickle.dumps(normalize)
+
+    def write(file: IO[bytes]) -> None:
+        model.save(file)  # type: ignore[arg-type]  # SB3 takes any binary file that is open
+        with zipfile.ZipFile(file, "a") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+
+    write_atomically(path, write)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """
+    :param path: A checkpoint.
+    :return: What it holds beside the model.
+    :raises ValueError: if there is no such file, if it is damaged, or was not written by the trainer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {str(path)!r}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(f"{broken} is broken")
+            names = set(archive.namelist())
+            entries = {name: archive.read(name) for name in (CONFIG, PROGRESS, NORMALIZE, RANDOM) if name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: {error}.") from error
+    if "data" not in names:  # a torn file may end in a whole one: PyTorch's files, inside of it, are such archives, too
+        raise ValueError(f"{path} is not a whole checkpoint: it holds no model.")
+    if not {CONFIG, PROGRESS, RANDOM} <= entries.keys():
+        raise ValueError(f"{path} was not written by TrainerV7; `MemoryPPO.load` reads what `MemoryPPO.save` wrote.")
+    return Checkpoint(
+        path,
+        yaml.safe_load(entries[CONFIG]),
+        json.loads(entries[PROGRESS]),
+        pickle.loads(entries[NORMALIZE]) if NORMALIZE in entries else None,
+        pickle.loads(entries[RANDOM]),
+    )
+
+
+def checkpoint_path(run: Path, num_timesteps: int) -> Path:
+    """:return: The file of a run's checkpoint after so many steps."""
+    return run / FOLDER / f"step_{num_timesteps:012d}.zip"
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """:return: A run's checkpoints, the oldest first."""
+    return sorted((Path(run) / FOLDER).glob("step_*.zip"))
+
+
+def newest_checkpoint(run: str | Path) -> Checkpoint | None:
+    """
+    :param run: Folder of a run.
+    :return: Its newest checkpoint that is whole, or ``None`` if it has none yet. One that is damaged is named in a warning.
+    """
+    for path in reversed(list_checkpoints(run)):
+        try:
+            return read_checkpoint(path)
+        except ValueError as error:
+            warnings.warn(f"{error} The one before it is taken.", stacklevel=2)
+    return None
+
+
+def find_checkpoint(path: str | Path, which: str = "best") -> Path:
+    """
+    Find the file to load, of a run or not.
+
+    :param path: A file, or the folder of a run.
+    :param which: Of a run: ``"best"`` (by evaluation; the newest if there was none), ``"last"``, or the number of steps
+        that a checkpoint was saved after.
+    :return: The file.
+    :raises ValueError: if there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"There is no run or checkpoint {str(path)!r}.")
+    if which == "best" and (path / BEST).is_file():
+        return path / BEST
+    if which in ("best", "last"):
+        if (newest := newest_checkpoint(path)) is None:
+            raise ValueError(f"The run {str(path)!r} has no checkpoint yet.")
+        return newest.path
+    saved = {str(int(file.stem.removeprefix("step_"))): file for file in list_checkpoints(path)}
+    if which not in saved:
+        raise ValueError(
+            f"The run {str(path)!r} has no checkpoint {which!r}: 'best', 'last' and {', '.join(saved) or 'none'}."
+        )
+    return saved[which]
+
+
+def remove_leftovers(run: str | Path) -> None:
+    """Remove files that a process which was killed did not finish."""
+    for folder in (Path(run), Path(run) / FOLDER):
+        for path in folder.glob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,295 @@
+"""The command line: the mission's lines as they are, and one line for each thing that a user can get wrong."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from sb3_cyborg import MemoryPPO, TrainerV7, cli
+from sb3_cyborg.trainers.callbacks import MonitorLog
+from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
+from sb3_cyborg.trainers.config import TrainerConfig
+from tests.trainer_toys import FIXED, run_folder, tiny
+
+ROOT = Path(__file__).parent.parent
+SHORT = ["--timesteps", "64", "--horizon", "16", "--n-epochs", "1", "--hidden-dim", "8", "--eval-interval", "0"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """:return: Where commands run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> Any:
+    """:return: The result of a command, in this process; its exit code is as expected."""
+    result = CliRunner().invoke(cli.app, list(arguments))
+    unexpected = result.exception is not None and not isinstance(result.exception, SystemExit)
+    assert result.exit_code == code and not unexpected, f"{result.output}\n{result.exception!r}"  # noqa: PT018
+    return result
+
+
+def said(result: Any) -> str:
+    """:return: The one line of an error."""
+    errors = [line for line in result.stderr.splitlines() if "rror: " in line]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return str(errors[0])
+
+
+# --- the mission's lines
+
+MISSION = [
+    ("--env minerl_treechop --encoder mamba --memory pmm", "minerl"),
+    ("--config configs/memory_ppo_v7.yaml --wandb", "minerl"),
+    pytest.param(
+        "--env CartPole-v1 --encoder fusion --memory kv --num-envs 8 --horizon 2048 --burn-in 256 --amp",
+        "CartPole-v1",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "env"), MISSION)
+def test_the_missions_lines(folder: Path, line: str, env: str) -> None:
+    arguments = line.replace("configs/", f"{ROOT}/configs/").split()
+    if env == "minerl":
+        result = run("train", *arguments, code=1)
+        assert re.search("docs/minerl.md|minerl.html", said(result)), result.stderr
+        assert not (folder / "runs").exists()
+        return
+    run("train", *arguments, "--timesteps", "16384", "--n-epochs", "1", "--eval-interval", "0")
+    path = list_checkpoints(folder / "runs" / "CartPole-v1_1")[-1]
+    model = MemoryPPO.load(path)
+    assert (model.num_timesteps, model.n_envs, model.n_steps, model.burn_in, model.amp) == (16384, 8, 2048, 256, True)
+    assert (model.policy_kwargs["encoder"], model.policy_kwargs["memory"]) == ("fusion", "kv")
+
+
+@pytest.mark.slow
+def test_the_example_takes_the_same_flags(folder: Path) -> None:
+    example = [sys.executable, str(ROOT / "examples" / "train_v7.py")]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*example, "--env", "CartPole-v1", "--encoder", "gru", "--memory", "kv", *SHORT, "--run-name", "mine"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert MemoryPPO.load(folder / "runs" / "mine" / "final_model.zip").num_timesteps == 64
+    bad = subprocess.run([*example, "--env", "CartPol-v1"], capture_output=True, text=True, check=False, env=environment)
+    assert bad.returncode == 2
+    (line,) = bad.stderr.splitlines()
+    assert "'CartPol-v1'. Did you mean 'CartPole-v1'?" in line
+
+
+# --- train
+
+BAD: list[tuple[str, list[str]]] = [
+    ("train", ["--env", "--config", "sb3-cyborg envs"]),
+    ("train --horizn 64", ["--horizn", "--horizon"]),
+    ("train --env CartPol-v1", ["'CartPol-v1'", "'CartPole-v1'"]),
+    ("train --env CartPole-v1 --horizon long", ["`horizon`", "'long'", "integer"]),
+    ("train --env CartPole-v1 --horizon", ["--horizon", "argument"]),
+    ("train --env CartPole-v1 --encoder mmba", ["'mmba'", "'mamba'"]),
+    ("train --env CartPole-v1 --memory {type:pmm", ["--memory", "is not YAML"]),
+    ("train --env CartPole-v1 --memory {type:pmm}", ["`memory`", "one `type`"]),
+    ("train --env CartPole-v1 --num-envs 0", ["`num_envs`", "0", "greater than or equal to 1"]),
+    ("train --env CartPole-v1 --horizon 128 --seq-len 48", ["`seq_len`=48", "`horizon`=128", "32 and 64"]),
+    ("train --env CartPole-v1 --burn-in 500", ["`burn_in`=500", "`horizon`=128"]),
+    ("train --env CartPole-v1 --learning-rate lin_fast", ["'lin_fast'", "lin_3e-4"]),
+    ("train --env CartPole-v1 --policy CnnPolicy", ["'CnnPolicy' needs images", "'auto'"]),
+    ("train --env CartPole-v1 --env-kwargs {length:3}", ["`env_kwargs`", "'length:3'"]),
+    ("train --env FrozenLake-v1 --normalize", ["`normalize`", "Discrete", "Box"]),
+    ("train --env FrozenLake-v1 --frame-stack 4", ["`frame_stack`=4", "Box"]),
+    ("train --env CartPole-v1 --vec-env native", ["'native'", "'dummy'"]),
+    ("train --config nothing.yaml", ["'nothing.yaml'", "no config file"]),
+    ("train --resume nothing", ["'nothing'", "no run"]),
+    ("train --resume run --env CartPole-v1", ["`--env` cannot change", "--total-timesteps"]),
+    ("train --resume run --config run/config.yaml", ["`--config`", "leave"]),
+    ("train --resume run", ["256 steps already", "must be more"]),
+    ("train --resume run --timesteps lots", ["`total_timesteps`", "'lots'"]),
+    ("train --env CartPole-v1 --run-name run --log-dir .", ["'run'", "--resume run"]),
+    ("eval", ["'run'"]),
+    ("eval nothing", ["no run or checkpoint 'nothing'"]),
+    ("eval run --which 7", ["no checkpoint '7'", "'best', 'last'"]),
+    ("eval run --episodes 0", ["`n_episodes`", "0", "at least 1"]),
+    ("eval run/config.yaml", ["not a whole checkpoint"]),
+    ("envs nothing", ["'nothing'", "sb3-cyborg envs"]),
+    ("trian", ["trian", "train"]),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """:return: Folder with a run named ``run`` that is finished."""
+    log_dir = tmp_path_factory.mktemp("finished")
+    tiny(log_dir, run_name="run").train()
+    return log_dir
+
+
+@pytest.mark.parametrize(("line", "parts"), BAD, ids=[line for line, _ in BAD])
+def test_bad_command_lines(monkeypatch: pytest.MonkeyPatch, finished: Path, line: str, parts: list[str]) -> None:
+    monkeypatch.chdir(finished)
+    before = sorted(finished.rglob("*"))
+    message = said(run(*line.split(), code=2))
+    for part in parts:
+        assert part in message
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_a_flag_overrides_the_file(folder: Path) -> None:
+    Path("mine.yaml").write_text(
+        f"env: {FIXED}\nnum_envs: 2\nhorizon: 16\nmemory: {{type: kv, num_slots: 3}}\nencoder: gru\nn_epochs: 1\n"
+        "eval_interval: 0\ntensorboard: true\nlearning_rate: 3e-4\n"
+    )
+    flags = ["--num-envs", "4", "--memory", "kv", "--encoder", "{type: mamba, d_state: 4}", "--hidden-dim", "8", "--amp"]
+    result = run("train", "-c", "mine.yaml", *flags, "--learning-rate", "lin_1e-3", "-n", "1e2", "--no-tensorboard", "-s", "5")
+    saved = yaml.safe_load((folder / "runs/tests-Fixed-v0_1/config.yaml").read_text())
+    assert (
+        saved.items()
+        >= {
+            "num_envs": 4,
+            "horizon": 16,
+            "memory": {"type": "kv", "num_slots": 3},
+            "encoder": {"type": "mamba", "d_state": 4},
+            "learning_rate": "lin_1e-3",
+            "total_timesteps": 100,
+            "tensorboard": False,
+            "amp": True,
+            "seed": 5,
+        }.items()
+    )
+    assert saved.keys() == TrainerConfig.model_fields.keys()
+    assert "Run: runs/tests-Fixed-v0_1" in result.stdout
+    assert "Finished after 128 steps" in result.stdout
+    assert cli.effective_config(Path("mine.yaml"), {"memory": "slot"})["memory"] == "slot"
+
+
+def test_each_key_is_a_flag() -> None:
+    shown = run("train", "--help").stdout
+    for key, field in TrainerConfig.model_fields.items():
+        assert f"--{key.replace('_', '-')}" in shown
+        assert str(field.description).split()[0] in shown
+    assert "[default: 0.0003]" in shown
+    assert "sb3-cyborg train --resume runs/CartPole-v1_1" in shown
+
+
+def test_text_stays_text() -> None:
+    assert cli.read_flags({"run_name": "2024", "env": "CartPole-v1"}) == {"run_name": "2024", "env": "CartPole-v1"}
+    read = cli.read_flags({"seed": "2024", "net_arch": "[8, 8]", "batch_size": "null", "amp": True, "learning_rate": "1e-3"})
+    assert read == {"seed": 2024, "net_arch": [8, 8], "batch_size": None, "amp": True, "learning_rate": 1e-3}
+
+
+def test_a_run_goes_on(folder: Path) -> None:
+    run("train", "--env", FIXED, *SHORT)
+    path = folder / "runs" / "tests-Fixed-v0_1"
+    run("train", "--resume", str(path), "--timesteps", "128")
+    assert MemoryPPO.load(path / "final_model.zip").num_timesteps == 128
+    assert [session["num_timesteps"] for session in yaml.safe_load((path / "sessions.yaml").read_text())] == [0, 64]
+    assert yaml.safe_load((path / "config.yaml").read_text())["total_timesteps"] == 128
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+def test_what_goes_wrong_while_it_runs(folder: Path, how: str) -> None:
+    result = run("train", "--env", FIXED, "--env-kwargs", f"{{break_at: 36, how: {how}}}", *SHORT, code=1)
+    assert re.search("simulator has died|not finite", said(result))
+    (path,) = list_checkpoints(folder / "runs" / "tests-Fixed-v0_1")
+    assert f"saved {path.relative_to(folder)}" in result.stderr
+    assert read_checkpoint(path).progress["num_timesteps"] == 32
+
+
+def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_step = MonitorLog._on_step
+
+    def interrupted(self: MonitorLog) -> bool:
+        if self.num_timesteps == 40:
+            signal.raise_signal(signal.SIGINT)
+        return on_step(self)
+
+    monkeypatch.setattr(MonitorLog, "_on_step", interrupted)
+    result = run("train", "--env", FIXED, *SHORT, code=130)
+    assert "saved runs/tests-Fixed-v0_1/checkpoints/step_000000000032.zip" in result.stderr
+    assert "sb3-cyborg train --resume runs/tests-Fixed-v0_1" in result.stderr
+    assert read_checkpoint("runs/tests-Fixed-v0_1/checkpoints/step_000000000032.zip").progress["num_timesteps"] == 32
+
+
+# --- what to do with a run
+
+
+def test_eval(finished: Path) -> None:
+    trainer = TrainerV7.load(finished / "run", "last")
+    mean, std = trainer.evaluate(4)
+    shown = run("eval", str(finished / "run"), "--episodes", "4").stdout
+    assert f"return {mean:.3f} +/- {std:.3f}" in shown
+    assert "256 steps of training" in shown
+    assert "128 steps of training" in run("eval", str(finished / "run"), "--which", "128", "--episodes", "1").stdout
+    trainer.save(finished / "model.pt")
+    assert f"return {mean:.3f} +/- {std:.3f}" in run("eval", str(finished / "model.pt"), "--episodes", "4").stdout
+
+
+def test_pictures(folder: Path, finished: Path) -> None:
+    path = str(finished / "run")
+    run("plot", path, "-o", "curve.png")
+    run("inspect", path, "-o", "memory.png", "--max-steps", "5")
+    for picture in ("curve.png", "memory.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    assert ".png" in said(run("plot", path, "-o", "curve.txt", code=2))
+    assert "nothing" in said(run("plot", "nothing", code=2))
+    assert ".gif" in said(run("enjoy", path, "--video", "agent.txt", code=2))
+
+
+def test_video(folder: Path) -> None:
+    trainer = tiny(folder, env="CartPole-v1").train()
+    run("enjoy", str(run_folder(trainer)), "--video", "agent.gif", "--episodes", "1", "--max-steps", "5")
+    assert (folder / "agent.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_envs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = run("envs").stdout
+    assert "MemoryChain - ready\n  sb3_cyborg/MemoryChain-v0" in shown
+    assert "minerl_treechop" in shown
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert run("envs", "repeatpreviouseasy").stdout.splitlines() == [
+        'POPGym - not installed: popgym (pip install "sb3-cyborg[popgym]")',
+        "  sb3_cyborg/popgym-RepeatPreviousEasy-v0",
+    ]
+
+
+def test_zoo_is_passed_through() -> None:
+    assert "train" in run("zoo").stdout
+    assert "trian" in said(run("zoo", "trian", code=2))
+
+
+def test_every_command_has_help_with_examples() -> None:
+    for command in ("train", "eval", "enjoy", "plot", "inspect", "envs"):
+        assert f"sb3-cyborg {command} " in run(command, "-h").stdout.split("Examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("cartpole_no_vel", "gymnasium"),
+        ("memory_chain", "gymnasium"),
+        ("t_maze", "gymnasium"),
+        ("popgym_repeat_previous", "popgym"),
+        ("minigrid_memory", "minigrid"),
+        pytest.param("crafter_wood", "crafter", marks=pytest.mark.slow),
+    ],
+)
+def test_configs_train(folder: Path, name: str, package: str) -> None:
+    pytest.importorskip(package)
+    short = "--num-envs 2 --timesteps 256 --batch-size 64 --seq-len 32 --n-epochs 1 --eval-interval 0 --vec-env dummy"
+    run("train", "--config", str(ROOT / "configs" / f"{name}.yaml"), *short.split())
+    (path,) = (folder / "runs").glob("*/final_model.zip")
+    assert MemoryPPO.load(path).num_timesteps == 256

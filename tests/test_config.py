@@ -1,0 +1,193 @@
+"""``TrainerConfig``: what is given is what is used, and what cannot work is one readable line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+
+from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.trainers.config import RESUME_KEYS, SAME_NAMES, TrainerConfig
+from sb3_cyborg.trainers.config_file import SYNONYMS, parse_yaml, read_yaml
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    # what is given beside `env`, and what the line must say: the offending value, and what would work
+    ({"encodr": "gru"}, ["'encodr'", "'encoder'"]),
+    ({"n_steps": 128}, ["'n_steps'", "'horizon'"]),
+    ({"lr": 1e-3}, ["'lr'", "'learning_rate'"]),
+    ({"env": "CartPol-v1"}, ["'CartPol-v1'", "'CartPole-v1'"]),
+    ({"env": "no_such_module:CartPole-v1"}, ["no_such_module"]),
+    ({"encoder": "mmba"}, ["'mmba'", "'mamba'"]),
+    ({"encoder": {"type": "mamba", "d_sate": 8}}, ["'d_sate'", "'d_state'"]),
+    ({"memory": "pnm"}, ["'pnm'", "'pmm'"]),
+    ({"memory": {"type": "pmm", "slots": 8}}, ["'slots'", "'num_slots'"]),
+    ({"memory": {"num_slots": 8}}, ["`memory`", "`type`", "pmm"]),
+    ({"memory": {"type": "pmm", "kind": "kv"}}, ["`memory`", "one `type`"]),
+    ({"memory": 5}, ["`memory`", "5", "string", "dictionary"]),
+    ({"horizon": "long"}, ["`horizon`", "'long'", "integer"]),
+    ({"horizon": True}, ["`horizon`", "True", "integer"]),
+    ({"horizon": 12.5}, ["`horizon`", "12.5", "integer"]),
+    ({"num_envs": 0}, ["`num_envs`", "0", "greater than or equal to 1"]),
+    ({"horizon": 1024, "seq_len": 100}, ["`seq_len`=100", "`horizon`=1024", "64 and 128"]),
+    ({"horizon": 128, "seq_len": 32, "batch_size": 100}, ["`batch_size`=100", "`seq_len`=32", "96 and 128"]),
+    ({"horizon": 1}, ["horizon=1", "num_envs=1", "greater than 1"]),
+    ({"burn_in": -1}, ["`burn_in`", "-1", "greater than or equal to 0"]),
+    ({"horizon": 64, "burn_in": 64}, ["`burn_in`=64", "`horizon`=64", "less than"]),
+    ({"learning_rate": "fast"}, ["`learning_rate`", "'fast'", "lin_3e-4"]),
+    ({"learning_rate": "lin_x"}, ["`learning_rate`", "'lin_x'", "lin_3e-4"]),
+    ({"clip_range": 0}, ["`clip_range`", "0", "positive"]),
+    ({"gamma": 1.2}, ["`gamma`", "1.2", "less than or equal to 1"]),
+    ({"ent_coef": float("nan")}, ["`ent_coef`", "nan"]),
+    ({"policy": "MlpPolcy"}, ["'MlpPolcy'", "'MlpPolicy'"]),
+    ({"vec_env": "subprocess"}, ["'subprocess'", "'subproc'"]),
+    ({"activation_fn": "rellu"}, ["'rellu'", "'relu'"]),
+    ({"net_arch": {"p": [8]}}, ["'p'", "'pi'"]),
+    ({"net_arch": [0]}, ["`net_arch`", "[0]", "at least one"]),
+    ({"normalize": {"norm_ops": True}}, ["'norm_ops'", "'norm_obs'"]),
+    ({"normalize": {"gamma": 0.9}}, ["`gamma`", "leave it out"]),
+    ({"policy_kwargs": {"ortho": True}}, ["'ortho'", "'ortho_init'"]),
+    ({"encoder": {"type": "gru", "hidden_dim": 8}, "hidden_dim": 16}, ["`hidden_dim`=16", "hidden_dim=8", "leave one out"]),
+    ({"amp": "yes"}, ["`amp`", "'yes'", "boolean"]),
+    ({"device": "gpu"}, ["'gpu'", "'cuda'"]),
+    ({"env_kwargs": 3}, ["`env_kwargs`", "3", "dictionary"]),
+    ({"seed": -1}, ["`seed`", "-1"]),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD, ids=[str(given) for given, _ in BAD])
+def test_bad_configs(given: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        TrainerConfig.parse({"env": "CartPole-v1"} | given)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pydantic" not in message
+    for part in said:
+        assert part in message
+
+
+def test_a_line_for_each_key() -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        TrainerConfig.parse({"encodr": "gru", "gamma": "x"})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert sorted(line[:12] for line in lines) == ["The config n", "Unknown conf", "`gamma`: mus"]
+
+
+def test_no_gpu_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="'cuda:0' asks for a GPU"):
+        TrainerConfig.parse({"env": "CartPole-v1", "device": "cuda:0"})
+
+
+def test_what_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "cartpole.yaml").write_text("env: CartPole-v1\nhorizon: [\n")
+    (tmp_path / "list.yaml").write_text("- env\n")
+    (tmp_path / "twice.yaml").write_text("env: CartPole-v1\nhorizon: 64\nhorizon: 128\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, said in {
+        "cartpol.yaml": "cartpole.yaml",
+        "cartpole.yaml": r"line 3.* is not YAML",
+        "list.yaml": "must hold `key: value` lines, got list",
+        "twice.yaml": "key 'horizon' is there twice",
+        "binary.yaml": "no text file|not YAML",
+    }.items():
+        with pytest.raises(ValueError, match=said) as caught:
+            TrainerConfig.parse(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="got list"):
+        TrainerConfig.parse(["env"])  # type: ignore[arg-type]
+
+
+def test_numbers_as_people_write_them() -> None:
+    values = parse_yaml("learning_rate: 3e-4\ntotal_timesteps: 1e6\nseed: 1_000\nlog_dir: 1e\n", "here")
+    assert values == {"learning_rate": 3e-4, "total_timesteps": 1e6, "seed": 1000, "log_dir": "1e"}
+    config = TrainerConfig.parse({"env": "CartPole-v1", **values, "gamma": "9e-1", "horizon": np.int64(64), "n_epochs": 2.0})
+    assert (config.learning_rate, config.total_timesteps, config.gamma, config.horizon) == (3e-4, 1_000_000, 0.9, 64)
+    assert all(type(value) is int for value in (config.total_timesteps, config.horizon, config.n_epochs))
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 64), st.integers(1, 16), st.integers(0, 2**32 - 1))
+def test_a_config_survives_its_file(learning_rate: float, num_slots: int, num_envs: int, seed: int) -> None:
+    given = {"learning_rate": learning_rate, "memory": {"type": "kv", "num_slots": num_slots}, "num_envs": num_envs}
+    config = TrainerConfig.parse({"env": "CartPole-v1", "seed": seed, **given})
+    assert TrainerConfig.parse(parse_yaml(config.to_yaml(), "here")) == config
+    assert config.changed(seed=seed) == config
+
+
+def test_what_memory_ppo_gets() -> None:
+    config = TrainerConfig.parse(
+        {
+            "env": "CartPole-v1",
+            "encoder": {"mode": "mamba", "d_state": 8, "hidden_dim": 24, "num_layers": 2},
+            "memory": {"kind": "pmm", "num_slots": 3},
+            "horizon": 32,
+            "learning_rate": "lin_1e-3",
+            "clip_range_vf": 0.3,
+            "net_arch": {"pi": [7], "vf": [9]},
+            "activation_fn": "relu",
+            "policy_kwargs": {"ortho_init": False},
+            "n_epochs": 3,
+            "device": "cpu",
+        }
+    )
+    arguments = config.model_arguments()
+    schedule = arguments["learning_rate"]
+    assert isinstance(schedule, LinearSchedule)
+    assert [schedule(1.0), schedule(0.5), schedule(0.0)] == pytest.approx([1e-3, 5e-4, 0.0])
+    model = MemoryPPO("MlpPolicy", "CartPole-v1", **arguments)
+    assert (model.n_steps, model.n_epochs) == (32, 3)
+    core: Any = model.policy.core.parts
+    assert core["encoder"].output_dim == 24
+    assert core["memory"].memory.num_slots == 3
+    assert [type(layer) for layer in model.policy.mlp_extractor.policy_net] == [nn.Linear, nn.ReLU]
+    assert model.policy.mlp_extractor.latent_dim_vf == 9
+    assert model.clip_range_vf(1.0) == pytest.approx(0.3)  # type: ignore[operator,misc]  # a schedule by now
+
+
+def test_every_setting_of_memory_ppo_can_be_reached() -> None:
+    import inspect
+
+    own = {"policy", "n_steps", "learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"}
+    ours = {"env", "tensorboard_log", "_init_setup_model", "rollout_buffer_class", "rollout_buffer_kwargs"}
+    assert inspect.signature(MemoryPPO).parameters.keys() - own - ours == set(SAME_NAMES)
+    defaults = TrainerConfig.parse({"env": "CartPole-v1"}).model_arguments()
+    for name, parameter in inspect.signature(MemoryPPO).parameters.items():
+        if name in defaults and name not in ("policy_kwargs", "seed"):
+            assert defaults[name] == parameter.default, name
+
+
+def test_names_of_keys_exist() -> None:
+    keys = TrainerConfig.model_fields.keys()
+    assert set(RESUME_KEYS) <= keys
+    assert set(SYNONYMS.values()) <= keys
+    assert not SYNONYMS.keys() & keys
+    assert all(field.description for field in TrainerConfig.model_fields.values())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_in_the_repository(path: Path) -> None:
+    config = TrainerConfig.parse(path)
+    assert (
+        config.model_dump().items()
+        >= {key: value for key, value in read_yaml(path).items() if key not in ("env_kwargs", "learning_rate")}.items()
+    )
+    assert yaml.safe_load(config.to_yaml())["env"] == config.env
+
+
+def test_there_is_a_config_for_each_family() -> None:
+    assert {path.stem for path in CONFIGS} >= {
+        "memory_ppo_v7",
+        "cartpole_no_vel",
+        "memory_chain",
+        "t_maze",
+        "popgym_repeat_previous",
+        "minigrid_memory",
+        "crafter_wood",
+    }

@@ -1,0 +1,287 @@
+"""A run that was interrupted, or killed, goes on as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_cyborg import MemoryPPO, TrainerV7
+from sb3_cyborg.trainers.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
+from tests.toys import same, weights
+from tests.trainer_toys import ROLLOUT, run_folder, tiny
+
+HALF, WHOLE = 4 * ROLLOUT, 8 * ROLLOUT
+
+
+class Crash(Exception):
+    """What ends the first half."""
+
+
+class CrashAt(BaseCallback):
+    """Raise once so many steps are made."""
+
+    def __init__(self, num_timesteps: int) -> None:
+        super().__init__()
+        self.at = num_timesteps
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise Crash
+        return True
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """:return: A list that gains what each update logs."""
+    logged: list[dict[str, Any]] = []
+    log_update = MemoryPPO._log_update
+
+    def logging(self: MemoryPPO, *args: Any) -> None:
+        log_update(self, *args)
+        logged.append(dict(self.logger.name_to_value))
+
+    monkeypatch.setattr(MemoryPPO, "_log_update", logging)
+    return logged
+
+
+def optimizer_state(trainer: TrainerV7) -> dict[str, th.Tensor]:
+    """:return: The optimizer's moments and step counts, by name."""
+    state = trainer.model.policy.optimizer.state_dict()["state"]
+    return {f"{index}.{name}": th.as_tensor(value) for index, part in state.items() for name, value in part.items()}
+
+
+def statistics(trainer: TrainerV7) -> dict[str, Any]:
+    """:return: What ``VecNormalize`` has learned."""
+    normalize = trainer.model.get_vec_normalize_env()
+    assert isinstance(normalize, VecNormalize)
+    obs_rms: Any = normalize.obs_rms  # SB3 types it as that of a Dict
+    ret_rms = normalize.ret_rms
+    return {
+        "mean": obs_rms.mean.tolist(),
+        "var": obs_rms.var.tolist(),
+        "count": obs_rms.count,
+        "return": (float(ret_rms.mean), float(ret_rms.var), ret_rms.count),
+    }
+
+
+SCHEDULED: dict[str, Any] = {
+    "normalize": True,
+    "learning_rate": "lin_1e-3",
+    "clip_range": "lin_0.3",
+    "total_timesteps": WHOLE,
+    "checkpoint_interval": HALF,
+    "burn_in": 4,
+    "seq_len": 8,
+}
+SETTINGS = {"tensorboard": True, "histograms": False, "eval_interval": HALF // 2, "eval_episodes": 2}
+
+
+@pytest.mark.parametrize("crash_at", [HALF + 2, HALF + 10, WHOLE - 2])
+def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any]], crash_at: int) -> None:
+    straight = tiny(tmp_path / "straight", **SCHEDULED, **SETTINGS)
+    straight.train()
+    whole = list(updates)
+
+    broken = tiny(tmp_path / "broken", **SCHEDULED, **SETTINGS)
+    with pytest.raises(Crash):
+        broken.train(callback=CrashAt(crash_at))
+    run = run_folder(broken)
+    for later in list_checkpoints(run)[1:]:
+        later.unlink()  # what was saved at the crash itself: here the one before it is meant to be gone on with
+    th.manual_seed(99)  # another process has other random numbers
+    np.random.seed(99)  # noqa: NPY002
+    resumed = TrainerV7.resume(run)
+    assert resumed.model.num_timesteps == HALF
+    updates.clear()
+    resumed.train()
+
+    assert resumed.model.num_timesteps == straight.model.num_timesteps == WHOLE
+    assert resumed.model._n_updates == straight.model._n_updates
+    for name in ("train/learning_rate", "train/clip_range", "train/loss"):
+        assert [update[name] for update in updates] == [update[name] for update in whole[4:]]
+    assert same(weights(resumed.model.policy), weights(straight.model.policy))
+    assert same(optimizer_state(resumed), optimizer_state(straight))
+    assert statistics(resumed) == statistics(straight)
+    assert resumed.evaluate(2) == straight.evaluate(2)
+    columns = ["r", "l", "timesteps"]
+    assert load_results(str(run))[columns].equals(load_results(str(run_folder(straight)))[columns])
+    for trainer in (straight, resumed):
+        with np.load(run_folder(trainer) / "evaluations.npz") as file:
+            assert file["timesteps"].tolist() == [HALF // 2, HALF, HALF + HALF // 2, WHOLE]
+    assert scalars(run) == scalars(run_folder(straight))
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """:return: What TensorBoard shows of a run, but for times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = [tag for tag in board.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in tags}
+
+
+def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None:
+    trainer = tiny(tmp_path, **SCHEDULED).train()
+    run = run_folder(trainer)
+    drawn = th.rand(3).tolist(), np.random.rand(3).tolist()  # noqa: NPY002
+    other = TrainerV7.resume(run, total_timesteps=2 * WHOLE)
+    assert other.model.num_timesteps == WHOLE
+    assert same(weights(other.model.policy), weights(trainer.model.policy))
+    assert same(optimizer_state(other), optimizer_state(trainer))
+    assert statistics(other) == statistics(trainer)
+    assert (th.rand(3).tolist(), np.random.rand(3).tolist()) == drawn  # noqa: NPY002
+    # Schedules go towards the new total: half of it is left, of which the next rollout is a part.
+    updates.clear()
+    other.train()
+    assert updates[0]["train/learning_rate"] == pytest.approx(1e-3 * (1 - (WHOLE + ROLLOUT) / (2 * WHOLE)))
+    assert updates[-1]["train/learning_rate"] == pytest.approx(0.0)
+    assert other.config.total_timesteps == 2 * WHOLE
+
+
+def test_episodes_after_going_on_are_not_those_of_the_start(tmp_path: Path) -> None:
+    settings = {"env": "CartPole-v1", "total_timesteps": HALF, "keep_checkpoints": 9}
+    run = run_folder(tiny(tmp_path, **settings).train())
+    first = tiny(tmp_path, **settings)
+    starts = [np.asarray(first.env.reset())]
+    for _ in range(2):
+        starts.append(np.asarray(TrainerV7.resume(run, total_timesteps=WHOLE).model._last_obs))
+    assert np.array_equal(starts[1], starts[2])  # a resumed run can be repeated
+    assert not np.isclose(starts[0], starts[1]).any()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    run = run_folder(tiny(tmp_path, **SCHEDULED).train())
+    newest = checkpoint_path(run, WHOLE)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    (run / "checkpoints" / ".step_9.zip.1.writing").write_bytes(b"half")
+    with pytest.warns(UserWarning, match=r"not a whole checkpoint.*The one before it is taken"):
+        resumed = TrainerV7.resume(run)
+    assert resumed.model.num_timesteps == HALF
+    assert not list(run.rglob(".*"))
+    assert resumed.train().model.num_timesteps == WHOLE
+    assert MemoryPPO.load(newest).num_timesteps == WHOLE
+
+
+def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, seed=None, checkpoint_interval=0)
+    with pytest.raises(Crash):
+        trainer.train(callback=CrashAt(10))
+    run = run_folder(trainer)
+    for path in list_checkpoints(run):
+        path.unlink()
+    resumed = TrainerV7.resume(run)
+    assert (resumed.model.num_timesteps, resumed.run) == (0, run)
+    assert resumed.config.seed == trainer.config.seed
+
+
+def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
+    settings = {"eval_interval": ROLLOUT, "eval_episodes": 1}
+    trainer = tiny(tmp_path, **settings).train()
+    run = run_folder(trainer)
+    best = run / "best_model.zip"
+    with np.load(run / "evaluations.npz") as file:
+        assert read_checkpoint(best).progress["mean_return"] == file["results"].max()
+    # As if an evaluation after the last checkpoint had been the best: no later one is as good.
+    from sb3_cyborg.trainers.checkpoints import save_checkpoint
+
+    save_checkpoint(best, trainer.model, trainer.config, mean_return=1e9)
+    content = best.read_bytes()
+    TrainerV7.resume(run, total_timesteps=512).train()
+    assert best.read_bytes() == content
+
+
+def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no run: it has no config.yaml"):
+        TrainerV7.resume(tmp_path)
+    run = run_folder(tiny(tmp_path).train())
+    with pytest.raises(ValueError, match="has made 256 steps already; `total_timesteps`=256 must be more"):
+        TrainerV7.resume(run).train()
+    with pytest.raises(ValueError, match="`encoder` cannot change in a run that goes on"):
+        TrainerV7.resume(run, encoder="lstm")
+    with pytest.raises(ValueError, match=r"'encodr'.*'encoder'"):
+        TrainerV7.resume(run, encodr="lstm")
+
+
+# --- killed at random -------------------------------------------------------------------------------------------------
+
+KILLS = 20
+SCRIPT = """
+import sys
+from pathlib import Path
+from stable_baselines3.common.callbacks import BaseCallback
+from sb3_cyborg import TrainerV7
+from tests.trainer_toys import tiny
+
+class Report(BaseCallback):
+    def _on_training_start(self):
+        print("start", self.num_timesteps, flush=True)
+    def _on_step(self):
+        return True
+    def _on_rollout_start(self):
+        # Callbacks of the trainer come first: what had to be saved is saved.
+        print("rollout", self.num_timesteps, flush=True)
+
+folder = Path(sys.argv[1])
+settings = dict(normalize=True, tensorboard=True, histograms=False, total_timesteps=10**7, eval_episodes=1)
+settings |= dict(checkpoint_interval=2 * 32, eval_interval=3 * 32, keep_checkpoints=2, run_name="killed")
+if (folder / "killed" / "config.yaml").exists():
+    trainer = TrainerV7.resume(folder / "killed")
+else:
+    trainer = tiny(folder, **settings)
+trainer.train(callback=Report())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_random(tmp_path: Path) -> None:
+    """20 times SIGKILL in training and in saving, which these settings make a large part of the time."""
+    interval, random = 2 * ROLLOUT, np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    run, reached, lost, torn = tmp_path / "killed", 0, [], 0
+    for kill in range(KILLS):
+        output = tmp_path / f"output_{kill}"
+        with open(output, "w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=file, stderr=subprocess.STDOUT, cwd=Path.cwd()
+            )
+            deadline = time.monotonic() + 120
+            while "start" not in output.read_text():
+                assert process.poll() is None, output.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(random.uniform(0.0, 1.5))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, output.read_text()
+        lines = [line.split() for line in output.read_text().splitlines() if line.startswith(("start", "rollout"))]
+        steps = [int(line[1]) for line in lines if len(line) == 2]
+        # It went on from where the last process had come, but for an interval at most; that one may have saved once more
+        # before it could say so.
+        assert reached - interval <= steps[0] <= reached + ROLLOUT
+        lost.append(max(0, reached - steps[0]))
+        reached = steps[-1]
+        torn += len(list(run.rglob("*.writing")))
+        for path in run.rglob("*.zip"):
+            assert MemoryPPO.load(path).num_timesteps == read_checkpoint(path).progress["num_timesteps"]
+        newest = [read_checkpoint(path).progress["num_timesteps"] for path in list_checkpoints(run)]
+        assert reached - max(newest, default=0) <= interval
+        assert len(newest) <= 3  # a process may be killed before it removes the oldest of two
+        if (run / "evaluations.npz").exists():
+            with np.load(run / "evaluations.npz") as file:
+                assert len(file["results"]) == len(file["timesteps"])
+    final = TrainerV7.resume(run, total_timesteps=reached + interval).train()
+    assert final.model.num_timesteps >= reached + interval
+    episodes = load_results(str(run))
+    assert episodes["timesteps"].is_monotonic_increasing
+    assert episodes["l"].sum() == episodes["timesteps"].iloc[-1]
+    assert not list(run.rglob("*.writing"))
+    print(f"{KILLS} kills, {reached} steps; lost {lost}; {torn} files were being written")
