@@ -120,8 +120,9 @@ class EncoderV7(SequenceModel):
         return self._run("forward_sequence", x, state, masks)
 
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
+        dtype = self.input_projection[0].weight.dtype
         hidden = self.input_projection(x)
         with full_precision(x.device):  # the projections may be autocast, the recurrence and its state are not
-            hidden, state, logs = getattr(self.core, method)(hidden.to(self.dtype), state, mask)
+            hidden, state, logs = getattr(self.core, method)(hidden.to(dtype), state, mask)
         latent: th.Tensor = self.output_projection(hidden)
-        return latent.to(self.dtype), state, logs
+        return latent.to(dtype), state, logs

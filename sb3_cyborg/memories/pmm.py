@@ -8,6 +8,7 @@ from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
+from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.window_attention import finite, masked_softmax
 from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State
 
@@ -70,9 +71,9 @@ class PersistentMemory(AttentionMemory):
         if write_rate is not None and not 0 < write_rate < 1:
             raise ValueError(f"`write_rate` must be in (0, 1) or None, got {write_rate!r}.")
         self.usage_decay, self.write_rate = usage_decay, write_rate
-        self.item = nn.Linear(input_dim, memory_dim)
-        self.key = nn.Linear(memory_dim, memory_dim, bias=False)
-        self.value = nn.Linear(memory_dim, memory_dim, bias=False)
+        self.item = Linear(input_dim, memory_dim)
+        self.key = Linear(memory_dim, memory_dim, bias=False)
+        self.value = Linear(memory_dim, memory_dim, bias=False)
         self.write_gate = nn.Linear(input_dim, 1)
         for layer in (self.item, self.key, self.value):
             nn.init.orthogonal_(layer.weight)
