@@ -8,9 +8,11 @@ How near ``MemoryPPO`` is to limits, and what its extras cost: resets, burn-in, 
   by the faster of the libraries that PyTorch has for it. A forward pass counts once, its backward pass twice.
 
 Contestants take turns; times are CPU times of one thread (other load on the machine matters less), the least of the repeats.
+Run it from the root of the repository: ``python -m benchmarks.limits``.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +20,9 @@ from typing import Any
 import gymnasium as gym
 import torch as th
 from sb3_contrib import RecurrentPPO
-from throughput import RESULTS, describe_machine, make_envs, memory_ppo_kwargs
 from torch import nn
 
+from benchmarks.throughput import RESULTS, describe_machine, make_envs, memory_ppo_kwargs
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.gru import GRU
 from sb3_cyborg.encoders.lstm import LSTM
@@ -45,6 +47,10 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def backward(run: Callable[..., Any], *args: Any) -> None:
+    run(*args)[0].sum().backward()
+
+
 def resets(repeats: int) -> str:
     rows = []
     for batch_size, steps, width in ((8, 64, 128), (8, 64, 256), (32, 64, 128), (16, 128, 256)):
@@ -55,10 +61,8 @@ def resets(repeats: int) -> str:
             layer, torch_layer = ours(width, width), theirs(width, width, batch_first=True)
             state = layer.get_initial_state(batch_size)
             for name, mask in (("none", None), ("resets", masks)):
-                turns[f"{ours.__name__} {name}"] = (
-                    lambda layer=layer, state=state, mask=mask: layer.forward_sequence(x, state, mask)[0].sum().backward()
-                )
-            turns[f"torch {ours.__name__}"] = lambda torch_layer=torch_layer: torch_layer(x)[0].sum().backward()
+                turns[f"{ours.__name__} {name}"] = functools.partial(backward, layer.forward_sequence, x, state, mask)
+            turns[f"torch {ours.__name__}"] = functools.partial(backward, torch_layer, x)
         seconds = least(turns, repeats)
         for name in ("GRU", "LSTM"):
             base = seconds[f"torch {name}"]
@@ -70,7 +74,9 @@ def resets(repeats: int) -> str:
 def make_model(agent: str, width: int, n_envs: int, n_steps: int, **kwargs: Any) -> MemoryPPO:
     policy_kwargs = memory_ppo_kwargs(agent, width)
     env = make_envs("RepeatPreviousEasy", n_envs)
-    model = MemoryPPO("MlpPolicy", env, policy_kwargs=policy_kwargs, n_steps=n_steps, n_epochs=1, seed=0, device="cpu", **kwargs)
+    model = MemoryPPO(
+        "MlpPolicy", env, policy_kwargs=policy_kwargs, n_steps=n_steps, n_epochs=1, seed=0, device="cpu", **kwargs
+    )
     model.learn(n_envs * n_steps)
     return model
 
@@ -80,7 +86,9 @@ def burn_in(repeats: int) -> str:
     for agent in ("gru/none", "lstm/none", "gru/ring", "mamba/none"):
         models = {p: make_model(agent, 128, 16, 512, seq_len=64, batch_size=512, burn_in=p) for p in (0, 128)}
         seconds = least({str(p): model.train for p, model in models.items()}, repeats)
-        rows.append([agent, f"{1000 * seconds['0']:.0f}", f"{1000 * seconds['128']:.0f}", f"{seconds['128'] / seconds['0']:.2f}"])
+        rows.append(
+            [agent, f"{1000 * seconds['0']:.0f}", f"{1000 * seconds['128']:.0f}", f"{seconds['128'] / seconds['0']:.2f}"]
+        )
     return table(["agent", "burn_in=0, ms", "burn_in=128, ms", "ratio"], rows)
 
 
@@ -88,7 +96,17 @@ def state_bytes() -> str:
     n_steps, n_envs, width = 512, 16, 256
     theirs = 4 * n_steps * n_envs * width * 4  # h and c, of actor and critic, fp32
     rows = [["RecurrentPPO", f"{theirs:,}", "1"]]
-    for agent in ("gru/none", "lstm/none", "mamba/none", "hybrid/none", "fusion/none", "gru/ring", "gru/kv", "gru/slot", "gru/pmm"):
+    for agent in (
+        "gru/none",
+        "lstm/none",
+        "mamba/none",
+        "hybrid/none",
+        "fusion/none",
+        "gru/ring",
+        "gru/kv",
+        "gru/slot",
+        "gru/pmm",
+    ):
         env = make_envs("RepeatPreviousEasy", n_envs)
         model = MemoryPPO("MlpPolicy", env, n_steps=n_steps, policy_kwargs=memory_ppo_kwargs(agent, width), device="cpu")
         ours = sum(leaf.numel() * leaf.element_size() for leaf in model.rollout_buffer.states.values())
@@ -106,16 +124,15 @@ def peak(repeats: int) -> float:
 def nearness(repeats: int) -> str:
     rate = peak(repeats)
     rows = [["peak of a product", "", f"{rate / 1e9:.0f}", "1"]]
-    for agent, width, batch_size in (
-        ("gru/none", 128, 512), ("gru/none", 256, 512), ("gru/none", 256, 2048), ("lstm/none", 256, 512), ("mamba/none", 256, 512),
-    ):  # fmt: skip
+    sizes = [("gru/none", 128, 512), ("gru/none", 256, 512), ("gru/none", 256, 2048)]
+    for agent, width, batch_size in [*sizes, ("lstm/none", 256, 512), ("mamba/none", 256, 512)]:
         model = make_model(agent, width, 64, 128, batch_size=batch_size)
         weights = sum(p.numel() for p in model.policy.parameters() if p.dim() == 2)
         operations = 3 * 2 * weights * 64 * 128
         rows.append(near(f"{agent} {width}, batch {batch_size}", model.train, operations, rate, repeats))
     env: gym.Env[Any, Any] | Any = make_envs("RepeatPreviousEasy", 64)
-    kwargs = {"lstm_hidden_size": 256}
-    peer = RecurrentPPO("MlpLstmPolicy", env, n_steps=128, batch_size=512, n_epochs=1, policy_kwargs=kwargs, device="cpu")
+    sizes_of_peer: dict[str, Any] = {"n_steps": 128, "batch_size": 512, "n_epochs": 1}
+    peer = RecurrentPPO("MlpLstmPolicy", env, policy_kwargs={"lstm_hidden_size": 256}, device="cpu", **sizes_of_peer)
     peer.learn(64 * 128)
     weights = sum(p.numel() for p in peer.policy.parameters() if p.dim() == 2)
     rows.append(near("RecurrentPPO 256, batch 512", peer.train, 3 * 2 * weights * 64 * 128, rate, repeats))

@@ -120,7 +120,9 @@ class EncoderV7(SequenceModel):
         return self._run("forward_sequence", x, state, masks)
 
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
-        dtype = self.input_projection[0].weight.dtype
+        first = self.input_projection[0]
+        assert isinstance(first, Linear)
+        dtype = first.weight.dtype  # `self.dtype` searches through all modules, which shows in a step of acting
         hidden = self.input_projection(x)
         with full_precision(x.device):  # the projections may be autocast, the recurrence and its state are not
             hidden, state, logs = getattr(self.core, method)(hidden.to(dtype), state, mask)

@@ -57,9 +57,7 @@ def matmul_t(a: th.Tensor, b: th.Tensor, bias: th.Tensor | None = None) -> th.Te
 
 class _Linear(th.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None
-    ) -> th.Tensor:
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None) -> th.Tensor:
         y = _onednn(x, weight, bias, "none" if activation is None else activation.name)
         ctx.save_for_backward(x, weight, y if activation is not None else None)
         ctx.activation = activation
@@ -83,9 +81,7 @@ class _Linear(th.autograd.Function):
 _linear: Callable[..., th.Tensor] = _Linear.apply  # torch gives it no types
 
 
-def linear(
-    x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None = None
-) -> th.Tensor:
+def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None = None) -> th.Tensor:
     """
     ``torch.nn.functional.linear`` by the faster library; it has no second derivative.
 
@@ -109,7 +105,7 @@ class Linear(nn.Linear):
 
 
 class Layers(nn.Sequential):
-    """``torch.nn.Sequential`` of linear layers and activations; those of ``ACTIVATIONS`` are applied along with the product."""
+    """``torch.nn.Sequential`` of linear layers and activations, of which those in ``ACTIVATIONS`` go along with a product."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         layers = iter([*self, None])
