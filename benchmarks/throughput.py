@@ -10,6 +10,9 @@ Two peers, because they answer two questions. ``RecurrentPPO`` is what a user ge
 the actor and one for the critic. ``RecurrentPPO shared`` has a single LSTM (``shared_lstm=True``,
 ``enable_critic_lstm=False``), as MemoryPPO has a single core, though it does not train it on the value loss.
 
+``--full`` runs all settings: two widths, two numbers of environments, one and two threads. ``--seq-len`` and ``--burn-in`` are
+options of MemoryPPO that RecurrentPPO does not have; they change what is learned, so they are not part of the comparison.
+
 The learning rate is next to nothing, so that every agent keeps acting at random and sees episodes of the same length.
 """
 
@@ -17,6 +20,7 @@ import argparse
 import csv
 import functools
 import gc
+import itertools
 import os
 import platform
 import statistics
@@ -42,6 +46,9 @@ PEER, SHARED_PEER = "RecurrentPPO", "RecurrentPPO shared"
 PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
 PHASES = ("collect", "update", "overall")
 LEARNING_RATE = 1e-8
+RESULTS = Path(__file__).parent / "results"
+FULL = {"width": [128, 256], "n_envs": [16, 64], "threads": [1, 2]}
+"""Settings of ``--full``."""
 
 Seconds = dict[str, float]
 
@@ -79,7 +86,8 @@ def make_model(agent: str, env_name: str, args: argparse.Namespace) -> Recurrent
     env = make_envs(env_name, args.n_envs)
     if agent in (PEER, SHARED_PEER):
         return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=recurrent_ppo_kwargs(agent, args.width), **common)
-    return MemoryPPO("MlpPolicy", env, policy_kwargs=memory_ppo_kwargs(agent, args.width), **common)
+    policy_kwargs = memory_ppo_kwargs(agent, args.width)
+    return MemoryPPO("MlpPolicy", env, policy_kwargs=policy_kwargs, seq_len=args.seq_len, burn_in=args.burn_in, **common)
 
 
 class Contestant:
@@ -158,7 +166,26 @@ def describe_machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores{load}; Python {platform.python_version()}, {packages}"
 
 
-def main() -> None:
+def draw(bars: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw the overall and the update's speed of each agent, over RecurrentPPO's, one group of bars a setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 1.5 + 0.5 * len(bars) * max(map(len, bars.values())) / 3), sharey=True)
+    for axis, phase in zip(axes, ("overall", "update"), strict=True):
+        names = [f"{agent}, {setting}" for setting, speeds in bars.items() for agent in speeds if agent.endswith(phase)]
+        values = [value for speeds in bars.values() for agent, value in speeds.items() if agent.endswith(phase)]
+        axis.barh([name.replace(f" {phase}", "") for name in names], values)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_title(f"{phase}: times RecurrentPPO")
+        axis.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=["RepeatPreviousEasy", "CartPole-v1"], help="default: %(default)s")
     parser.add_argument(
@@ -168,34 +195,49 @@ def main() -> None:
         default=AGENTS,
         metavar="ENCODER/MEMORY",
     )
-    parser.add_argument("--width", type=int, default=128, help="of LSTM and core (default: %(default)s)")
-    parser.add_argument("--n-envs", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--width", type=int, nargs="+", default=[128], help="of LSTM and core (default: %(default)s)")
+    parser.add_argument("--n-envs", type=int, nargs="+", default=[16], help="default: %(default)s")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="default: %(default)s")
+    parser.add_argument("--full", action="store_true", help=f"all of {FULL}")
     parser.add_argument("--n-steps", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--n-epochs", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--seq-len", type=int, help="of MemoryPPO (default: its own choice, 64 here)")
+    parser.add_argument("--burn-in", type=int, default=0, help="of MemoryPPO (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="folder for throughput.csv and throughput.md")
+    parser.add_argument("--name", default="throughput", help="of the files that are written (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <name>.md, .csv and .png (default: %(default)s)")
     args = parser.parse_args()
-    th.set_num_threads(args.threads)
+    if args.full:
+        vars(args).update(FULL)
+    return args
 
-    settings = ("width", "n_envs", "n_steps", "batch_size", "n_epochs", "threads", "repeats")
-    report = [describe_machine(), "", ", ".join(f"{name}={getattr(args, name)}" for name in settings)]
+
+def main() -> None:
+    args = parse_args()
+    fixed = ("n_steps", "batch_size", "n_epochs", "seq_len", "burn_in", "repeats")
+    report = [describe_machine(), "", ", ".join(f"{name}={getattr(args, name)}" for name in fixed)]
     all_rows: list[dict[str, Any]] = []
-    for env_name in args.env:
-        rows, parameters = measure(env_name, args)
-        all_rows += rows
-        report += ["", f"**{env_name}**", "", markdown_table(rows, parameters)]
-    text = "\n".join(report)
-    print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "throughput.md").write_text(text + "\n")
-        with (args.out / "throughput.csv").open("w", newline="") as file:
+    bars: dict[str, dict[str, float]] = {}
+    args.out.mkdir(parents=True, exist_ok=True)
+    for threads, width, n_envs, env_name in itertools.product(args.threads, args.width, args.n_envs, args.env):
+        th.set_num_threads(threads)
+        setting = {"width": width, "n_envs": n_envs, "threads": threads}
+        title = f"{env_name}, " + ", ".join(f"{name}={value}" for name, value in setting.items())
+        print(title, file=sys.stderr, flush=True)
+        rows, parameters = measure(env_name, argparse.Namespace(**{**vars(args), **setting}))
+        all_rows += [{**setting, **row} for row in rows]
+        bars[title] = {f"{agent} {phase}": ratio(rows, agent, PEER, phase) for agent in args.agents for phase in PHASES[1:]}
+        report += ["", f"**{title}**", "", markdown_table(rows, parameters)]
+        # After each setting, so that a run that is cut short leaves what it measured.
+        (args.out / f"{args.name}.md").write_text("\n".join(report) + "\n")
+        with (args.out / f"{args.name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(all_rows[0]))
             writer.writeheader()
             writer.writerows(all_rows)
-        print(f"\nWritten to {args.out.resolve()}")
+    print("\n".join(report))
+    draw(bars, args.out / f"{args.name}.png")
+    print(f"\nWritten to {args.out.resolve()}")
 
 
 if __name__ == "__main__":

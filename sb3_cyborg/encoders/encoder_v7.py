@@ -11,6 +11,7 @@ from sb3_cyborg.checks import check_options, check_positive, unknown_name
 from sb3_cyborg.encoders.gru import GRU
 from sb3_cyborg.encoders.lstm import LSTM
 from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, make_mamba_core
+from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.sequence_model import Logs, Parallel, SequenceModel, Serial, State, full_precision
 
 
@@ -105,9 +106,9 @@ class EncoderV7(SequenceModel):
         check_options(f"encoder {mode!r}", options, ENCODERS[mode].options)
         self.mode = mode
         self.input_dim, self.output_dim = input_dim, latent_dim
-        self.input_projection = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.SiLU())
+        self.input_projection = nn.Sequential(Linear(input_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.SiLU())
         self.core = ENCODERS[mode].build(hidden_dim, num_layers, **options)
-        self.output_projection = nn.Sequential(nn.Linear(self.core.output_dim, latent_dim), nn.LayerNorm(latent_dim))
+        self.output_projection = nn.Sequential(Linear(self.core.output_dim, latent_dim), nn.LayerNorm(latent_dim))
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return self.core.get_initial_state(batch_size, device)
@@ -119,8 +120,11 @@ class EncoderV7(SequenceModel):
         return self._run("forward_sequence", x, state, masks)
 
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
+        first = self.input_projection[0]
+        assert isinstance(first, Linear)
+        dtype = first.weight.dtype  # `self.dtype` searches through all modules, which shows in a step of acting
         hidden = self.input_projection(x)
         with full_precision(x.device):  # the projections may be autocast, the recurrence and its state are not
-            hidden, state, logs = getattr(self.core, method)(hidden.to(self.dtype), state, mask)
+            hidden, state, logs = getattr(self.core, method)(hidden.to(dtype), state, mask)
         latent: th.Tensor = self.output_projection(hidden)
-        return latent.to(self.dtype), state, logs
+        return latent.to(dtype), state, logs

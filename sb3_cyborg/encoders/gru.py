@@ -8,80 +8,95 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, time_major_keep
+from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, Resets, find_resets
+from sb3_cyborg.ops.linear import matmul_t
 from sb3_cyborg.sequence_model import Logs, State
 
 
 class _GRUSequence(th.autograd.Function):
     """
-    The recurrence alone, one autograd node for the whole sequence.
+    The whole layer over a whole sequence, one autograd node.
 
-    The loops hold only what depends on the step before; all else, and all weight gradients, is one operation over
-    the whole sequence. Tensors are time-major, so that a step is a contiguous slice.
+    The loops hold only what depends on the step before, in as few operations as there are; all else, and all weight
+    gradients, is one operation over the sequence. Tensors are time-major, so that a step is a contiguous slice.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, gates_x: th.Tensor, h: th.Tensor, weight: th.Tensor, bias: th.Tensor, keep: th.Tensor | None
+        ctx: Any,
+        x: th.Tensor,
+        h: th.Tensor,
+        weight_ih: th.Tensor,
+        weight_hh: th.Tensor,
+        bias_ih: th.Tensor,
+        bias_hh: th.Tensor,
+        resets: Resets,
     ) -> th.Tensor:
         """
-        :param gates_x: Input part of the gates (reset, update, new), (T, B, 3 H).
+        :param x: Inputs, (T, B, D).
         :param h: First state, (B, H).
-        :param weight: Recurrent weights, (3 H, H).
-        :param bias: Recurrent bias, (3 H,).
-        :param keep: Boolean keep-mask, (T, B, 1), or ``None``.
+        :param weight_ih: Input weights, (3 H, D); gates in the order reset, update, new.
+        :param weight_hh: Recurrent weights, (3 H, H).
+        :param bias_ih: (3 H,).
+        :param bias_hh: (3 H,).
+        :param resets: Where states start anew.
         :return: Hidden states, (T, B, H).
         """
-        steps, batch_size, width = gates_x.shape
-        size = width // 3
-        outputs = gates_x.new_empty(steps, batch_size, size)
-        previous = gates_x.new_empty(steps, batch_size, size)  # what each step really continued from
-        gates = gates_x.new_empty(steps, batch_size, width)  # reset, update, new (activated)
-        new_h = gates_x.new_empty(steps, batch_size, size)  # recurrent part of `new`, before the reset gate
-        weight_t = weight.t()
-        zero = gates_x.new_zeros(())
+        (steps, batch_size, _), size = x.shape, h.shape[1]
+        two = 2 * size
+        bias = th.cat([bias_ih[:two] + bias_hh[:two], bias_ih[two:]])
+        gates = matmul_t(x.flatten(0, 1), weight_ih, bias).view(steps, batch_size, -1)  # activated in place, below
+        new_h = h.new_empty(steps, batch_size, size)  # recurrent part of `new`, before the reset gate
+        states = h.new_empty(steps + 1, batch_size, size)
+        states[0] = h
+        weight_new, bias_new, weight_ru = weight_hh[two:].t(), bias_hh[two:], weight_hh[:two].t()
+        all_ru, all_new = gates[..., :two].unbind(), gates[..., two:].unbind()
+        all_reset, all_update = gates[..., :size].unbind(), gates[..., size:two].unbind()
+        all_states, all_new_h = states.unbind(), new_h.unbind()
         for t in range(steps):
-            previous[t] = h if keep is None else th.where(keep[t], h, zero)
-            gates_h = th.addmm(bias, previous[t], weight_t)
-            th.add(gates_x[t, :, : 2 * size], gates_h[:, : 2 * size], out=gates[t, :, : 2 * size]).sigmoid_()
-            reset, update = gates[t, :, :size], gates[t, :, size : 2 * size]
-            new_h[t] = gates_h[:, 2 * size :]
-            new = th.addcmul(gates_x[t, :, 2 * size :], reset, new_h[t]).tanh_()
-            gates[t, :, 2 * size :] = new
-            h = th.lerp(new, previous[t], update, out=outputs[t])
-        ctx.save_for_backward(gates, new_h, previous, weight, keep)
-        return outputs
+            previous = resets.apply(t, all_states[t])
+            all_ru[t].addmm_(previous, weight_ru).sigmoid_()
+            th.addmm(bias_new, previous, weight_new, out=all_new_h[t])
+            new = all_new[t].addcmul_(all_reset[t], all_new_h[t]).tanh_()
+            th.lerp(new, previous, all_update[t], out=all_states[t + 1])
+        ctx.save_for_backward(x, gates, new_h, states, weight_ih, weight_hh)
+        ctx.resets = resets
+        return states[1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_outputs: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        gates, new_h, previous, weight, keep = ctx.saved_tensors
-        steps, batch_size, size = previous.shape
+        x, gates, new_h, states, weight_ih, weight_hh = ctx.saved_tensors
+        resets: Resets = ctx.resets
+        steps, batch_size, size = new_h.shape
+        previous = resets.apply_all(states[:-1])
         reset, update, new = gates.split(size, dim=-1)
         # d(pre-activation) = factor * d(h), the factors known before the loop
         factors = gates.new_empty(steps, batch_size, 3, size)
         factor_new = (1 - update) * (1 - new * new)
-        factors[:, :, 0] = factor_new * new_h * reset * (1 - reset)
-        factors[:, :, 1] = (previous - new) * update * (1 - update)
-        factors[:, :, 2] = factor_new * reset  # of the recurrent part of `new`
-        grad_h = gates.new_empty(steps, batch_size, size)
-        grad_gates_h = gates.new_empty(steps, batch_size, 3 * size)
-        carried = gates.new_zeros(batch_size, size)
-        zero = gates.new_zeros(())
+        th.mul(factor_new, reset, out=factors[:, :, 2])  # of the recurrent part of `new`
+        th.mul(factors[:, :, 2], new_h, out=factors[:, :, 0]).mul_(1 - reset)
+        th.mul(previous - new, update, out=factors[:, :, 1]).mul_(1 - update)
+        grad_h = th.cat([grad_outputs.new_zeros(1, batch_size, size), grad_outputs])  # of each state, the first included
+        grad_gates = gates.new_empty(steps, batch_size, 3 * size)
+        all_grad_h, all_grad_gates, all_update = grad_h.unbind(), grad_gates.unbind(), update.unbind()
+        all_columns, all_factors = grad_h.unsqueeze(2).unbind(), factors.unbind()
+        by_gate = grad_gates.view(factors.shape).unbind()
         for t in range(steps - 1, -1, -1):
-            step_grad = th.add(grad_outputs[t], carried, out=grad_h[t])
-            th.mul(factors[t], step_grad.unsqueeze(1), out=grad_gates_h[t].view(batch_size, 3, size))
-            carried = th.addmm(step_grad * update[t], grad_gates_h[t], weight)
-            if keep is not None:
-                carried = th.where(keep[t], carried, zero)
-        grad_gates_x = grad_gates_h.clone()
-        th.mul(factor_new, grad_h, out=grad_gates_x[:, :, 2 * size :])
-        flat = grad_gates_h.view(-1, 3 * size)
-        grad_weight = flat.t() @ previous.view(-1, size)
-        return grad_gates_x, carried, grad_weight, flat.sum(0), None
+            th.mul(all_factors[t], all_columns[t + 1], out=by_gate[t])
+            if t in resets.steps:
+                carried = th.addmm(all_grad_h[t + 1] * all_update[t], all_grad_gates[t], weight_hh)
+                all_grad_h[t].add_(resets.apply(t, carried))
+            else:
+                all_grad_h[t].addcmul_(all_grad_h[t + 1], all_update[t]).addmm_(all_grad_gates[t], weight_hh)
+        flat = grad_gates.view(-1, 3 * size)
+        grad_weight_hh, grad_bias_hh = matmul_t(flat.t(), previous.flatten(0, 1).t()), flat.sum(0)
+        th.mul(factor_new, grad_h[1:], out=grad_gates[..., 2 * size :])  # from here on of the input's part
+        grad_x = matmul_t(flat, weight_ih.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight_ih = matmul_t(flat.t(), x.flatten(0, 1).t())
+        return grad_x, grad_h[0], grad_weight_ih, grad_weight_hh, flat.sum(0), grad_bias_hh, None
 
 
 _gru_sequence: Callable[..., th.Tensor] = _GRUSequence.apply  # torch gives it no types
@@ -105,6 +120,6 @@ class GRU(RecurrentLayer):
         return h, {"h": h}, {}
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        gates_x = nn.functional.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih)
-        outputs = _gru_sequence(gates_x, state["h"], self.weight_hh, self.bias_hh, time_major_keep(masks))
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        outputs = _gru_sequence(x.transpose(0, 1).contiguous(), state["h"], *weights, find_resets(masks))
         return outputs.transpose(0, 1), {"h": outputs[-1]}, {}

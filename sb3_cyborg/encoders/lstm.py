@@ -1,94 +1,26 @@
 """
-An LSTM layer whose sequence form resets in mid-sequence at no cost.
+An LSTM layer whose sequence form resets in mid-sequence at next to no cost.
 
 Long short-term memory: Hochreiter & Schmidhuber 1997, with forget gate (Gers et al. 2000), in PyTorch's variant and
 parameter layout.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch as th
-from torch import nn
-from torch.autograd.function import once_differentiable
 
-from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, time_major_keep
-from sb3_cyborg.sequence_model import Logs, State
+from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer
+from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 
-
-class _LSTMSequence(th.autograd.Function):
-    """The recurrence alone, one autograd node for the whole sequence; see ``_GRUSequence`` for the plan."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, gates_x: th.Tensor, h: th.Tensor, c: th.Tensor, weight: th.Tensor, keep: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :param gates_x: Input part of the gates (input, forget, cell, output) with both biases, (T, B, 4 H).
-        :param h: First hidden state, (B, H).
-        :param c: First cell state, (B, H).
-        :param weight: Recurrent weights, (4 H, H).
-        :param keep: Boolean keep-mask, (T, B, 1), or ``None``.
-        :return: Hidden states (T, B, H) and the last cell state (B, H).
-        """
-        steps, batch_size, width = gates_x.shape
-        size = width // 4
-        outputs = gates_x.new_empty(steps, batch_size, size)
-        previous_h, previous_c = th.empty_like(outputs), th.empty_like(outputs)
-        tanh_c = th.empty_like(outputs)
-        gates = gates_x.new_empty(steps, batch_size, width)
-        weight_t = weight.t()
-        zero = gates_x.new_zeros(())
-        for t in range(steps):
-            previous_h[t] = h if keep is None else th.where(keep[t], h, zero)
-            previous_c[t] = c if keep is None else th.where(keep[t], c, zero)
-            gate = th.addmm(gates_x[t], previous_h[t], weight_t, out=gates[t])
-            gate[:, : 2 * size].sigmoid_()
-            gate[:, 2 * size : 3 * size].tanh_()
-            gate[:, 3 * size :].sigmoid_()
-            write, forget, new, out = gate.split(size, dim=-1)
-            c = th.addcmul(forget * previous_c[t], write, new)
-            h = th.mul(out, th.tanh(c, out=tanh_c[t]), out=outputs[t])
-        ctx.save_for_backward(gates, tanh_c, previous_h, previous_c, weight, keep)
-        return outputs, c
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_outputs: th.Tensor, grad_c: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        gates, tanh_c, previous_h, previous_c, weight, keep = ctx.saved_tensors
-        steps, batch_size, size = previous_h.shape
-        write, forget, new, out = gates.split(size, dim=-1)
-        # d(pre-activation) = factor * d(c) for the first three gates, factor * d(h) for the last
-        factors = gates.new_empty(steps, batch_size, 3, size)
-        factors[:, :, 0] = new * write * (1 - write)
-        factors[:, :, 1] = previous_c * forget * (1 - forget)
-        factors[:, :, 2] = write * (1 - new * new)
-        factor_out = tanh_c * out * (1 - out)
-        through_tanh = out * (1 - tanh_c * tanh_c)
-        grad_gates = gates.new_empty(steps, batch_size, 4 * size)
-        carried_h = gates.new_zeros(batch_size, size)
-        carried_c = grad_c
-        zero = gates.new_zeros(())
-        for t in range(steps - 1, -1, -1):
-            grad_h = grad_outputs[t] + carried_h
-            step_c = th.addcmul(carried_c, grad_h, through_tanh[t])
-            th.mul(factors[t], step_c.unsqueeze(1), out=grad_gates[t, :, : 3 * size].view(batch_size, 3, size))
-            th.mul(factor_out[t], grad_h, out=grad_gates[t, :, 3 * size :])
-            carried_h = grad_gates[t] @ weight
-            carried_c = step_c * forget[t]
-            if keep is not None:
-                carried_h = th.where(keep[t], carried_h, zero)
-                carried_c = th.where(keep[t], carried_c, zero)
-        grad_weight = grad_gates.view(-1, 4 * size).t() @ previous_h.view(-1, size)
-        return grad_gates, carried_h, carried_c, grad_weight, None
-
-
-_lstm_sequence: Callable[..., tuple[th.Tensor, th.Tensor]] = _LSTMSequence.apply  # torch gives it no types
+SHUT = -1e4
+"""Pre-activation of a gate that is shut: its sigmoid is 0 beside any number that matters. ``-SHUT`` opens it: 1."""
 
 
 class LSTM(RecurrentLayer):
     """
     One LSTM layer. Its parameters have the names, shapes and meaning of ``torch.nn.LSTM``'s, without the ``_l0``.
+
+    A sequence runs through PyTorch's own kernel (oneDNN's on a CPU, cuDNN's on a GPU), which knows no resets. So a reset
+    becomes a step of its own: two more inputs, *forget* and *hold*, drive the gates, and such a step leaves zeros. Rows
+    with fewer resets than others hold their state at the end.
 
     :param input_dim: Features in.
     :param hidden_dim: Features of either state and out.
@@ -110,6 +42,47 @@ class LSTM(RecurrentLayer):
         return h, {"h": h, "c": c}, {}
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        gates_x = nn.functional.linear(x.transpose(0, 1), self.weight_ih, self.bias_ih + self.bias_hh)
-        outputs, c = _lstm_sequence(gates_x, state["h"], state["c"], self.weight_hh, time_major_keep(masks))
+        first = state if masks is None else self.reset_states(state, masks[:, 0])
+        resets = None if masks is None else (masks[:, 1:] <= 0.5).t()  # those in mid-sequence, (T - 1, B)
+        if resets is None or not bool(resets.any()):
+            outputs, c = self._run(x.transpose(0, 1), first, self.weight_ih)
+            return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}
+        outputs, c = self._run_with_resets(x.transpose(0, 1), first, resets)
+        if not bool(outputs.sum().isfinite()):  # a gate that is shut multiplies, and zero times NaN is NaN
+            return SequenceModel.forward_sequence(self, x, state, masks)
         return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}
+
+    def _run(self, x: th.Tensor, first: State, weight_ih: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """:return: Hidden states (T, B, H) and the last cell state (B, H), of inputs (T, B, D)."""
+        states = [first[name].unsqueeze(0) for name in self.leaves]
+        weights = [weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        outputs, _, c = th.lstm(x, states, weights, True, 1, 0.0, self.training, False, False)
+        return outputs, c[0]
+
+    def _run_with_resets(self, x: th.Tensor, first: State, resets: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """:func:`_run` with a step put in before each reset (T - 1, B), which are of the second step on."""
+        steps, batch_size, size = x.shape
+        shift = th.cat([resets.new_zeros(1, batch_size, dtype=th.int64), resets.cumsum(0)])
+        longer = steps + int(shift[-1].max())
+        rows = th.arange(batch_size, device=x.device)
+        time = th.arange(steps, device=x.device).unsqueeze(1)
+        place = ((time + shift) * batch_size + rows).flatten()  # of each input in the longer sequence
+        forget = ((time[1:] + shift[1:] - 1) * batch_size + rows)[resets]  # of each step put in
+        controls = x.new_zeros(longer * batch_size, 2)  # forget, hold
+        controls[:, 1] = 1.0
+        controls[place] = 0.0
+        controls[forget] = x.new_tensor([1.0, 0.0])
+        inputs = x.new_zeros(longer * batch_size, size).index_copy(0, place, x.reshape(-1, size))
+        outputs, c = self._run(
+            th.cat([inputs, controls], 1).view(longer, batch_size, -1), first, th.cat([self.weight_ih, self._driven()], dim=1)
+        )
+        return outputs.flatten(0, 1).index_select(0, place).view(steps, batch_size, -1), c
+
+    def _driven(self) -> th.Tensor:
+        """:return: Weights from the controls to the gates, (4 H, 2)."""
+        write, forget, out = 0, 1, 3
+        weights = self.weight_ih.new_zeros(4, self.output_dim, 2)
+        weights[[write, forget, out], :, 0] = SHUT
+        weights[write, :, 1] = SHUT
+        weights[forget, :, 1] = -SHUT
+        return weights.flatten(0, 1)

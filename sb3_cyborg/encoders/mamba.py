@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive, nearest_divisors
+from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.ssd import CHUNK, ssd_step
 from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, full_precision
@@ -77,13 +78,13 @@ class Mamba2(SequenceModel):
         self.nheads, self.headdim, self.ngroups = d_inner // headdim, headdim, ngroups
         self.chunk_size, self.mamba_backend = chunk_size, mamba_backend
         self.conv_dim = d_inner + 2 * ngroups * d_state
-        self.in_proj = nn.Linear(d_model, d_inner + self.conv_dim + self.nheads, bias=False)  # z, [x, B, C], dt
+        self.in_proj = Linear(d_model, d_inner + self.conv_dim + self.nheads, bias=False)  # z, [x, B, C], dt
         self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim)
         self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads))
         self.A_log = nn.Parameter(th.empty(self.nheads).uniform_(*A_RANGE).log())
         self.D = nn.Parameter(th.ones(self.nheads))
         self.norm = GatedRMSNorm(d_inner, ngroups)
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {

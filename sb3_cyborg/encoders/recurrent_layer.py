@@ -1,6 +1,7 @@
 """What GRU and LSTM layers share: parameters in PyTorch's layout, a state of vectors, resets as booleans."""
 
-from typing import ClassVar
+from collections.abc import Collection
+from typing import ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
@@ -37,10 +38,32 @@ class RecurrentLayer(SequenceModel):
         return {name: self._zeros(batch_size, self.output_dim, device=device) for name in self.leaves}
 
 
-def time_major_keep(masks: th.Tensor | None) -> th.Tensor | None:
-    """:return: Keep-masks (B, T) as booleans (T, B, 1), or ``None`` where nothing resets."""
+class Resets(NamedTuple):
+    """Where in a time-major sequence states start anew."""
+
+    steps: Collection[int]
+    """Steps in which some row does; all others need no select."""
+    keep: th.Tensor | None = None
+    """False where a row starts anew, (T, B, 1); ``None`` if none ever does."""
+
+    def apply(self, step: int, state: th.Tensor) -> th.Tensor:
+        """:return: The state (B, H) that a step really continues from: zeros where a row starts anew."""
+        if step not in self.steps:
+            return state
+        assert self.keep is not None
+        return th.where(self.keep[step], state, 0.0)
+
+    def apply_all(self, states: th.Tensor) -> th.Tensor:
+        """:return: The same for all steps, (T, B, H)."""
+        return states if self.keep is None else th.where(self.keep, states, 0.0)
+
+
+def find_resets(masks: th.Tensor | None) -> Resets:
+    """:return: Where keep-masks (B, T) are 0."""
     if masks is None:
-        return None
+        return Resets(())
     keep = masks.t().unsqueeze(-1) > 0.5
-    # On a CPU a look is cheaper than a select at every step; elsewhere it would wait for the device.
-    return None if keep.device.type == "cpu" and bool(keep.all()) else keep
+    if keep.device.type != "cpu":  # a look would wait for the device
+        return Resets(range(len(keep)), keep)
+    steps = frozenset((~keep).flatten(1).any(1).nonzero().flatten().tolist())
+    return Resets(steps, keep if steps else None)

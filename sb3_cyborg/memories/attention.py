@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive
 from sb3_cyborg.memories.trace import record, tracing
-from sb3_cyborg.ops.window_attention import finite, masked_softmax
+from sb3_cyborg.ops.linear import Linear
+from sb3_cyborg.ops.window_attention import masked_softmax
 from sb3_cyborg.sequence_model import Logs, SequenceModel
 
 
@@ -30,10 +31,10 @@ class AttentionMemory(SequenceModel):
         check_divides("num_heads", num_heads, "memory_dim", memory_dim)
         self.input_dim, self.output_dim = input_dim, memory_dim
         self.num_slots, self.num_heads, self.head_dim = num_slots, num_heads, memory_dim // num_heads
-        self.query = nn.Linear(input_dim, memory_dim)
+        self.query = Linear(input_dim, memory_dim)
         self.null_key = nn.Parameter(th.zeros(num_heads, self.head_dim))
         self.null_value = nn.Parameter(th.zeros(num_heads, self.head_dim))
-        self.out = nn.Linear(memory_dim, memory_dim)
+        self.out = Linear(memory_dim, memory_dim)
         for layer in (self.query, self.out):
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -66,7 +67,7 @@ class AttentionMemory(SequenceModel):
         self, query: th.Tensor, keys: th.Tensor, values: th.Tensor, visible: th.Tensor, bias: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        One step's read of all stored entries.
+        One step's read of all stored entries. Those that are not visible have to be finite, as what a reset leaves is.
 
         :param query: (B, H, d).
         :param keys: (B, S, H, d).
@@ -75,11 +76,11 @@ class AttentionMemory(SequenceModel):
         :param bias: Added to the scores, broadcastable to (B, H, S).
         :return: Weighted values (B, H, e), weights (B, H, S), weight of the null entry (B, H).
         """
-        logits = (keys.transpose(1, 2) @ query.unsqueeze(-1)).squeeze(-1) / math.sqrt(self.head_dim)
+        logits = (keys * query.unsqueeze(1)).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim)  # a matmul this thin is slower
         if bias is not None:
             logits = logits + bias
         weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
-        context = (weights.unsqueeze(2) @ finite(values).transpose(1, 2)).squeeze(2)
+        context = (weights.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2)
         return context, weights, null
 
     def record_window(self, weights: th.Tensor, null_weights: th.Tensor, reach: th.Tensor) -> None:

@@ -5,6 +5,7 @@ from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.ring import clear_dead
+from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State, shift_steps
 
@@ -29,8 +30,8 @@ class KeyValueMemory(AttentionMemory):
 
     def __init__(self, input_dim: int, memory_dim: int = 128, num_slots: int = 64, num_heads: int = 4) -> None:
         super().__init__(input_dim, memory_dim, num_slots, num_heads)
-        self.key = nn.Linear(2 * input_dim, memory_dim, bias=False)
-        self.value = nn.Linear(input_dim, memory_dim, bias=False)
+        self.key = Linear(2 * input_dim, memory_dim, bias=False)
+        self.value = Linear(input_dim, memory_dim, bias=False)
         nn.init.orthogonal_(self.key.weight)
         nn.init.orthogonal_(self.value.weight)
 

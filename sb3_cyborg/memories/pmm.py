@@ -1,13 +1,14 @@
 """The persistent multi-head memory (PMM): items stay until something that matters more needs their slot."""
 
 import math
-from typing import NamedTuple
 
+import numpy as np
 import torch as th
 from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
+from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.window_attention import finite, masked_softmax
 from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State
 
@@ -18,13 +19,49 @@ MIN_GATE = 1e-6
 """Smallest write gate; its logarithm is added to scores."""
 
 
-class _Table(NamedTuple):
-    """Which item each slot holds: the small state that eviction runs on."""
+class _Table:
+    """
+    Which item each slot holds: the small state that eviction runs on, in NumPy, whose calls take a third of PyTorch's.
 
-    item: th.Tensor  # (B, S) int64: slot s held item index < S at the start, step index - S since
-    occupied: th.Tensor  # (B, S) bool
-    usage: th.Tensor  # (B, S)
-    age: th.Tensor  # (B, S), steps since it was written
+    :param state: The memory's state; it is copied.
+    :param usage_decay: Factor on all usage at each step.
+    """
+
+    def __init__(self, state: State, usage_decay: float) -> None:
+        self.usage_decay = usage_decay
+        self.occupied = _to_numpy(state["strength"]) > 0  # (B, S)
+        self.usage, self.age = _to_numpy(state["usage"]).copy(), _to_numpy(state["age"]).copy()  # (B, S)
+        # Slot s held item index < S at the start, step index - S since.
+        self.item = np.tile(np.arange(self.age.shape[1]), (len(self.age), 1))
+
+    def reset(self, rows: np.ndarray) -> None:
+        """:param rows: Where an episode starts, boolean, (B,)."""
+        self.occupied[rows], self.usage[rows], self.age[rows] = False, 0.0, 0.0
+
+    def offer(self, dominant: np.ndarray, open_gate: np.ndarray, new_index: int) -> None:
+        """
+        The bookkeeping of one step, after its read.
+
+        :param dominant: Slots that a head gave more than half of its attention, (B, S).
+        :param open_gate: Whether the write gate is open, (B,).
+        :param new_index: Index of the item that the step offers.
+        """
+        self.usage *= self.usage_decay
+        self.usage += dominant
+        rank = np.where(self.occupied, self.usage, -1.0)  # an empty slot is taken first
+        least = rank.min(axis=1, keepdims=True)
+        victim = np.where(rank == least, self.age, -1.0).argmax(axis=1)
+        rows = np.flatnonzero(open_gate | (least[:, 0] <= 0))
+        self.age += 1
+        self.age *= self.occupied
+        written = rows, victim[rows]
+        self.item[written], self.occupied[written] = new_index, True
+        self.usage[written], self.age[written] = open_gate[rows], 0.0
+
+
+def _to_numpy(tensor: th.Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().cpu().numpy()
+    return array
 
 
 class PersistentMemory(AttentionMemory):
@@ -70,9 +107,9 @@ class PersistentMemory(AttentionMemory):
         if write_rate is not None and not 0 < write_rate < 1:
             raise ValueError(f"`write_rate` must be in (0, 1) or None, got {write_rate!r}.")
         self.usage_decay, self.write_rate = usage_decay, write_rate
-        self.item = nn.Linear(input_dim, memory_dim)
-        self.key = nn.Linear(memory_dim, memory_dim, bias=False)
-        self.value = nn.Linear(memory_dim, memory_dim, bias=False)
+        self.item = Linear(input_dim, memory_dim)
+        self.key = Linear(memory_dim, memory_dim, bias=False)
+        self.value = Linear(memory_dim, memory_dim, bias=False)
         self.write_gate = nn.Linear(input_dim, 1)
         for layer in (self.item, self.key, self.value):
             nn.init.orthogonal_(layer.weight)
@@ -86,31 +123,6 @@ class PersistentMemory(AttentionMemory):
         """:return: Write gates (...,) of inputs (..., input_dim)."""
         return th.sigmoid(self.write_gate(x)).squeeze(-1).clamp(min=MIN_GATE)
 
-    def _evict(self, table: _Table, weights: th.Tensor, gate: th.Tensor, new_index: int) -> _Table:
-        """
-        The bookkeeping of one step, after its read.
-
-        :param table: Before the step.
-        :param weights: Attention of the step, (B, H, S).
-        :param gate: Write gate of the step, (B,).
-        :param new_index: Index of the item that the step offers.
-        :return: After the step.
-        """
-        dominant = (weights > 0.5).any(dim=1)
-        usage = self.usage_decay * table.usage + dominant.to(table.usage.dtype)
-        rank = th.where(table.occupied, usage, -1.0)  # an empty slot is taken first
-        least = rank.amin(dim=1, keepdim=True)
-        victim = th.where(rank == least, table.age, -1.0).argmax(dim=1, keepdim=True)
-        open_gate = gate.unsqueeze(1) > 0.5
-        slots = th.arange(self.num_slots, device=gate.device)
-        written = (slots == victim) & (open_gate | (least <= 0))
-        return _Table(
-            item=th.where(written, new_index, table.item),
-            occupied=table.occupied | written,
-            usage=th.where(written, open_gate.to(usage.dtype), th.where(table.occupied, usage, 0.0)),
-            age=th.where(written | ~table.occupied, 0.0, table.age + 1),
-        )
-
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         if mask is not None:
             state = self.reset_states(state, mask)
@@ -123,15 +135,14 @@ class PersistentMemory(AttentionMemory):
         if tracing():
             age = th.where(occupied, state["age"] + 1, 0)
             record(read=weights, null=null, age=age, gate=gate.unsqueeze(-1), strength=strength, usage=state["usage"])
-        index = th.arange(self.num_slots, device=x.device).expand_as(occupied)
-        with th.no_grad():
-            table = self._evict(_Table(index, occupied, state["usage"], state["age"]), weights, gate, self.num_slots)
-        written = table.item == self.num_slots
+        table = _Table(state, self.usage_decay)
+        table.offer(_to_numpy((weights > 0.5).any(dim=1)), _to_numpy(gate > 0.5), self.num_slots)
+        written = th.from_numpy(table.item == self.num_slots).to(x.device)
         new_state = {
             "items": th.where(written.unsqueeze(-1), self.item(x).unsqueeze(1), items),
             "strength": th.where(written, gate.unsqueeze(1), strength),
-            "usage": table.usage,
-            "age": table.age,
+            "usage": th.from_numpy(table.usage).to(x.device),
+            "age": th.from_numpy(table.age).to(x.device),
         }
         return self.finish(context, null), new_state, self._logs(weights, null, occupied, gate)
 
@@ -163,59 +174,59 @@ class PersistentMemory(AttentionMemory):
         # Scores of every step with every item there is or will be: one matmul; the slots then only choose among them.
         scores = query.transpose(1, 2) @ keys.permute(0, 2, 3, 1) / math.sqrt(self.head_dim) + bias[:, None, None]
         null_logits = self.null_logits(query)
-        with th.no_grad():
-            indices, occupied, table = self._run_table(scores, null_logits, gate, state, masks)
+        table = _Table(state, self.usage_decay)
+        indices, occupied = self._replay(table, scores, null_logits, gate, masks)
+        last_item, last_occupied, usage, age = (
+            th.from_numpy(array).to(x.device) for array in (table.item, table.occupied, table.usage, table.age)
+        )
         chosen = indices.unsqueeze(1).expand(-1, self.num_heads, -1, -1)  # (B, H, T, S)
         visible = occupied.unsqueeze(1)
         weights, null = masked_softmax(scores.gather(3, chosen), visible, null_logits.transpose(1, 2))
         spread = th.zeros_like(scores).scatter(3, chosen, weights)
         context = (spread @ finite(values).transpose(1, 2)).transpose(1, 2)  # (B, T, H, d)
         null = null.transpose(1, 2)
-        last_items = items.gather(1, table.item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
-        last_strength = strength.gather(1, table.item)
+        last_items = items.gather(1, last_item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
+        last_strength = strength.gather(1, last_item)
         if masks is not None:  # an empty slot holds what it held at the start, unless a reset has cleared it
-            held = table.occupied | (masks > 0.5).all(dim=1, keepdim=True)
+            held = last_occupied | (masks > 0.5).all(dim=1, keepdim=True)
             last_items = th.where(held.unsqueeze(-1), last_items, 0.0)
             last_strength = th.where(held, last_strength, 0.0)
         new_state = {
             "items": last_items,
             "strength": last_strength,
-            "usage": table.usage,
-            "age": table.age,
+            "usage": usage,
+            "age": age,
         }
         return self.finish(context, null), new_state, weights.transpose(1, 2), null, occupied, gate
 
-    def _run_table(
-        self, scores: th.Tensor, null_logits: th.Tensor, gate: th.Tensor, state: State, masks: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor, _Table]:
+    def _replay(
+        self, table: _Table, scores: th.Tensor, null_logits: th.Tensor, gate: th.Tensor, masks: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
-        Replay which item each slot holds, step by step, on small tensors and without gradient.
+        Replay which item each slot holds, step by step, on small arrays and without gradient.
 
-        :return: Item of each slot and whether it is occupied at each step's read, (B, T, S); the table at the end.
+        :param table: Before the first step; it ends as it is after the last one.
+        :return: Item of each slot and whether it is occupied at each step's read, (B, T, S).
         """
-        table = _Table(
-            th.arange(self.num_slots, device=gate.device).expand_as(state["usage"]),
-            state["strength"] > 0,
-            state["usage"],
-            state["age"],
-        )
-        indices, occupied = [], []
-        by_step, null_by_step = scores.transpose(1, 2), null_logits  # (B, T, H, S + T), (B, T, H)
-        for t in range(gate.shape[1]):
-            if masks is not None:
-                keep = masks[:, t, None] > 0.5
-                table = _Table(
-                    table.item,
-                    table.occupied & keep,
-                    th.where(keep, table.usage, 0.0),
-                    th.where(keep, table.age, 0.0),
-                )
-            indices.append(table.item)
-            occupied.append(table.occupied)
-            logits = by_step[:, t].gather(2, table.item.unsqueeze(1).expand(-1, self.num_heads, -1))
-            weights, _ = masked_softmax(logits, table.occupied.unsqueeze(1), null_by_step[:, t])
-            table = self._evict(table, weights, gate[:, t], self.num_slots + t)
-        return th.stack(indices, dim=1), th.stack(occupied, dim=1), table
+        by_step = _to_numpy(scores.transpose(1, 2))  # (B, T, H, S + T)
+        null_by_step, open_gates = _to_numpy(null_logits.unsqueeze(-1)), _to_numpy(gate > 0.5)
+        starts = None if masks is None else _to_numpy(masks <= 0.5)
+        indices = np.empty((*open_gates.shape, self.num_slots), dtype=np.int64)
+        occupied = np.empty(indices.shape, dtype=bool)
+        rows, heads = np.arange(len(indices))[:, None, None], np.arange(self.num_heads)[:, None]
+        with np.errstate(invalid="ignore"):  # a NaN of the inputs dominates nothing
+            for t in range(indices.shape[1]):
+                if starts is not None and starts[:, t].any():
+                    table.reset(starts[:, t])
+                indices[:, t], occupied[:, t] = table.item, table.occupied
+                logits = by_step[rows, t, heads, table.item[:, None]]  # (B, H, S)
+                logits[~np.broadcast_to(table.occupied[:, None], logits.shape)] = -np.inf
+                null = null_by_step[:, t]
+                largest = np.maximum(logits.max(axis=2, keepdims=True), null)
+                weights = np.exp(logits - largest)
+                dominant = weights > 0.5 * (weights.sum(axis=2, keepdims=True) + np.exp(null - largest))
+                table.offer(dominant.any(axis=1), open_gates[:, t], self.num_slots + t)
+        return th.from_numpy(indices).to(gate.device), th.from_numpy(occupied).to(gate.device)
 
     def _logs(self, weights: th.Tensor, null: th.Tensor, occupied: th.Tensor, gate: th.Tensor) -> Logs:
         logs = self.read_logs(weights, null, occupied.sum(-1).to(gate.dtype))

@@ -6,7 +6,8 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
-from sb3_cyborg.ops.window_attention import finite, masked_softmax, steps_since_start, window_attention
+from sb3_cyborg.ops.linear import Linear
+from sb3_cyborg.ops.window_attention import masked_softmax, steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State
 
 
@@ -29,8 +30,8 @@ class RingMemory(AttentionMemory):
 
     def __init__(self, input_dim: int, memory_dim: int = 128, num_slots: int = 64, num_heads: int = 4) -> None:
         super().__init__(input_dim, memory_dim, num_slots, num_heads)
-        self.key = nn.Linear(input_dim, memory_dim, bias=False)
-        self.value = nn.Linear(input_dim, memory_dim, bias=False)
+        self.key = Linear(input_dim, memory_dim, bias=False)
+        self.value = Linear(input_dim, memory_dim, bias=False)
         nn.init.orthogonal_(self.key.weight)
         nn.init.orthogonal_(self.value.weight)
         # As large as content scores from the start: ages that look alike to a head take twice as long to tell apart.
@@ -45,7 +46,8 @@ class RingMemory(AttentionMemory):
 
     def age_logits(self, query: th.Tensor) -> th.Tensor:
         """:return: Scores by age, (..., H, S), age 1 first, of queries (..., H, d)."""
-        scores = (query.unsqueeze(-2) @ self.age_key.transpose(-1, -2)).squeeze(-2)
+        by_head = query.flatten(0, -3).transpose(0, 1) @ self.age_key.transpose(-1, -2)  # (H, ..., S): one matmul a head
+        scores: th.Tensor = by_head.transpose(0, 1).view(*query.shape[:-1], -1)
         return scores / math.sqrt(self.head_dim) + self.age_bias
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
@@ -55,13 +57,14 @@ class RingMemory(AttentionMemory):
         query = self.queries(x)
         # (W_k e) . q = e . (W_k' q): projecting one query is S times cheaper than projecting S entries.
         key, value = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (self.key, self.value))
-        wanted = th.einsum("bhd,hde->bhe", query, key)
+        wanted = (query.transpose(0, 1) @ key).transpose(0, 1)  # (B, H, input_dim)
         logits = wanted @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + self.age_logits(query).flip(-1)
         ages = th.arange(self.num_slots, 0, -1, device=x.device)
         visible = (ages <= count.unsqueeze(-1)).unsqueeze(1)
         weights, null = masked_softmax(logits, visible, self.null_logits(query))
         self.record_window(weights, null, count)
-        context = th.einsum("bhe,hde->bhd", weights @ finite(entries), value)
+        mixed = weights @ entries  # what is not visible is zeros: nothing in it that a weight of zero could not silence
+        context = (mixed.transpose(0, 1) @ value.mT).transpose(0, 1)  # (B, H, d)
         new_state = {
             "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
             "count": (count + 1).clamp(max=self.num_slots),
@@ -74,18 +77,12 @@ class RingMemory(AttentionMemory):
         entries = th.cat([state["entries"], x], dim=1)
         query, keys = self.queries(x), self.heads(self.key(entries[:, :-1]))
         values = self.heads(self.value(entries[:, :-1]))
-        age_logits = self._sequence_age_logits(query)
+        age_logits = self.age_logits(query)
         context, weights, null = window_attention(query, keys, values, reach, self.null_logits(query), age_logits)
         self.record_window(weights, null, reach)
         count = (reach[:, -1] + 1).clamp(max=self.num_slots)
         new_state = {"entries": clear_dead(entries[:, steps:], count, masks), "count": count}
         return self.finish(context, null), new_state, self.read_logs(weights, null, reach)
-
-    def _sequence_age_logits(self, query: th.Tensor) -> th.Tensor:
-        """:func:`age_logits` of (B, T, H, d) as one matmul a head."""
-        by_head = query.flatten(0, 1).transpose(0, 1) @ self.age_key.transpose(-1, -2)  # (H, B T, S)
-        scores: th.Tensor = by_head.transpose(0, 1).unflatten(0, query.shape[:2])
-        return scores / math.sqrt(self.head_dim) + self.age_bias
 
 
 def clear_dead(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:

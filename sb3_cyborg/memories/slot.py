@@ -5,6 +5,7 @@ from torch import nn
 
 from sb3_cyborg.checks import check_divides, check_positive
 from sb3_cyborg.memories.trace import record, tracing
+from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.linear_scan import MAX_WRITE, slot_scan
 from sb3_cyborg.ops.window_attention import steps_since_start
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
@@ -35,12 +36,12 @@ class SlotMemory(SequenceModel):
         check_divides("num_heads", num_heads, "memory_dim", memory_dim)
         self.input_dim, self.output_dim = input_dim, memory_dim
         self.num_slots, self.num_heads, self.head_dim = num_slots, num_heads, memory_dim // num_heads
-        self.read_address = nn.Linear(input_dim, num_heads * num_slots)
-        self.write_address = nn.Linear(input_dim, num_heads * num_slots)
+        self.read_address = Linear(input_dim, num_heads * num_slots)
+        self.write_address = Linear(input_dim, num_heads * num_slots)
         self.write_gate = nn.Linear(input_dim, num_heads)
-        self.item = nn.Linear(input_dim, memory_dim)
+        self.item = Linear(input_dim, memory_dim)
         self.null = nn.Parameter(th.zeros(num_heads, self.head_dim))
-        self.out = nn.Linear(memory_dim, memory_dim)
+        self.out = Linear(memory_dim, memory_dim)
         for layer in (self.item, self.out):
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -37,3 +37,27 @@ def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool 
         width = (high - low).clamp(min=1e-8)  # a dimension may allow one value only
         return (2 * (actions - low) / width - 1).clamp(-1, 1)
     return actions.float()
+
+
+def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
+    """
+    What SB3's ``CategoricalDistribution`` does, without building one: at each step of acting that takes as long as a layer.
+
+    :param logits: (B, n).
+    :param deterministic: Take the mode instead of a sample.
+    :return: Actions (B,) and their log-probabilities (B,).
+    """
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    probs = log_probs.softmax(-1)
+    actions = probs.argmax(-1, keepdim=True) if deterministic else probs.multinomial(1)
+    return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
+
+
+def evaluate_categorical(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param logits: (B, n).
+    :param actions: (B, 1), int64.
+    :return: Log-probabilities of the actions and entropies, (B,), by the operations of :func:`sample_categorical`.
+    """
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    return log_probs.gather(-1, actions).squeeze(-1), -(log_probs * log_probs.exp()).sum(-1)

@@ -346,6 +346,7 @@ class MemoryPPO(RecurrentPPO):
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
+        parameters = list(self.policy.parameters())
         for epoch in range(self.n_epochs):
             stepped, stop = False, False
             for batch in self.rollout_buffer.sample_sequences(batch_size=self._minibatch_size):
@@ -358,7 +359,7 @@ class MemoryPPO(RecurrentPPO):
                     break
                 self.policy.optimizer.zero_grad()
                 loss.backward()
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
                 stepped = True
             self._n_updates += stepped

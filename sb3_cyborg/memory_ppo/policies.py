@@ -2,13 +2,14 @@
 
 import inspect
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
@@ -17,8 +18,9 @@ from torch import nn
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
-from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions
+from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
+from sb3_cyborg.ops.linear import Layers
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
 
 LAST_ACTION = "last_action"
@@ -117,6 +119,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             "memory_kwargs": memory_kwargs or {},
             "use_last_action": use_last_action,
         }
+        if optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = _fused(optimizer_kwargs or {})
         # Past RecurrentActorCriticPolicy, which would build two LSTMs: all that is used of it is its type.
         ActorCriticPolicy.__init__(
             self,
@@ -162,6 +166,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
         self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
         super()._build_mlp_extractor()
+        heads = self.mlp_extractor
+        heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -181,9 +187,9 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             return state
         return state | {LAST_ACTION: encode_actions(actions.flatten(1), self.action_space, self.squash_output)}
 
-    def _autocast(self) -> th.autocast:
+    def _autocast(self) -> AbstractContextManager[Any]:
         """:return: The context of features and core: bf16 with ``amp``; recurrence, memory and heads keep fp32."""
-        return th.autocast(self.device.type, th.bfloat16, enabled=self.amp)
+        return th.autocast(self.device.type, th.bfloat16) if self.amp else nullcontext()
 
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
         """:return: ``[latent, read]`` (B, D) of observations (B, ...), and the state of the core after them."""
@@ -236,9 +242,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """
         latent, state = self._core_step(obs, state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        distribution = self._get_action_dist_from_latent(latent_pi)
-        actions = distribution.get_actions(deterministic=deterministic)
-        log_prob = distribution.log_prob(actions)
+        if isinstance(self.action_dist, CategoricalDistribution):
+            actions, log_prob = sample_categorical(self.action_net(latent_pi), deterministic)
+        else:
+            distribution = self._get_action_dist_from_latent(latent_pi)
+            actions = distribution.get_actions(deterministic=deterministic)
+            log_prob = distribution.log_prob(actions)
         state = self._remember_action(state, actions.unsqueeze(-1))
         return self._shape_actions(actions), self.value_net(latent_vf), log_prob, state
 
@@ -402,11 +411,13 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """
         latent, _, logs = self._core_sequence(obs, actions, state, masks)
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
-        distribution = self._get_action_dist_from_latent(latent_pi)
-        flat = actions.flatten(0, 1)
-        log_prob = distribution.log_prob(flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat)
-        entropy = distribution.entropy()
-        shape = masks.shape
+        flat, shape = actions.flatten(0, 1), masks.shape
+        entropy: th.Tensor | None
+        if isinstance(self.action_dist, CategoricalDistribution):
+            log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
+        else:
+            distribution = self._get_action_dist_from_latent(latent_pi)
+            log_prob, entropy = distribution.log_prob(flat), distribution.entropy()
         values = self.value_net(latent_vf).view(shape)
         return values, log_prob.view(shape), None if entropy is None else entropy.view(shape), logs
 
@@ -432,6 +443,12 @@ def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[
         wanted = inspect.signature(MEMORIES[kind]).parameters["num_heads"].default
         options["num_heads"] = nearest_divisors(options["memory_dim"], wanted)[0]
     return options
+
+
+def _fused(optimizer_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """:return: Options of Adam: the given ones, and one kernel for all parameters unless they ask for another way."""
+    ways = {"fused", "foreach", "capturable", "differentiable"}
+    return optimizer_kwargs if ways & optimizer_kwargs.keys() else {**optimizer_kwargs, "fused": True}
 
 
 def _warn_of_lstm_options(

@@ -242,15 +242,14 @@ class RolloutBufferV7:
         :param last_values: Value of the observation after the last step, (N,) or (N, 1).
         :param dones: Whether the last step ended the episode, (N,).
         """
-        next_values = last_values.detach().view(-1).to(self.device)
-        next_non_terminal = keep_mask(th.as_tensor(dones, dtype=th.float32, device=self.device))
-        advantage = th.zeros_like(next_values)
+        last_dones = th.as_tensor(dones, dtype=th.float32, device=self.device)
+        next_values = th.cat([self.values[1:], last_values.detach().view(1, -1).to(self.device)])
+        goes_on = self.gamma * keep_mask(th.cat([self.episode_starts[1:], last_dones.view(1, -1)]))
+        deltas = self.rewards + goes_on * next_values - self.values
+        fades = self.gae_lambda * goes_on
+        advantage = th.zeros_like(deltas[0])
         for t in reversed(range(self.n_steps)):
-            delta = self.rewards[t] + self.gamma * next_values * next_non_terminal - self.values[t]
-            advantage = delta + self.gamma * self.gae_lambda * next_non_terminal * advantage
-            self.advantages[t] = advantage
-            next_non_terminal = keep_mask(self.episode_starts[t])
-            next_values = self.values[t]
+            advantage = th.addcmul(deltas[t], fades[t], advantage, out=self.advantages[t])
         th.add(self.advantages, self.values, out=self.returns)
 
     def sample_sequences(

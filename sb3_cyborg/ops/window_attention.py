@@ -104,19 +104,26 @@ def window_attention(
         age_logits = None if age_logits is None else _pad_steps(age_logits, padding)
     width = block + window - 1
     query = query.view(batch_size, blocks, block, heads, size).transpose(2, 3) / size**0.5  # (B, n, H, C, d)
-    keys = keys.unfold(1, width, block)  # (B, n, H, d, W)
+    keys = _blocks(keys, width, block)  # (B, n, H, d, W)
     logits = _band(query @ keys, window)  # (B, n, H, C, S)
     if age_logits is not None:
         logits = logits + age_logits.view(batch_size, blocks, block, heads, window).transpose(2, 3).flip(-1)
     ages = th.arange(window, 0, -1, device=query.device)
     visible = ages <= reach.view(batch_size, blocks, 1, block, 1)
     weights, null = masked_softmax(logits, visible, null_logits.view(batch_size, blocks, block, heads).transpose(2, 3))
-    context = _unband(weights, width) @ finite(values).unfold(1, width, block).transpose(-1, -2)  # (B, n, H, C, d)
+    context = _unband(weights, width) @ _blocks(finite(values), width, block).transpose(-1, -2)  # (B, n, H, C, d)
 
     def by_step(tensor: th.Tensor) -> th.Tensor:
         return tensor.transpose(2, 3).reshape(batch_size, blocks * block, heads, *tensor.shape[4:])[:, :steps]
 
     return by_step(context), by_step(weights), by_step(null)
+
+
+def _blocks(tensor: th.Tensor, width: int, block: int) -> th.Tensor:
+    """:return: (B, W', H, d) cut into windows of ``width`` every ``block`` steps, (B, n, H, d, W)."""
+    if tensor.shape[1] == width:  # the backward of `unfold` is a slow one
+        return tensor.permute(0, 2, 3, 1).unsqueeze(1)
+    return tensor.unfold(1, width, block)
 
 
 def _pad_steps(tensor: th.Tensor, padding: int) -> th.Tensor:

@@ -1,0 +1,111 @@
+"""
+How the cost of a step of training grows: with the length of the sequence, the memory's slots, the environments, the width.
+
+Each figure is the time of a forward and a backward pass over sequences, divided by its steps; for the environments, that of
+one step of acting. One size varies, the others stay: T=64 steps, 8 rows, S=64 slots, width 128. What is linear in T has one
+time a step for all T. Times are CPU times of one thread, the least of the repeats.
+
+Run it from the root of the repository: ``python -m benchmarks.growth``.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+
+from benchmarks.limits import least, table
+from benchmarks.throughput import RESULTS, describe_machine
+from sb3_cyborg.encoders.encoder_v7 import EncoderV7
+from sb3_cyborg.memories.memory_v7 import MemoryV7
+from sb3_cyborg.sequence_model import SequenceModel, Stack
+
+T, ROWS, SLOTS, WIDTH = 64, 8, 64, 128
+ALL = ("gru/none", "lstm/none", "mamba/none", "gru/ring", "gru/kv", "gru/slot", "gru/pmm")
+WITH_SLOTS = ("gru/ring", "gru/kv", "gru/slot", "gru/pmm")
+
+
+def make(agent: str, width: int = WIDTH, slots: int = SLOTS) -> SequenceModel:
+    encoder, memory = agent.split("/")
+    options = {} if memory == "none" else {"memory_dim": width // 2, "num_slots": slots}
+    return Stack(EncoderV7(width, width, mode=encoder), MemoryV7(width, memory, **options))
+
+
+def sequence(model: SequenceModel, steps: int, width: int) -> Callable[[], None]:
+    x, state = th.randn(ROWS, steps, width), model.get_initial_state(ROWS)
+    masks = (th.rand(ROWS, steps) > 0.02).float()
+    return lambda: model.forward_sequence(x, state, masks)[0].sum().backward()
+
+
+def acting(model: SequenceModel, n_envs: int) -> Callable[[], None]:
+    x, state, mask = th.randn(n_envs, WIDTH), model.get_initial_state(n_envs), th.ones(n_envs)
+    model.eval()
+
+    def step() -> None:
+        with th.no_grad():
+            model.forward_step(x, state, mask)
+
+    return step
+
+
+Section = tuple[str, str, Sequence[int], Sequence[str], Callable[[str, int], tuple[Callable[[], None], int]]]
+
+SECTIONS: list[Section] = [
+    ("T", "us a step of 8 rows, by steps T", (64, 128, 256, 512, 1024), ALL, lambda a, n: (sequence(make(a), n, WIDTH), n)),
+    (
+        "S",
+        "us a step of 8 rows, by slots S",
+        (16, 64, 256),
+        WITH_SLOTS,
+        lambda a, n: (sequence(make(a, slots=n), T, WIDTH), T),
+    ),
+    ("width", "us a step of 8 rows, by width", (64, 128, 256, 512), ALL, lambda a, n: (sequence(make(a, width=n), T, n), T)),
+    ("N", "us a step of acting, by environments N", (1, 4, 16, 64, 256), ALL, lambda a, n: (acting(make(a), n), 1)),
+]
+
+
+def draw(results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6))
+    for axis, (name, (title, sizes, times)) in zip(axes, results.items(), strict=True):
+        for agent, values in times.items():
+            axis.plot(sizes, values, marker="o", label=agent)
+        axis.set(xscale="log", yscale="log", xlabel=name, title=title.partition(",")[0])
+        axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axis.minorticks_off()
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "growth.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    th.manual_seed(0)
+    results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]] = {}
+    report = [describe_machine()]
+    for name, title, sizes, agents, build in SECTIONS:
+        turns, steps = {}, {}
+        for agent in agents:
+            for size in sizes:
+                turns[f"{agent} {size}"], steps[f"{agent} {size}"] = build(agent, size)
+        seconds = least(turns, args.repeats)
+        times = {agent: [1e6 * seconds[f"{agent} {n}"] / steps[f"{agent} {n}"] for n in sizes] for agent in agents}
+        results[name] = (title, sizes, times)
+        rows: list[list[Any]] = [[agent, *(f"{value:.0f}" for value in values)] for agent, values in times.items()]
+        report += [f"**{title}**", table([name, *map(str, sizes)], rows)]
+    text = "\n\n".join(report)
+    print(text)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "growth.md").write_text(text + "\n")
+    draw(results)
+
+
+if __name__ == "__main__":
+    main()
