@@ -77,7 +77,9 @@ def slot_scan(
 
     outputs = []
     # Unbound, not indexed: the backward pass of each index would fill and add a gradient of all chunks.
-    for own, query, fade, carry, new in zip(*(part.unbind() for part in (within, queries, fades, carries, added)), strict=True):
+    for own, query, fade, carry, new in zip(
+        *(part.unbind() for part in (within, queries, fades, carries, added)), strict=True
+    ):
         outputs.append(own + query @ finite(slots))
         slots = th.where(carry, fade * slots, 0.0) + new
     out = th.stack(outputs)  # (chunks, B, H, C, d)
