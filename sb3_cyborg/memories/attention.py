@@ -64,23 +64,42 @@ class AttentionMemory(SequenceModel):
         return read
 
     def attend(
-        self, query: th.Tensor, keys: th.Tensor, values: th.Tensor, visible: th.Tensor, bias: th.Tensor | None = None
+        self, query: th.Tensor, keys: th.Tensor, values: th.Tensor, visible: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         One step's read of all stored entries. Those that are not visible have to be finite, as what a reset leaves is.
 
         :param query: (B, H, d).
         :param keys: (B, S, H, d).
-        :param values: (B, S, H, e).
+        :param values: (B, S, H, d).
         :param visible: Boolean, (B, S).
-        :param bias: Added to the scores, broadcastable to (B, H, S).
-        :return: Weighted values (B, H, e), weights (B, H, S), weight of the null entry (B, H).
+        :return: Weighted values (B, H, d), weights (B, H, S), weight of the null entry (B, H).
         """
         logits = (keys * query.unsqueeze(1)).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim)  # a matmul this thin is slower
-        if bias is not None:
-            logits = logits + bias
         weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
         context = (weights.unsqueeze(2) @ values.transpose(1, 2)).squeeze(2)
+        return context, weights, null
+
+    def attend_projected(
+        self, query: th.Tensor, entries: th.Tensor, key: nn.Linear, value: nn.Linear, visible: th.Tensor, bias: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :func:`attend` to keys and values that two layers without bias make of the entries, without making them:
+        ``(W_k e) . q = e . (W_k' q)``, and projecting one query is S times cheaper than projecting S entries.
+
+        :param query: (B, H, d).
+        :param entries: (B, S, E).
+        :param key: From E to ``memory_dim``.
+        :param value: Likewise.
+        :param visible: Boolean, (B, S).
+        :param bias: Added to the scores, broadcastable to (B, H, S).
+        :return: As :func:`attend`.
+        """
+        key_weight, value_weight = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (key, value))
+        wanted = (query.transpose(0, 1) @ key_weight).transpose(0, 1)  # (B, H, E)
+        logits = wanted @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + bias
+        weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
+        context = ((weights @ entries).transpose(0, 1) @ value_weight.mT).transpose(0, 1)
         return context, weights, null
 
     def record_window(self, weights: th.Tensor, null_weights: th.Tensor, reach: th.Tensor) -> None:

@@ -129,8 +129,7 @@ class PersistentMemory(AttentionMemory):
         items, strength = state["items"], state["strength"]
         occupied = strength > 0
         bias = th.where(occupied, strength, 1.0).log().unsqueeze(1)
-        keys, values = self.heads(self.key(items)), self.heads(self.value(items))
-        context, weights, null = self.attend(self.queries(x), keys, values, occupied, bias)
+        context, weights, null = self.attend_projected(self.queries(x), items, self.key, self.value, occupied, bias)
         gate = self._gate(x)
         if tracing():
             age = th.where(occupied, state["age"] + 1, 0)

@@ -7,7 +7,7 @@ from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.ops.linear import Linear
-from sb3_cyborg.ops.window_attention import masked_softmax, steps_since_start, window_attention
+from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State
 
 
@@ -55,16 +55,10 @@ class RingMemory(AttentionMemory):
             state = self.reset_states(state, mask)
         entries, count = state["entries"], state["count"]
         query = self.queries(x)
-        # (W_k e) . q = e . (W_k' q): projecting one query is S times cheaper than projecting S entries.
-        key, value = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (self.key, self.value))
-        wanted = (query.transpose(0, 1) @ key).transpose(0, 1)  # (B, H, input_dim)
-        logits = wanted @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + self.age_logits(query).flip(-1)
         ages = th.arange(self.num_slots, 0, -1, device=x.device)
-        visible = (ages <= count.unsqueeze(-1)).unsqueeze(1)
-        weights, null = masked_softmax(logits, visible, self.null_logits(query))
+        visible, by_age = ages <= count.unsqueeze(-1), self.age_logits(query).flip(-1)
+        context, weights, null = self.attend_projected(query, entries, self.key, self.value, visible, by_age)
         self.record_window(weights, null, count)
-        mixed = weights @ entries  # what is not visible is zeros: nothing in it that a weight of zero could not silence
-        context = (mixed.transpose(0, 1) @ value.mT).transpose(0, 1)  # (B, H, d)
         new_state = {
             "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
             "count": (count + 1).clamp(max=self.num_slots),

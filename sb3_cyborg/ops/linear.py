@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-MIN_PRODUCTS = 2**21
+MIN_PRODUCTS = 3 * 2**19
 """Multiplications from which on it pays: oneDNN's operator takes longer to call."""
 
 SIZE = 256

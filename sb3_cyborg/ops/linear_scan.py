@@ -76,8 +76,11 @@ def slot_scan(
     queries, fades, carries = th.where(untouched, queries, 0.0), left.transpose(-1, -2), untouched[..., -1:, :]
 
     outputs = []
-    for index in range(count):
-        outputs.append(within[index] + queries[index] @ finite(slots))
-        slots = th.where(carries[index], fades[index] * slots, 0.0) + added[index]
+    # Unbound, not indexed: the backward pass of each index would fill and add a gradient of all chunks.
+    for own, query, fade, carry, new in zip(
+        *(part.unbind() for part in (within, queries, fades, carries, added)), strict=True
+    ):
+        outputs.append(own + query @ finite(slots))
+        slots = th.where(carry, fade * slots, 0.0) + new
     out = th.stack(outputs)  # (chunks, B, H, C, d)
     return out.permute(1, 0, 3, 2, 4).reshape(batch_size, count * chunk, heads, -1)[:, :steps], slots

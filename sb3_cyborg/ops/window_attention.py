@@ -7,7 +7,11 @@ the step itself, plus one entry that is always there: an empty past reads it (cf
 2023, https://arxiv.org/abs/2309.17453).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch as th
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -37,9 +41,29 @@ def masked_softmax(logits: th.Tensor, visible: th.Tensor, null_logits: th.Tensor
     :param null_logits: (...,).
     :return: Weights of the entries (..., S) and of the null entry (...,).
     """
-    logits = th.where(visible, logits, float("-inf"))
-    weights = th.softmax(th.cat([logits, null_logits.unsqueeze(-1)], dim=-1), dim=-1)
-    return weights[..., :-1], weights[..., -1]
+    return _masked_softmax(logits, visible, null_logits)
+
+
+class _MaskedSoftmax(th.autograd.Function):
+    """:func:`masked_softmax`; of its own, because the backward passes of ``cat``, ``where`` and slices fill much memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: th.Tensor, visible: th.Tensor, null_logits: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        logits = th.where(visible, logits, float("-inf"))
+        weights = th.softmax(th.cat([logits, null_logits.unsqueeze(-1)], dim=-1), dim=-1)
+        weights, null = weights[..., :-1].contiguous(), weights[..., -1].contiguous()
+        ctx.save_for_backward(weights, null)
+        return weights, null
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor, grad_null: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        weights, null = ctx.saved_tensors
+        mean = (grad * weights).sum(-1).addcmul_(grad_null, null)
+        return (grad - mean.unsqueeze(-1)).mul_(weights), None, (grad_null - mean).mul_(null)
+
+
+_masked_softmax: Callable[..., tuple[th.Tensor, th.Tensor]] = _MaskedSoftmax.apply  # torch gives it no types
 
 
 def finite(values: th.Tensor) -> th.Tensor:
