@@ -80,8 +80,10 @@ type: $(STAMP)  ## strict types: package, tests, examples, benchmarks
 
 commit-checks: format type lint  ## what to run before a commit
 
-bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO
+bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its growth, into benchmarks/results
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.growth
 
 clean:  ## remove build outputs and caches; .venv, .venv-official, .venv-minerl and runs/ stay
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,12 @@
 """Discrete actions without distribution objects: what SB3's distribution gives."""
 
+import pytest
 import torch as th
-from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 
 from sb3_cyborg.memory_ppo.actions import evaluate_categorical, sample_categorical
+from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
+from tests.toys import assert_honest, record_updates, rollout, toy_model
 
 
 def test_samples_are_those_of_sb3() -> None:
@@ -25,3 +28,26 @@ def test_evaluation_is_that_of_sb3_and_of_sampling() -> None:
     log_probs, entropy = evaluate_categorical(logits, actions.unsqueeze(1))
     assert th.equal(log_probs, sampled)
     th.testing.assert_close(entropy, distribution.entropy())
+
+
+def test_nan_is_told() -> None:
+    logits = th.zeros(4, 3)
+    logits[2, 1] = th.nan
+    with pytest.raises(ValueError, match="logits of the actions are nan"):
+        sample_categorical(logits, deterministic=True)
+
+
+class NeverTheFirst(MemoryActorCriticPolicy):
+    """A policy of a user, which forbids an action where SB3 builds its distribution."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        forbidden = th.tensor([-th.inf, 0.0, 0.0])
+        return self.action_dist.proba_distribution(action_logits=self.action_net(latent_pi) + forbidden)
+
+
+def test_a_distribution_of_a_users_policy_is_asked() -> None:
+    model = rollout(toy_model(policy=NeverTheFirst))
+    assert set(model.rollout_buffer.actions.flatten().tolist()) == {1, 2}
+    updates = record_updates(model)
+    model.learn(80)
+    assert_honest(updates)

@@ -23,7 +23,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_cyborg.zoo
-from sb3_cyborg import MemoryPPO
+from sb3_cyborg import MemoryPPO, make_memory_vec_env
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.envs.memory_chain import MemoryChainVecEnv
@@ -233,7 +233,7 @@ class BrokenEnv(ToyEnv):
 def test_native_forms(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The Zoo's default runs MemoryChain as arrays; a wrapper needs single environments."""
     made: list[type] = []
-    make = sb3_cyborg.zoo.make_memory_vec_env
+    make = make_memory_vec_env
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         envs = make(*args, **kwargs)

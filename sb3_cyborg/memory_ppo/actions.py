@@ -46,8 +46,11 @@ def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tenso
     :param logits: (B, n).
     :param deterministic: Take the mode instead of a sample.
     :return: Actions (B,) and their log-probabilities (B,).
+    :raises ValueError: for logits that are NaN, as SB3's distribution does.
     """
     log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    if log_probs.sum().isnan():
+        raise ValueError("The logits of the actions are nan: training has diverged. Try a smaller `learning_rate`.")
     probs = log_probs.softmax(-1)
     actions = probs.argmax(-1, keepdim=True) if deterministic else probs.multinomial(1)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)

@@ -242,7 +242,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """
         latent, state = self._core_step(obs, state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        if isinstance(self.action_dist, CategoricalDistribution):
+        if self._is_plain_categorical():
             actions, log_prob = sample_categorical(self.action_net(latent_pi), deterministic)
         else:
             distribution = self._get_action_dist_from_latent(latent_pi)
@@ -250,6 +250,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             log_prob = distribution.log_prob(actions)
         state = self._remember_action(state, actions.unsqueeze(-1))
         return self._shape_actions(actions), self.value_net(latent_vf), log_prob, state
+
+    def _is_plain_categorical(self) -> bool:
+        """:return: Whether actions are drawn as SB3 does it, and not by a subclass of the distribution or of this policy."""
+        asked, plain = type(self)._get_action_dist_from_latent, ActorCriticPolicy._get_action_dist_from_latent
+        return type(self.action_dist) is CategoricalDistribution and asked is plain
 
     def _shape_actions(self, actions: th.Tensor) -> th.Tensor:
         shape = self.action_space.shape
@@ -413,11 +418,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
         flat, shape = actions.flatten(0, 1), masks.shape
         entropy: th.Tensor | None
-        if isinstance(self.action_dist, CategoricalDistribution):
+        if self._is_plain_categorical():
             log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
         else:
             distribution = self._get_action_dist_from_latent(latent_pi)
-            log_prob, entropy = distribution.log_prob(flat), distribution.entropy()
+            log_prob = distribution.log_prob(flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat)
+            entropy = distribution.entropy()
         values = self.value_net(latent_vf).view(shape)
         return values, log_prob.view(shape), None if entropy is None else entropy.view(shape), logs
 
