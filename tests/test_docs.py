@@ -99,7 +99,8 @@ def test_commands_of_the_package_exist(name: str) -> None:
             if words[:1] == ["sb3-cyborg"]:
                 assert words[1] in commands, f"{name}: {line}"
             if words[:1] == ["python"]:
-                assert (ROOT / words[1]).is_file(), f"{name}: {line}"
+                script = words[1] if words[1] != "-m" else words[2].replace(".", "/") + ".py"
+                assert (ROOT / script).is_file(), f"{name}: {line}"
 
 
 @pytest.mark.slow
