@@ -48,7 +48,7 @@ def make_model(agent: str, seed: int, folder: Path) -> BaseAlgorithm:
     common: dict[str, Any] = {"tensorboard_log": str(folder), "seed": seed, "device": "cpu", **HYPERPARAMS}
     env = make_env(agent, 8, seed, folder / agent)
     if agent == "memory":
-        return MemoryPPO("CnnPolicy", env, seq_len=16, policy_kwargs=MEMORY, **common)
+        return MemoryPPO("CnnPolicy", env, seq_len=64, policy_kwargs=MEMORY, **common)
     return PPO("CnnPolicy", env, **common)
 
 
