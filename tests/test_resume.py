@@ -100,6 +100,8 @@ def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any
         later.unlink()  # what was saved at the crash itself: here the one before it is meant to be gone on with
     th.manual_seed(99)  # another process has other random numbers
     np.random.seed(99)  # noqa: NPY002
+    # TensorBoard reads files in the order of their names, which hold whole seconds. A process takes longer to start than that.
+    time.sleep(1)
     resumed = TrainerV7.resume(run)
     assert resumed.model.num_timesteps == HALF
     updates.clear()
