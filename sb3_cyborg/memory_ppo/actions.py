@@ -48,11 +48,12 @@ def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tenso
     :return: Actions (B,) and their log-probabilities (B,).
     :raises ValueError: for logits that are NaN, as SB3's distribution does.
     """
-    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    log_probs = logits.log_softmax(-1)
     if log_probs.sum().isnan():
         raise ValueError("The logits of the actions are nan: training has diverged. Try a smaller `learning_rate`.")
-    probs = log_probs.softmax(-1)
-    actions = probs.argmax(-1, keepdim=True) if deterministic else probs.multinomial(1)
+    # `multinomial(1)` draws just so, and looks at each probability before that.
+    scores = log_probs if deterministic else log_probs.exp() / th.empty_like(log_probs).exponential_()
+    actions = scores.argmax(-1, keepdim=True)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
 
@@ -62,5 +63,5 @@ def evaluate_categorical(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tens
     :param actions: (B, 1), int64.
     :return: Log-probabilities of the actions and entropies, (B,), by the operations of :func:`sample_categorical`.
     """
-    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    log_probs = logits.log_softmax(-1)
     return log_probs.gather(-1, actions).squeeze(-1), -(log_probs * log_probs.exp()).sum(-1)
