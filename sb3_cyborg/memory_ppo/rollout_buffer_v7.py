@@ -222,17 +222,17 @@ class RolloutBufferV7:
         if isinstance(self.observations, dict):
             assert isinstance(obs, dict)
             for key, stored in self.observations.items():
-                stored[t].copy_(th.as_tensor(obs[key]).view(stored[t].shape))
+                stored[t] = th.as_tensor(obs[key])
         else:
-            self.observations[t].copy_(th.as_tensor(obs).view(self.observations[t].shape))
-        self.actions[t].copy_(actions.view(self.n_envs, -1))
-        self.rewards[t].copy_(th.as_tensor(rewards))
-        self.episode_starts[t].copy_(th.as_tensor(episode_starts))
-        self.values[t].copy_(values.view(-1))
-        self.log_probs[t].copy_(log_probs)
+            self.observations[t] = th.as_tensor(obs)
+        self.actions[t] = actions.view(self.n_envs, -1)
+        self.rewards[t] = th.as_tensor(rewards)
+        self.episode_starts[t] = th.as_tensor(episode_starts)
+        self.values[t] = values.view(-1)
+        self.log_probs[t] = log_probs
         if t in self._anchors:
             for name, leaf in state.items():
-                self.states[name][self._anchors[t]].copy_(leaf)
+                self.states[name][self._anchors[t]] = leaf
         self.pos += 1
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
