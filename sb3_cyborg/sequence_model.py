@@ -130,10 +130,15 @@ class SequenceModel(nn.Module, ABC):
         :param mask: Keep-mask, (B,).
         :return: The state with the rows whose mask is 0 replaced by the initial state.
         """
-        # On a CPU a look is cheaper than copying a state that nothing changes; elsewhere it would wait for the device.
-        if not state or (mask.device.type == "cpu" and bool((mask > 0.5).all())):
+        if not state:
             return state
-        return select_state(mask, state, self.get_initial_state(1, mask.device))
+        if mask.device.type != "cpu":  # to know the rows would wait for the device
+            return select_state(mask, state, self.get_initial_state(1, mask.device))
+        rows = (mask <= 0.5).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return state
+        initial = self.get_initial_state(len(rows), mask.device)  # to copy and write a few rows is faster than to select
+        return {name: leaf.index_copy(0, rows, initial[name].to(leaf.dtype)) for name, leaf in state.items()}
 
     def detach_states(self, state: State) -> State:
         """:return: The state, cut from the graph that made it."""
