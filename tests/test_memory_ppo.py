@@ -449,6 +449,24 @@ class StopAt(BaseCallback):
         return self.n_calls < self.last
 
 
+class LearnFromValues(BaseCallback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = th.ones(1, requires_grad=True)
+
+    def _on_step(self) -> bool:
+        (self.scale * self.locals["values"]).sum().backward()
+        (self.scale * self.locals["log_probs"]).sum().backward()
+        return True
+
+
+def test_a_callback_may_learn_from_what_it_sees() -> None:
+    callback = LearnFromValues()
+    toy_model().learn(24, callback=callback)
+    assert callback.scale.grad is not None
+    assert callback.scale.grad.isfinite().all()
+
+
 def test_training_that_a_callback_ended_in_mid_rollout_can_go_on() -> None:
     model = toy_model()
     before = weights(model.policy)
