@@ -1,7 +1,8 @@
 """
 Attention of every step over the entries of the last ``S`` steps, with a learned null entry and episode masks.
 
-Only blocks around the band that can be seen are computed, so time and memory are linear in the number of steps. It is causal sliding-window attention (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150) that excludes
+Only blocks around the band that can be seen are computed, so time and memory are linear in the number of steps. It is
+causal sliding-window attention (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150) that excludes
 the step itself, plus one entry that is always there: an empty past reads it (cf. the attention sink of Xiao et al.
 2023, https://arxiv.org/abs/2309.17453).
 """
@@ -99,7 +100,7 @@ class Read(NamedTuple):
         return by_step[:, : self.context.shape[1]]
 
     def entropy(self) -> th.Tensor:
-        """:return: Mean of the entropy, in nats, (): ``logsumexp(logits) - p . logits``, as logarithms of all p take longer."""
+        """:return: Mean entropy in nats, (): ``logsumexp(logits) - p . logits``, as logarithms of all p take longer."""
         log_sum = self.logits.amax(-1) - self.probabilities.amax(-1).log()
         logits = self.logits.clamp(min=th.finfo(self.logits.dtype).min)  # of no weight: 0 * -inf
         total = log_sum.sum() - self.probabilities.flatten().dot(logits.flatten())
@@ -294,7 +295,7 @@ def _merge(grad: th.Tensor, weights: th.Tensor, steps: int) -> tuple[th.Tensor, 
 
 
 def _band(tensor: th.Tensor) -> th.Tensor:
-    """:return: What row c of the S + C columns of a contiguous (..., C, S + C) may see, columns c to c + S - 1: (..., C, S)."""
+    """:return: Of a contiguous (..., C, S + C), what row c may see, columns c to c + S - 1: a view, (..., C, S)."""
     *_, block, columns = tensor.shape
     return tensor.as_strided((*tensor.shape[:-1], columns - block), (*tensor.stride()[:-2], columns + 1, 1))
 
