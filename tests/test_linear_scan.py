@@ -19,7 +19,7 @@ from sb3_cyborg.ops.linear_scan import CHUNK, MAX_WRITE, slot_scan, slot_scan_re
 def test_equals_the_loop(steps: int, slots: int, chunk: int, reset_rate: float, strongest: float, seed: int) -> None:
     generator = th.Generator().manual_seed(seed)
     read, write = (th.rand(2, steps, 3, slots, dtype=th.float64, generator=generator) for _ in range(2))
-    write = write * strongest if strongest < MAX_WRITE else (write > 0.5) * strongest
+    write = write * strongest if strongest < MAX_WRITE else (write > 0.5).double() * strongest
     items = th.randn(2, steps, 3, 2, dtype=th.float64, generator=generator)
     state = th.randn(2, 3, slots, 2, dtype=th.float64, generator=generator)
     masks = (th.rand(2, steps, generator=generator) >= reset_rate).float()
@@ -35,7 +35,7 @@ def test_equals_the_loop(steps: int, slots: int, chunk: int, reset_rate: float, 
 
 
 def test_the_strongest_writes_neither_overflow_nor_lose_precision_in_fp32() -> None:
-    """A chunk of nothing but erasures: the factors of the product span 48 powers of ten."""
+    """A chunk of nothing but erasures: the factors of the product span 384 powers of ten."""
     generator = th.Generator().manual_seed(0)
     read = th.rand(1, 4 * CHUNK, 1, 3, generator=generator)
     write = th.full_like(read, MAX_WRITE)

@@ -26,18 +26,19 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, seed: 
     def random(*shape: int) -> th.Tensor:
         return th.randn(shape, dtype=th.float64, generator=generator, requires_grad=True)
 
-    query, keys, values = (random(2, length, heads, 4) for length in (steps, window + steps - 1, window + steps - 1))
-    null_logits, age_logits = random(2, steps, heads), random(2, steps, heads, window) if ages else None
+    query, keys, values = (random(2, length, heads, 4) for length in (steps, window + steps, window + steps))
+    nulls = [random(heads, 4), random(heads, 4)]
+    by_age = [random(heads, window, 4), random(heads, window)] if ages else []
     reach = th.randint(0, window + 1, (2, steps), generator=generator).double()
-    inputs = [tensor for tensor in (query, keys, values, null_logits, age_logits) if tensor is not None]
-    got = window_attention(query, keys, values, reach, null_logits, age_logits)
-    want = window_attention_reference(query, keys, values, reach, null_logits, age_logits)
-    for a, b in zip(got, want, strict=True):
-        th.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    upstream = [th.randn(tensor.shape, dtype=tensor.dtype, generator=generator) for tensor in want]
+    read = window_attention(query, keys, values, reach, *nulls, *by_age)
+    context, weights, null = window_attention_reference(query, keys, values, reach, *nulls, *by_age)
+    for got, want in ((read.context, context), (read.weights(), weights), (read.null(), null)):
+        th.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    entropy = th.special.entr(weights).sum(-1) + th.special.entr(null)
+    th.testing.assert_close(read.entropy(), entropy.mean(), rtol=0, atol=1e-12)
+    upstream = th.randn(context.shape, dtype=context.dtype, generator=generator)
     gradients = [
-        th.autograd.grad([(t * u).sum() for t, u in zip(out, upstream, strict=True)], inputs, allow_unused=True)
-        for out in (got, want)
+        th.autograd.grad((out * upstream).sum(), [query, keys, values, *nulls, *by_age]) for out in (read.context, context)
     ]
     for a, b in zip(*gradients, strict=True):
         th.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -45,9 +46,10 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, seed: 
 
 def test_nothing_beyond_reach_is_seen() -> None:
     steps, window = 6, 4
-    query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps - 1, 1, 2)
+    query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps, 1, 2)
     reach = th.tensor([[0.0, 1, 2, 0, 1, 2]])
-    _, weights, null = window_attention(query, keys, keys, reach, th.zeros(1, steps, 1))
+    read = window_attention(query, keys, keys, reach, th.zeros(1, 2), th.zeros(1, 2))
+    weights, null = read.weights(), read.null()
     assert th.equal((weights[0, :, 0] > 0).sum(-1).float(), reach[0]), "as many entries have weight as may be seen"
     assert th.equal(null[0, :, 0] == 1, reach[0] == 0), "an empty past reads the null entry alone"
     th.testing.assert_close(weights.sum(-1) + null, th.ones(1, steps, 1))
@@ -55,10 +57,10 @@ def test_nothing_beyond_reach_is_seen() -> None:
 
 def test_an_invisible_nan_does_not_show_but_a_visible_one_does() -> None:
     steps, window = 5, 3
-    query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps - 1, 1, 2)
+    query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps, 1, 2)
     keys[:, window] = float("nan")  # the entry of step 0, which step t sees if it reaches t back
     reach = th.tensor([[3.0, 0, 1, 3, 3]])
-    context, *_ = window_attention(query, keys, keys, reach, th.zeros(1, steps, 1))
+    context, *_ = window_attention(query, keys, keys, reach, th.zeros(1, 2), th.zeros(1, 2))
     assert context[0, [0, 1, 2, 4]].isfinite().all()
     assert not context[0, 3].isfinite().any()
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sb3_cyborg.checks import check_divides, check_positive
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
-from sb3_cyborg.ops.window_attention import masked_softmax
+from sb3_cyborg.ops.window_attention import Read, masked_softmax
 from sb3_cyborg.sequence_model import Logs, SequenceModel
 
 
@@ -127,8 +127,14 @@ class AttentionMemory(SequenceModel):
             return {}
         with th.no_grad():
             entropy = th.special.entr(weights).sum(-1) + th.special.entr(null_weights)
-            return {
-                "read_entropy": entropy.mean(),
-                "usage": 1 - null_weights.mean(),
-                "fill": fill.mean() / self.num_slots,
-            }
+            return self._logs_of(entropy.mean(), null_weights, fill)
+
+    def window_logs(self, read: Read, reach: th.Tensor) -> Logs:
+        """:return: :func:`read_logs` of what a sequence read; ``reach`` is the number of entries in use, (B, T)."""
+        if not self.training:
+            return {}
+        with th.no_grad():
+            return self._logs_of(read.entropy(), read.null(), reach)
+
+    def _logs_of(self, entropy: th.Tensor, null_weights: th.Tensor, fill: th.Tensor) -> Logs:
+        return {"read_entropy": entropy, "usage": 1 - null_weights.mean(), "fill": fill.mean() / self.num_slots}

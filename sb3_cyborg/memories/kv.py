@@ -5,6 +5,7 @@ from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.ring import clear_dead
+from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State, shift_steps
@@ -67,11 +68,9 @@ class KeyValueMemory(AttentionMemory):
         key = self.key(th.cat([x, shift_steps(x, state["previous"], masks)], dim=-1))
         keys = th.cat([state["keys"], key], dim=1)
         values = th.cat([state["values"], self.value(x)], dim=1)
-        query = self.queries(x)
-        context, weights, null = window_attention(
-            query, self.heads(keys[:, :-1]), self.heads(values[:, :-1]), reach, self.null_logits(query)
-        )
-        self.record_window(weights, null, reach)
+        read = window_attention(self.queries(x), self.heads(keys), self.heads(values), reach, self.null_key, self.null_value)
+        if tracing():
+            self.record_window(read.weights(), read.null(), reach)
         count = (reach[:, -1] + 1).clamp(max=self.num_slots)
         new_state = {
             "keys": clear_dead(keys[:, steps:], count, masks),
@@ -79,4 +78,4 @@ class KeyValueMemory(AttentionMemory):
             "previous": x[:, -1],
             "count": count,
         }
-        return self.finish(context, null), new_state, self.read_logs(weights, null, reach)
+        return self.out(read.context.flatten(-2)), new_state, self.window_logs(read, reach)

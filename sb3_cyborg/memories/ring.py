@@ -6,7 +6,8 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
-from sb3_cyborg.ops.linear import Linear
+from sb3_cyborg.memories.trace import tracing
+from sb3_cyborg.ops.linear import Linear, linear
 from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State
 
@@ -69,14 +70,15 @@ class RingMemory(AttentionMemory):
         steps = x.shape[1]
         reach = steps_since_start(state["count"], masks, steps).clamp(max=self.num_slots)
         entries = th.cat([state["entries"], x], dim=1)
-        query, keys = self.queries(x), self.heads(self.key(entries[:, :-1]))
-        values = self.heads(self.value(entries[:, :-1]))
-        age_logits = self.age_logits(query)
-        context, weights, null = window_attention(query, keys, values, reach, self.null_logits(query), age_logits)
-        self.record_window(weights, null, reach)
+        projected = linear(entries, th.cat([self.key.weight, self.value.weight]), None)
+        keys, values = projected.view(*entries.shape[:2], 2, self.num_heads, self.head_dim).unbind(2)
+        ages = self.age_key, self.age_bias
+        read = window_attention(self.queries(x), keys, values, reach, self.null_key, self.null_value, *ages)
+        if tracing():
+            self.record_window(read.weights(), read.null(), reach)
         count = (reach[:, -1] + 1).clamp(max=self.num_slots)
         new_state = {"entries": clear_dead(entries[:, steps:], count, masks), "count": count}
-        return self.finish(context, null), new_state, self.read_logs(weights, null, reach)
+        return self.out(read.context.flatten(-2)), new_state, self.window_logs(read, reach)
 
 
 def clear_dead(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:

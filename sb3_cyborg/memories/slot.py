@@ -5,9 +5,8 @@ from torch import nn
 
 from sb3_cyborg.checks import check_divides, check_positive
 from sb3_cyborg.memories.trace import record, tracing
-from sb3_cyborg.ops.linear import Linear
+from sb3_cyborg.ops.linear import Linear, linear
 from sb3_cyborg.ops.linear_scan import MAX_WRITE, slot_scan
-from sb3_cyborg.ops.window_attention import steps_since_start
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 
 
@@ -55,14 +54,18 @@ class SlotMemory(SequenceModel):
 
     def _plan(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """:return: Read weights and write strengths (..., H, S), items (..., H, d) of inputs (..., input_dim)."""
+        layers = (self.read_address, self.write_address, self.item, self.write_gate)
+        if x.dim() == 2:
+            read, address, item, gate = (layer(x) for layer in layers)
+        else:  # of many steps, one product takes less time than four; of one, it does not pay for joining the weights
+            planned = linear(x, th.cat([layer.weight for layer in layers]), th.cat([layer.bias for layer in layers]))
+            read, address, item, gate = planned.split([layer.out_features for layer in layers], dim=-1)
         heads = (self.num_heads, -1)
-        read = th.softmax(self.read_address(x).unflatten(-1, heads), dim=-1)
-        address = th.softmax(self.write_address(x).unflatten(-1, heads), dim=-1)
-        gate = th.sigmoid(self.write_gate(x)).unsqueeze(-1)
-        return read, MAX_WRITE * gate * address, self.item(x).unflatten(-1, heads)
+        read, address = (th.softmax(scores.unflatten(-1, heads), dim=-1) for scores in (read, address))
+        return read, MAX_WRITE * th.sigmoid(gate).unsqueeze(-1) * address, item.unflatten(-1, heads)
 
-    def _finish(self, context: th.Tensor, read: th.Tensor, unwritten: th.Tensor) -> th.Tensor:
-        null_weights = (read * unwritten).sum(-1, keepdim=True)
+    def _finish(self, context: th.Tensor, null_weights: th.Tensor) -> th.Tensor:
+        """:return: The read, of what was read of the slots (..., H, d) and the null vector's share of it (..., H, 1)."""
         result: th.Tensor = self.out((context + null_weights * self.null).flatten(-2))
         return result
 
@@ -72,35 +75,39 @@ class SlotMemory(SequenceModel):
         slots, unwritten = state["slots"], state["unwritten"]
         read, write, items = self._plan(x)
         context = (read.unsqueeze(2) @ slots).squeeze(2)
+        null_weights = (read * unwritten).sum(-1, keepdim=True)
         self._record(read, write, unwritten)
         strength = write.unsqueeze(-1)
         new_state = {
             "slots": (1 - strength) * slots + strength * items.unsqueeze(2),
             "unwritten": (1 - write) * unwritten,
         }
-        return self._finish(context, read, unwritten), new_state, self._logs(read, write, unwritten)
+        logs = self._logs(read, write, null_weights, new_state["unwritten"])
+        return self._finish(context, null_weights), new_state, logs
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         read, write, items = self._plan(x)
-        context, slots = slot_scan(read, write, items, state["slots"], masks)
-        unwritten, last = self._unwritten(write, state["unwritten"], masks)
-        self._record(read, write, unwritten)
-        logs = self._logs(read, write, unwritten)
-        return self._finish(context, read, unwritten), {"slots": slots, "unwritten": last}, logs
+        # What is written, 1 - unwritten, is one more feature of a slot, whose items are ones.
+        items = th.cat([items, th.ones_like(items[..., :1])], dim=-1)
+        slots = th.cat([state["slots"], 1 - state["unwritten"].unsqueeze(-1)], dim=-1)
+        context, slots = slot_scan(read, write, items, slots, masks)
+        context, null_weights = context[..., :-1], 1 - context[..., -1:]
+        last = 1 - slots[..., -1]
+        if tracing():
+            self._record(read, write, self._unwritten(write, state["unwritten"], masks))
+        output = self._finish(context, null_weights)
+        return output, {"slots": slots[..., :-1], "unwritten": last}, self._logs(read, write, null_weights, last)
 
-    def _unwritten(self, write: th.Tensor, first: th.Tensor, masks: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
-        """:return: The null vector's share before each step, (B, T, H, S), and after the last one, (B, H, S)."""
-        steps = write.shape[1]
-        keeps = th.log1p(-th.nan_to_num(write).double()).cumsum(dim=1)  # fp64: the differences are small
-        before = th.cat([th.zeros_like(keeps[:, :1]), keeps[:, :-1]], dim=1)
-        # Where the episode began before the sequence, the sums run from its first step and go on from `first`.
-        since = steps_since_start(first.new_full((len(first),), float(steps)), masks, steps).long()  # >= T: from before
-        time = th.arange(steps, device=write.device)
-        begun_here = (since < steps)[:, :, None, None]
-        start = (time - since).clamp(min=0)[:, :, None, None].expand_as(before)
-        fade = th.exp(before - th.where(begun_here, before.gather(1, start), 0.0)).to(write.dtype)
-        unwritten = fade * th.where(begun_here, 1.0, first.unsqueeze(1))
-        return unwritten, (1 - write[:, -1]) * unwritten[:, -1]
+    @staticmethod
+    def _unwritten(write: th.Tensor, first: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
+        """:return: The null vector's share before each step, (B, T, H, S), of that before the first one, (B, H, S)."""
+        shares = []
+        for t in range(write.shape[1]):
+            if masks is not None:
+                first = th.where(masks[:, t, None, None] > 0.5, first, 1.0)
+            shares.append(first)
+            first = (1 - write[:, t]) * first
+        return th.stack(shares, dim=1)
 
     @staticmethod
     def _record(read: th.Tensor, write: th.Tensor, unwritten: th.Tensor) -> None:
@@ -113,14 +120,20 @@ class SlotMemory(SequenceModel):
                 unwritten=unwritten,
             )
 
-    def _logs(self, read: th.Tensor, write: th.Tensor, unwritten: th.Tensor) -> Logs:
-        """``write_strength`` summed over slots, ``read_entropy`` in nats, ``usage`` (share not null), ``fill``."""
+    def _logs(self, read: th.Tensor, write: th.Tensor, null_weights: th.Tensor, unwritten: th.Tensor) -> Logs:
+        """
+        :param read: (..., H, S).
+        :param write: Likewise.
+        :param null_weights: The null vector's share of each read, of any shape.
+        :param unwritten: After the last step, (B, H, S).
+        :return: ``write_strength`` summed over slots, ``read_entropy`` in nats, ``usage`` (share not null), ``fill``.
+        """
         if not self.training:
             return {}
         with th.no_grad():
             return {
                 "write_strength": write.sum(-1).mean(),
                 "read_entropy": th.special.entr(read).sum(-1).mean(),
-                "usage": 1 - (read * unwritten).sum(-1).mean(),
+                "usage": 1 - null_weights.mean(),
                 "fill": 1 - unwritten.mean(),
             }

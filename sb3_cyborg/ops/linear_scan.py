@@ -3,19 +3,22 @@ The recurrence of slots that are written by convex combination, for all steps at
 
 ``M_t[s] = (1 - a_t[s]) M_{t-1}[s] + a_t[s] w_t`` is linear in M: it is gated linear attention (Yang et al. 2023,
 https://arxiv.org/abs/2312.06635) whose keys are the write strengths and whose queries are the read weights. Within a
-chunk, what is left at step t of a write at step j is ``exp(c_t - c_j)`` with c the running sum of log(1 - a); as a
-product of a factor of t and one of j it is a matmul. Between chunks the slots are carried.
+chunk, what is left at step t of a write at step j is ``p_t / p_j`` with p the running product of 1 - a; as a product of
+a factor of t and one of j it is a matmul. Between chunks the slots are carried.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch as th
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from sb3_cyborg.ops.window_attention import finite
 
-CHUNK = 8
+CHUNK = 64
 """Steps that are handled at once."""
 MAX_WRITE = 1 - 1e-3
-"""Strongest write: over a chunk, exp(-c) stays below 1e24, far from overflow in fp32 and bf16."""
+"""Strongest write: over a chunk, 1 / p stays below 1e192, far from overflow in the fp64 that p is kept in."""
 
 
 def slot_scan_reference(
@@ -36,7 +39,7 @@ def slot_scan(
     read: th.Tensor, write: th.Tensor, items: th.Tensor, slots: th.Tensor, masks: th.Tensor | None, chunk: int = CHUNK
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Read the slots, then write them, at every step.
+    Read the slots, then write them, at every step; it has no second derivative.
 
     :param read: Read weights, (B, T, H, S).
     :param write: Write strengths in [0, MAX_WRITE], (B, T, H, S).
@@ -46,41 +49,71 @@ def slot_scan(
     :param chunk: Steps in a chunk, at most ``CHUNK``.
     :return: What was read, (B, T, H, d), and the slots after the last step.
     """
-    batch_size, steps, heads, _ = read.shape
-    chunk = min(chunk, steps)
-    padding = -steps % chunk
-    count = (steps + padding) // chunk
-
-    def split(tensor: th.Tensor) -> th.Tensor:
-        """(B, T, H, n) to chunks first: (chunks, B, H, C, n); padded steps read, write and reset nothing."""
-        tensor = F.pad(tensor, (0, 0, 0, 0, 0, padding))
-        return tensor.view(batch_size, count, chunk, heads, tensor.shape[-1]).permute(1, 0, 3, 2, 4)
-
-    resets = th.zeros_like(read[:, :, 0, 0], dtype=th.int64) if masks is None else (masks <= 0.5).long()
-    segments = F.pad(resets, (0, padding)).view(batch_size, count, chunk).transpose(0, 1).cumsum(-1)[:, :, None]
-    # What is not finite in an episode that is over must not reach the sums; in one that goes on, it shows in `read`.
-    reads, writes, values = split(read), split(th.nan_to_num(write)), split(finite(items))
-    kept = th.log1p(-writes.double()).cumsum(dim=-2)  # log of what is left after each step of what the chunk began with
-    before = F.pad(kept, (0, 0, 1, 0))[..., :-1, :]  # the same before each step
-    queries = reads * before.exp().to(read.dtype)
-    keys = writes * (-kept).exp().to(read.dtype)
-    left = kept[..., -1:, :].exp().to(read.dtype)  # (chunks, B, H, 1, S)
-
-    chunk_steps = th.arange(chunk, device=read.device)
-    earlier = chunk_steps.unsqueeze(-1) > chunk_steps
-    seen = earlier & (segments.unsqueeze(-1) == segments.unsqueeze(-2))  # of one episode: (chunks, B, 1, C, C)
-    within = th.where(seen, queries @ keys.transpose(-1, -2), 0.0) @ values
-    in_last = (segments == segments[..., -1:]).unsqueeze(-1)  # of the episode that the chunk ends in
-    added = th.where(in_last, keys * left, 0.0).transpose(-1, -2) @ values  # (chunks, B, H, S, d)
-    untouched = (segments == 0).unsqueeze(-1)  # no reset since the chunk began
-    queries, fades, carries = th.where(untouched, queries, 0.0), left.transpose(-1, -2), untouched[..., -1:, :]
-
+    resets = th.zeros_like(read[:, :, 0, 0], dtype=th.bool) if masks is None else masks <= 0.5
     outputs = []
-    # Unbound, not indexed: the backward pass of each index would fill and add a gradient of all chunks.
-    for own, query, fade, carry, new in zip(
-        *(part.unbind() for part in (within, queries, fades, carries, added)), strict=True
-    ):
-        outputs.append(own + query @ finite(slots))
-        slots = th.where(carry, fade * slots, 0.0) + new
-    out = th.stack(outputs)  # (chunks, B, H, C, d)
-    return out.permute(1, 0, 3, 2, 4).reshape(batch_size, count * chunk, heads, -1)[:, :steps], slots
+    for part in zip(*(tensor.split(chunk, dim=1) for tensor in (read, write, items, resets)), strict=True):
+        output, slots = _slot_chunk(*part, slots)
+        outputs.append(output)
+    return th.cat(outputs, dim=1), slots
+
+
+class _SlotChunk(th.autograd.Function):
+    """A chunk as one autograd node; what p scales is in fp64, the rest in the dtype of the slots."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, read: th.Tensor, write: th.Tensor, items: th.Tensor, resets: th.Tensor, slots: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        segments = resets.cumsum(1)  # (B, C)
+        seen = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril(-1).unsqueeze(1).double()  # earlier, of one episode
+        untouched = (segments == 0)[:, None, :, None].double()  # no reset since the chunk began
+        in_last = (segments == segments[:, -1:])[:, None, :, None].double()  # of the episode that the chunk ends in
+        # What is not finite in an episode that is over must not reach the sums; in one that goes on, it shows in `read`.
+        write, values, held = _by_head(finite(write)), finite(items).transpose(1, 2).contiguous(), finite(slots)
+        left = (1 - write).cumprod(dim=2)  # p: what is left after each step of what the chunk began with, (B, H, C, S)
+        before = th.cat([th.ones_like(left[:, :, :1]), left[:, :, :-1]], dim=2)
+        queries, keys = _by_head(read).mul_(before), write / left
+        weights = (queries @ keys.mT).mul_(seen).to(read.dtype)  # (B, H, C, C)
+        from_start, to_end = queries * untouched, keys * (left[:, :, -1:] * in_last)
+        output = weights @ values + from_start.to(read.dtype) @ held
+        carry = (left[:, :, -1:] * untouched[:, :, -1:]).mT.to(read.dtype)  # (B, H, S, 1)
+        slots = th.where(carry > 0, carry * slots, 0.0) + to_end.mT.to(read.dtype) @ values
+        ctx.set_materialize_grads(False)  # in training nobody asks for the gradient of the last slots
+        ctx.save_for_backward(write, left, before, queries, keys, weights, values, held, seen, untouched, in_last)
+        return output.transpose(1, 2), slots
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor | None, grad_slots: th.Tensor | None) -> tuple[th.Tensor | None, ...]:
+        write, left, before, queries, keys, weights, values, held, seen, untouched, in_last = ctx.saved_tensors
+        dtype = held.dtype
+        grad = values.new_zeros(values.shape) if grad is None else grad.transpose(1, 2).contiguous()  # (B, H, C, d)
+        grad_weights = (grad @ values.mT) * seen
+        grad_queries = (grad_weights @ keys).add_((grad @ held.mT) * untouched)
+        grad_keys = grad_weights.mT @ queries
+        grad_values = weights.mT @ grad
+        grad_held = (queries * untouched).to(dtype).mT @ grad if ctx.needs_input_grad[4] else None
+        # Of log p: p_t divides key t and multiplies query t + 1.
+        grad_log = -grad_keys * keys
+        grad_log[:, :, :-1] += (grad_queries * queries)[:, :, 1:]
+        if grad_slots is not None:  # which are, with p of the last step, `to_end.mT @ values + carry * held`
+            last = left[:, :, -1:]
+            to_end, carry = keys * (last * in_last), last * untouched[:, :, -1:]
+            grad_to_end = values @ grad_slots.mT
+            grad_keys += grad_to_end * (last * in_last)
+            grad_values += to_end.to(dtype) @ grad_slots
+            grad_held = None if grad_held is None else grad_held + carry.mT.to(dtype) * grad_slots
+            grad_log -= grad_to_end * to_end
+            grad_log[:, :, -1] += (grad_to_end * to_end).sum(2) + carry[:, :, 0] * (held * grad_slots).sum(-1)
+        grad_log = grad_log.flip(2).cumsum(2).flip(2)  # of each log(1 - a): all p from there on
+        grad_write = (grad_keys / left).sub_(grad_log.div_(1 - write))
+        by_step = (tensor.transpose(1, 2).to(dtype) for tensor in (grad_queries.mul_(before), grad_write, grad_values))
+        return *by_step, None, grad_held
+
+
+_slot_chunk: Callable[..., tuple[th.Tensor, th.Tensor]] = _SlotChunk.apply  # torch gives it no types
+
+
+def _by_head(tensor: th.Tensor) -> th.Tensor:
+    """:return: (B, C, H, S) as (B, H, C, S), in fp64 and a copy."""
+    return tensor.transpose(1, 2).to(th.float64, memory_format=th.contiguous_format, copy=True)

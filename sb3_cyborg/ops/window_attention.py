@@ -1,14 +1,14 @@
 """
 Attention of every step over the entries of the last ``S`` steps, with a learned null entry and episode masks.
 
-Only the band that can be seen is computed, in blocks of queries, so time and memory are linear in the number of
-steps. It is causal sliding-window attention (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150) that excludes
+Only blocks around the band that can be seen are computed, so time and memory are linear in the number of steps. It is
+causal sliding-window attention (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150) that excludes
 the step itself, plus one entry that is always there: an empty past reads it (cf. the attention sink of Xiao et al.
 2023, https://arxiv.org/abs/2309.17453).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from torch.autograd.function import once_differentiable
@@ -74,25 +74,66 @@ def finite(values: th.Tensor) -> th.Tensor:
     return th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
+class Read(NamedTuple):
+    """
+    What :func:`window_attention` read.
+
+    In row c of the S + C columns of a block of C queries, columns c to c + S - 1 are the entries that the query may see,
+    oldest first, and the last column is the null entry. The rest has no weight.
+    """
+
+    context: th.Tensor
+    """Weighted values, the null entry's among them, (B, T, H, d)."""
+    logits: th.Tensor
+    """(H, B, n, C, S + C), without gradient."""
+    probabilities: th.Tensor
+    """Likewise."""
+
+    def weights(self) -> th.Tensor:
+        """:return: Weights of the entries, (B, T, H, S), oldest first."""
+        by_step = _band(self.probabilities).permute(1, 2, 3, 0, 4).flatten(1, 2)
+        return by_step[:, : self.context.shape[1]]
+
+    def null(self) -> th.Tensor:
+        """:return: Weight of the null entry, (B, T, H)."""
+        by_step = self.probabilities[..., -1].permute(1, 2, 3, 0).flatten(1, 2)
+        return by_step[:, : self.context.shape[1]]
+
+    def entropy(self) -> th.Tensor:
+        """:return: Mean entropy in nats, (): ``logsumexp(logits) - p . logits``, as logarithms of all p take longer."""
+        log_sum = self.logits.amax(-1) - self.probabilities.amax(-1).log()
+        logits = self.logits.clamp(min=th.finfo(self.logits.dtype).min)  # of no weight: 0 * -inf
+        total = log_sum.sum() - self.probabilities.flatten().dot(logits.flatten())
+        return total / self.context[..., 0].numel()  # steps that pad the last block read only the null entry: entropy 0
+
+
 def window_attention_reference(
     query: th.Tensor,
     keys: th.Tensor,
     values: th.Tensor,
     reach: th.Tensor,
-    null_logits: th.Tensor,
-    age_logits: th.Tensor | None = None,
+    null_key: th.Tensor,
+    null_value: th.Tensor,
+    age_key: th.Tensor | None = None,
+    age_bias: th.Tensor | None = None,
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """One step after the other; arguments and results as in :func:`window_attention`."""
-    steps, window = query.shape[1], keys.shape[1] - query.shape[1] + 1
+    """
+    One step after the other; arguments as in :func:`window_attention`.
+
+    :return: Weighted values (B, T, H, d), weights (B, T, H, S), weight of the null entry (B, T, H).
+    """
+    steps, window = query.shape[1], keys.shape[1] - query.shape[1]
+    query = query / query.shape[-1] ** 0.5
     ages = th.arange(window, 0, -1, device=query.device)  # oldest first
     contexts, all_weights, all_nulls = [], [], []
     for t in range(steps):
-        logits = th.einsum("bhd,bshd->bhs", query[:, t], keys[:, t : t + window]) / query.shape[-1] ** 0.5
-        if age_logits is not None:
-            logits = logits + age_logits[:, t].flip(-1)
+        logits = th.einsum("bhd,bshd->bhs", query[:, t], keys[:, t : t + window])
+        if age_key is not None and age_bias is not None:
+            logits = logits + (th.einsum("bhd,hsd->bhs", query[:, t], age_key) + age_bias).flip(-1)
         visible = (ages <= reach[:, t, None])[:, None]
-        weights, null = masked_softmax(logits, visible, null_logits[:, t])
-        contexts.append(th.einsum("bhs,bshd->bhd", weights, finite(values[:, t : t + window])))
+        weights, null = masked_softmax(logits, visible, (query[:, t] * null_key).sum(-1))
+        context = th.einsum("bhs,bshd->bhd", weights, finite(values[:, t : t + window]))
+        contexts.append(context + null.unsqueeze(-1) * null_value)
         all_weights.append(weights)
         all_nulls.append(null)
     return th.stack(contexts, 1), th.stack(all_weights, 1), th.stack(all_nulls, 1)
@@ -103,71 +144,162 @@ def window_attention(
     keys: th.Tensor,
     values: th.Tensor,
     reach: th.Tensor,
-    null_logits: th.Tensor,
-    age_logits: th.Tensor | None = None,
-) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    null_key: th.Tensor,
+    null_value: th.Tensor,
+    age_key: th.Tensor | None = None,
+    age_bias: th.Tensor | None = None,
+) -> Read:
     """
-    Let step t attend to the S entries before it.
+    Let step t attend to the S entries before it; it has no second derivative.
 
     :param query: (B, T, H, d).
-    :param keys: (B, S + T - 1, H, d): the S stored entries, oldest first, then those of the sequence but the last.
+    :param keys: (B, S + T, H, d): the S stored entries, oldest first, then those of the sequence, the last of which no step
+        sees.
     :param values: Like ``keys``.
     :param reach: How many entries back each step may look, (B, T); more than S means S.
-    :param null_logits: Score of the null entry, (B, T, H).
-    :param age_logits: Added to the scores by age, (B, T, H, S), age 1 first; or ``None``.
-    :return: Weighted values (B, T, H, d), weights (B, T, H, S) oldest first, weight of the null entry (B, T, H).
+    :param null_key: Key of the null entry, (H, d).
+    :param null_value: (H, d).
+    :param age_key: What the query is also multiplied with, by age, (H, S, d), age 1 first; or ``None``.
+    :param age_bias: Added to the scores by age, (H, S); ``None`` without ``age_key``.
+    :return: What was read.
     """
-    batch_size, steps, heads, size = query.shape
-    window = keys.shape[1] - steps + 1
-    block = min(steps, window)  # a block of C queries multiplies C + S - 1 entries, of which it may see S each
-    blocks = -(-steps // block)
-    padding = blocks * block - steps
-    if padding:
-        query, reach, null_logits = (_pad_steps(tensor, padding) for tensor in (query, reach, null_logits))
-        keys, values = _pad_steps(keys, padding), _pad_steps(values, padding)
-        age_logits = None if age_logits is None else _pad_steps(age_logits, padding)
-    width = block + window - 1
-    query = query.view(batch_size, blocks, block, heads, size).transpose(2, 3) / size**0.5  # (B, n, H, C, d)
-    keys = _blocks(keys, width, block)  # (B, n, H, d, W)
-    logits = _band(query @ keys, window)  # (B, n, H, C, S)
-    if age_logits is not None:
-        logits = logits + age_logits.view(batch_size, blocks, block, heads, window).transpose(2, 3).flip(-1)
-    ages = th.arange(window, 0, -1, device=query.device)
-    visible = ages <= reach.view(batch_size, blocks, 1, block, 1)
-    weights, null = masked_softmax(logits, visible, null_logits.view(batch_size, blocks, block, heads).transpose(2, 3))
-    context = _unband(weights, width) @ _blocks(finite(values), width, block).transpose(-1, -2)  # (B, n, H, C, d)
-
-    def by_step(tensor: th.Tensor) -> th.Tensor:
-        return tensor.transpose(2, 3).reshape(batch_size, blocks * block, heads, *tensor.shape[4:])[:, :steps]
-
-    return by_step(context), by_step(weights), by_step(null)
+    return Read(*_window_attention(query, keys, values, reach, null_key, null_value, age_key, age_bias))
 
 
-def _blocks(tensor: th.Tensor, width: int, block: int) -> th.Tensor:
-    """:return: (B, W', H, d) cut into windows of ``width`` every ``block`` steps, (B, n, H, d, W)."""
-    if tensor.shape[1] == width:  # the backward of `unfold` is a slow one
-        return tensor.permute(0, 2, 3, 1).unsqueeze(1)
-    return tensor.unfold(1, width, block)
+class _WindowAttention(th.autograd.Function):
+    """
+    All of it as one autograd node.
+
+    A block of C queries is multiplied with all S + C - 1 entries that one of them may see, and with the null entry in a
+    column of its own; what a query may not see is added to its scores as a bias of -inf. (To select would take ten times
+    as long as to add, and to cut out the band and to put it back as long as to compute what is outside of it.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        reach: th.Tensor,
+        null_key: th.Tensor,
+        null_value: th.Tensor,
+        age_key: th.Tensor | None,
+        age_bias: th.Tensor | None,
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        batch_size, steps, heads, size = query.shape
+        window = keys.shape[1] - steps
+        block = min(steps, window)
+        padding = -steps % block
+        count = (steps + padding) // block
+        if padding:
+            query, keys, values, reach = (_pad_steps(tensor, padding) for tensor in (query, keys, values, reach))
+        bias = _bias(reach.view(batch_size, count, block), keys, window)
+        query = query.view(batch_size, count, block, heads, size).permute(3, 0, 1, 2, 4) / size**0.5
+        query = query.reshape(-1, block, size)  # (H B n, C, d)
+        keys, values = _windows(keys, null_key, count, block), _windows(values, null_value, count, block)  # (H B n, S + C, d)
+        logits = (query @ keys.mT).view(heads, *bias.shape)
+        if age_key is not None and age_bias is not None:
+            age_key = age_key.flip(1)
+            by_age = th.baddbmm(age_bias.flip(1).unsqueeze(1), query.view(heads, -1, size), age_key.mT)
+            band = _band(logits)
+            band += by_age.view(band.shape)
+        logits += bias
+        weights = th.softmax(logits, dim=-1)
+        context = (weights.view(-1, block, block + window) @ values).view(heads, batch_size, count * block, size)
+        ctx.save_for_backward(query, keys, values, weights, age_key)
+        ctx.steps = steps
+        ctx.mark_non_differentiable(logits, weights)
+        ctx.set_materialize_grads(False)
+        return context.permute(1, 2, 0, 3)[:, :steps], logits, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor | None, *_: Any) -> tuple[th.Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
+        query, keys, values, weights, age_key = ctx.saved_tensors
+        heads, batch_size, count, block, columns = weights.shape
+        size = query.shape[-1]
+        padding = count * block - ctx.steps
+        if padding:
+            grad = _pad_steps(grad, padding)
+        grad = grad.permute(2, 0, 1, 3).reshape(query.shape)
+        grad_logits = th.ops.aten._softmax_backward_data((grad @ values.mT).view(weights.shape), weights, -1, weights.dtype)
+        flat = grad_logits.view(-1, block, columns)
+        grad_values, grad_null_value = _merge(weights.view(flat.shape).mT @ grad, weights, ctx.steps)
+        grad_keys, grad_null_key = _merge(flat.mT @ query, weights, ctx.steps)
+        grad_query = (flat @ keys).view(heads, -1, size)
+        grad_age_key = grad_age_bias = None
+        if age_key is not None:
+            by_age = _band(grad_logits).reshape(heads, -1, columns - block)
+            grad_query.baddbmm_(by_age, age_key)
+            grad_age_key = (by_age.mT @ query.view(grad_query.shape)).flip(1)
+            grad_age_bias = by_age.sum(1).flip(1)
+        grad_query = grad_query.view(heads, batch_size, -1, size).permute(1, 2, 0, 3)[:, : ctx.steps] / size**0.5
+        return grad_query, grad_keys, grad_values, None, grad_null_key, grad_null_value, grad_age_key, grad_age_bias
+
+
+_window_attention: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor]] = _WindowAttention.apply  # torch gives it no types
+
+
+def _bias(reach: th.Tensor, keys: th.Tensor, window: int) -> th.Tensor:
+    """
+    :param reach: (B, n, C).
+    :param keys: Of all entries, (B, S + n C, H, d).
+    :return: 0 where a query may look, -inf elsewhere, (B, n, C, S + C). A key that is not finite becomes a zero, because
+        beside -inf a NaN would stay; for a query that may see it, the NaN stands here.
+    """
+    block = reach.shape[-1]
+    rows, columns = th.arange(block, device=reach.device).unsqueeze(1), th.arange(window + block, device=reach.device)
+    ages = rows + window - columns
+    ages = th.where(ages > 0, ages, window + 1)
+    ages[:, -1] = 0  # the null entry
+    poison = (keys * 0).sum((-1, -2))
+    poison = poison.unfold(1, window + block, block).contiguous()  # (B, n, S + C)
+    poison[..., -1] = 0
+    reach = reach.clamp(max=window).unsqueeze(-1)
+    return th.where(ages.to(reach.dtype) <= reach, poison.unsqueeze(2), float("-inf"))
+
+
+def _windows(tensor: th.Tensor, null: th.Tensor, count: int, block: int) -> th.Tensor:
+    """:return: Windows of S + C entries (B, S + n C, H, d) every C steps, the last replaced by (H, d): (H B n, S + C, d)."""
+    columns = tensor.shape[1] - (count - 1) * block
+    windows = tensor.unfold(1, columns, block).permute(2, 0, 1, 4, 3)  # (H, B, n, S + C, d)
+    out = tensor.new_empty(windows.shape)
+    th.nan_to_num(windows, nan=0.0, posinf=0.0, neginf=0.0, out=out)
+    out[..., -1, :] = null[:, None, None]
+    return out.view(-1, *out.shape[3:])
+
+
+def _merge(grad: th.Tensor, weights: th.Tensor, steps: int) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The backward of :func:`_windows`.
+
+    :param grad: (H B n, S + C, d).
+    :param weights: (H, B, n, C, S + C), whose shape tells the sizes.
+    :param steps: T.
+    :return: Gradient of the entries, (B, S + T, H, d), and of the null entry, (H, d).
+    """
+    heads, batch_size, count, block, columns = weights.shape
+    grad = grad.view(heads, batch_size, count, columns, -1)
+    grad_null = grad[..., -1, :].sum((1, 2))
+    grad[..., -1, :] = 0
+    windows = grad.permute(1, 2, 3, 0, 4)  # (B, n, S + C, H, d)
+    if count == 1:
+        return windows[:, 0], grad_null
+    merged = grad.new_zeros(batch_size, columns + (count - 1) * block, *windows.shape[3:])
+    for i in range(count):
+        merged[:, i * block : i * block + columns] += windows[:, i]
+    return merged[:, : columns - block + steps], grad_null
+
+
+def _band(tensor: th.Tensor) -> th.Tensor:
+    """:return: Of a contiguous (..., C, S + C), what row c may see, columns c to c + S - 1: a view, (..., C, S)."""
+    *_, block, columns = tensor.shape
+    return tensor.as_strided((*tensor.shape[:-1], columns - block), (*tensor.stride()[:-2], columns + 1, 1))
 
 
 def _pad_steps(tensor: th.Tensor, padding: int) -> th.Tensor:
     """:return: The tensor with ``padding`` more steps (dimension 1) of zeros."""
     return F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
-
-
-def _band(scores: th.Tensor, window: int) -> th.Tensor:
-    """
-    Shift row c of (..., C, W) left by c and keep the first ``window`` columns: what query c may see.
-
-    Read as one line of numbers, row c begins at c * W; a row length of W + 1 therefore shifts each row by one more.
-    """
-    rows, width = scores.shape[-2:]
-    flat = F.pad(scores.flatten(-2), (0, rows))
-    return flat.view(*scores.shape[:-2], rows, width + 1)[..., :window]
-
-
-def _unband(weights: th.Tensor, width: int) -> th.Tensor:
-    """The inverse of :func:`_band`: (..., C, S) to (..., C, W), zeros where nothing may be seen."""
-    rows, window = weights.shape[-2:]
-    flat = F.pad(weights, (0, width + 1 - window)).flatten(-2)
-    return flat[..., : rows * width].reshape(*weights.shape[:-2], rows, width)
