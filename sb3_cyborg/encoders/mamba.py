@@ -97,12 +97,14 @@ class Mamba2(SequenceModel):
             state = self.reset_states(state, mask)
         z, features, dt = self._project(x)
         with full_precision(x.device):
-            window = th.cat([state["conv"], features.unsqueeze(-1)], dim=-1)  # (B, C, d_conv)
-            features = F.silu((window * self.conv1d.weight.squeeze(1)).sum(-1) + self._conv_bias)
+            # Steps before channels, in the memory of the state as well: sums of four neighbours are slow.
+            window = th.cat([state["conv"].transpose(1, 2), features.unsqueeze(1)], dim=1)  # (B, d_conv, C)
+            weight = self.conv1d.weight.squeeze(1).t().contiguous()
+            features = F.silu((window * weight).sum(1) + self._conv_bias)
             heads, b, c = self._split(features)
             y, ssm = ssd_step(heads, F.softplus(dt + self.dt_bias), -self.A_log.exp(), b, c, self.D, state["ssm"])
             gated = self.norm(y.flatten(-2), z)
-        return self.out_proj(gated), {"conv": window[..., 1:], "ssm": ssm}, {}
+        return self.out_proj(gated), {"conv": window[:, 1:].transpose(1, 2), "ssm": ssm}, {}
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         z, features, dt = self._project(x)

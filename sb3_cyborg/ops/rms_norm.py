@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
@@ -25,23 +26,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """:return: (..., features) from the same shape."""
-        if not th.is_grad_enabled():  # in a step of acting, a node that nothing needs would still cost
-            normed, _ = _normalise(x, self.groups, self.eps)
-            return normed.flatten(-2) * self.weight
+        if self.groups == 1 and not th.is_grad_enabled():  # a chain is as good for a step of acting
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _rms_norm(x, self.weight, self.groups, self.eps)
-
-
-def _normalise(x: th.Tensor, groups: int, eps: float) -> tuple[th.Tensor, th.Tensor]:
-    """:return: The normalised groups (..., groups, features / groups), and what they were multiplied by (..., groups, 1)."""
-    x = x.unflatten(-1, (groups, -1))
-    scale = th.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return x * scale, scale
 
 
 class _RMSNorm(th.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, groups: int, eps: float) -> th.Tensor:
-        normed, scale = _normalise(x, groups, eps)
+        x = x.unflatten(-1, (groups, -1))
+        scale = th.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
         return normed.flatten(-2) * weight
 
