@@ -1,5 +1,6 @@
 """A short convolution of each channel with its own past, as Mamba-2 has it, with a state and resets."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,7 @@ class _CausalConv(th.autograd.Function):
         weight = weight.t().contiguous()  # a tap at a time, which in the other layout is five times slower
         taps = [slice(lags - 1 - lag, lags - 1 - lag + steps) for lag in range(lags)]
         # To multiply by a mask is faster than to select, but what is not finite has to be gone for that ...
-        silence = bool(keeps) and (padded.device.type != "cpu" or not bool(padded.sum().isfinite()))
+        silence = bool(keeps) and (padded.device.type != "cpu" or not math.isfinite(padded.sum().item()))
         if silence:
             finite = th.isfinite(padded.sum(-1, keepdim=True))
             padded = th.nan_to_num(padded, nan=0.0, posinf=0.0, neginf=0.0)

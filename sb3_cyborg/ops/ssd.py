@@ -33,6 +33,9 @@ LARGEST = 1e15
 """What is larger counts as infinite: two such numbers may be multiplied, and summed up, without an overflow, which beside
 a weight of zero would be NaN as well."""
 
+SMALLEST = 1e-30
+"""Step sizes below it are divided by as if they were it: at zero, which writes nothing, there is nothing to divide."""
+
 
 def ssd_step(
     x: th.Tensor, dt: th.Tensor, a: th.Tensor, b: th.Tensor, c: th.Tensor, d: th.Tensor, state: th.Tensor
@@ -94,7 +97,8 @@ def ssd_chunked(
 
     A value that is not finite, or beyond ``LARGEST``, makes every output from its step to the end of its episode NaN, in
     all heads of the row (in ``c``: of its step alone); nothing before it and nothing of the next episode. Gradients flow
-    into all tensors but ``masks`` and out of both results; a ``dt`` below 1e-30 gets none from what it writes.
+    into all tensors but ``masks`` and out of both results; what a ``dt`` below
+    ``SMALLEST`` writes gives it less than its due.
 
     :param x: Inputs of the heads, (B, T, H, P) with T >= 1.
     :param dt: Step sizes, >= 0, (B, T, H).
@@ -208,7 +212,7 @@ class _SSD(th.autograd.Function):
         dt, a, b, c, heads_x, log_decay, allowed, decay, weights, own_without_d, fade, to_end, kept, before, read = (
             ctx.saved_tensors
         )
-        groups, steps = b.shape[2], dt.shape[2]
+        groups = b.shape[2]
         # Within chunks
         heads_grad = _heads_first(grad)
         heads_grad_x = weights.mT @ heads_grad  # (B, K, H, L, P)
@@ -238,9 +242,9 @@ class _SSD(th.autograd.Function):
         grad_x = grad_kept.transpose(2, 3).reshape(read.shape) * to_end.unsqueeze(-1)
         grad_x += heads_grad_x.transpose(2, 3)
         # Of dt A, where it is not cut off, and so of both
-        grad_decay = (allowed.double().mT @ (grad_sums - grad_log_dt)).masked_fill_(log_decay < FLOOR, 0.0)
+        grad_decay = (allowed.double().mT @ (grad_sums - grad_log_dt)).mul_(log_decay >= FLOOR)
         grad_a = (grad_decay * dt).sum((0, 1, 2)).to(a.dtype)
-        grad_dt = th.where(dt > 1e-30, grad_log_dt / dt, 0.0) + grad_decay * a
+        grad_dt = (grad_decay * a).add_(grad_log_dt.div_(dt.clamp(min=SMALLEST)))
         return grad_x, grad_dt.to(dt.dtype), grad_a, grad_b.transpose(2, 3), grad_c.transpose(2, 3), grad_d, grad_state, None
 
 
@@ -265,9 +269,7 @@ def _nan_where(condition: th.Tensor, dtype: th.dtype) -> th.Tensor:
 
 def _any_bad(*tensors: th.Tensor) -> bool:
     """:return: Whether there is anything to take out. Only a CPU is asked: another device would have to be waited for."""
-    return tensors[0].device.type != "cpu" or not all(
-        th.linalg.vector_norm(tensor).item() <= LARGEST for tensor in tensors
-    )
+    return tensors[0].device.type != "cpu" or not all(th.linalg.vector_norm(tensor).item() <= LARGEST for tensor in tensors)
 
 
 def _exp2(log_decay: th.Tensor) -> th.Tensor:
@@ -293,9 +295,7 @@ def _flat(states: th.Tensor, groups: int) -> th.Tensor:
     return states.view(*states.shape[:2], groups, -1, states.shape[-1])
 
 
-def _weights(
-    dt: th.Tensor, b: th.Tensor, c: th.Tensor, sums: th.Tensor, allowed: th.Tensor
-) -> tuple[th.Tensor, th.Tensor]:
+def _weights(dt: th.Tensor, b: th.Tensor, c: th.Tensor, sums: th.Tensor, allowed: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     :return: ``dt_j exp(s_i - s_j)``, which means nothing where ``j`` is not seen, and the weights with which step ``i``
         reads the input of step ``j``, both (B, K, H, L, L).
@@ -309,9 +309,7 @@ def _weights(
     return decay, weights.view(decay.shape)
 
 
-def _carry(
-    added: th.Tensor, fade: th.Tensor, gone: th.Tensor | None, state: th.Tensor
-) -> tuple[th.Tensor, th.Tensor]:
+def _carry(added: th.Tensor, fade: th.Tensor, gone: th.Tensor | None, state: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     :param added: What the chunks add to the state, (B, K, H, P, N).
     :param fade: By how much they fade it, (B, K, H), 0 if there was a reset.
