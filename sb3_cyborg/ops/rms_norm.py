@@ -38,7 +38,8 @@ class _RMSNorm(th.autograd.Function):
         scale = th.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
-        return normed.flatten(-2) * weight
+        output: th.Tensor = normed.flatten(-2) * weight
+        return output
 
     @staticmethod
     @once_differentiable

@@ -120,7 +120,8 @@ def ssd_chunked(
         """(B, T, ...) to (B, K, L, ...); a padded step has dt 0: it writes nothing and lets nothing fade."""
         if padding:
             tensor = F.pad(tensor, (*[0, 0] * (tensor.dim() - 2), 0, padding))
-        return tensor.unflatten(1, (count, chunk))
+        chunks: th.Tensor = tensor.unflatten(1, (count, chunk))
+        return chunks
 
     if masks is None:
         episodes = th.zeros(batch_size, count, chunk, dtype=th.int64, device=x.device)
