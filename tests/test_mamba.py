@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch as th
 
-from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, Mamba2, MambaLayer, causal_conv, make_mamba_core
+from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, Mamba2, MambaLayer, make_mamba_core
+from sb3_cyborg.ops.causal_conv import causal_conv
 from sb3_cyborg.sequence_model import SequenceModel
 from tests.contract import (
     assert_close,

@@ -6,16 +6,16 @@ a sequence starts from any state, resets where its masks say, and ends in the st
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch as th
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive, nearest_divisors
+from sb3_cyborg.ops.causal_conv import causal_conv
 from sb3_cyborg.ops.linear import Linear
+from sb3_cyborg.ops.rms_norm import RMSNorm
 from sb3_cyborg.ops.ssd import CHUNK, ssd_step
 from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, full_precision
@@ -97,12 +97,14 @@ class Mamba2(SequenceModel):
             state = self.reset_states(state, mask)
         z, features, dt = self._project(x)
         with full_precision(x.device):
-            window = th.cat([state["conv"], features.unsqueeze(-1)], dim=-1)  # (B, C, d_conv)
-            features = F.silu((window * self.conv1d.weight.squeeze(1)).sum(-1) + self._conv_bias)
+            # Steps before channels, in the memory of the state as well: sums of four neighbours are slow.
+            window = th.cat([state["conv"].transpose(1, 2), features.unsqueeze(1)], dim=1)  # (B, d_conv, C)
+            weight = self.conv1d.weight.squeeze(1).t().contiguous()
+            features = F.silu((window * weight).sum(1) + self._conv_bias)
             heads, b, c = self._split(features)
             y, ssm = ssd_step(heads, F.softplus(dt + self.dt_bias), -self.A_log.exp(), b, c, self.D, state["ssm"])
             gated = self.norm(y.flatten(-2), z)
-        return self.out_proj(gated), {"conv": window[..., 1:], "ssm": ssm}, {}
+        return self.out_proj(gated), {"conv": window[:, 1:].transpose(1, 2), "ssm": ssm}, {}
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         z, features, dt = self._project(x)
@@ -152,25 +154,12 @@ class Mamba2(SequenceModel):
         return ssd(x, F.softplus(dt + self.dt_bias), -self.A_log.exp(), b, c, self.D, ssm, masks, self.chunk_size)
 
 
-class GatedRMSNorm(nn.Module):
-    """
-    ``RMSNorm(y * silu(z)) * weight``, the mean square taken over each group of features.
+class GatedRMSNorm(RMSNorm):
+    """``RMSNorm(y * silu(z)) * weight``, the mean square taken over each group of features."""
 
-    :param features: Width.
-    :param groups: Number of groups; divides ``features``.
-    """
-
-    eps = 1e-5
-
-    def __init__(self, features: int, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-        self.weight = nn.Parameter(th.ones(features))
-
-    def forward(self, y: th.Tensor, z: th.Tensor) -> th.Tensor:
+    def forward(self, y: th.Tensor, z: th.Tensor) -> th.Tensor:  # type: ignore[override]  # the gate is an input, too
         """:return: (..., features) from two of that shape."""
-        gated = (y * F.silu(z)).view(*y.shape[:-1], self.groups, -1)
-        return F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2) * self.weight
+        return super().forward(y * F.silu(z))
 
 
 class MambaLayer(SequenceModel):
@@ -184,7 +173,7 @@ class MambaLayer(SequenceModel):
     def __init__(self, hidden_dim: int, **options: Any) -> None:
         super().__init__()
         self.mixer = Mamba2(hidden_dim, **options)
-        self.norm = nn.RMSNorm(hidden_dim, eps=1e-5)
+        self.norm = RMSNorm(hidden_dim)
         self.input_dim = self.output_dim = hidden_dim
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
@@ -215,88 +204,6 @@ def make_mamba_core(hidden_dim: int, num_layers: int, expand: int = 1, **options
     check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
     layers = {f"layer{index}": MambaLayer(hidden_dim, expand=expand, **options) for index in range(num_layers)}
     return Serial(residual=False, **layers)
-
-
-def causal_conv(
-    x: th.Tensor, state: th.Tensor, weight: th.Tensor, bias: th.Tensor, masks: th.Tensor | None = None
-) -> tuple[th.Tensor, th.Tensor]:
-    """
-    Convolve each channel with its own past, as far as its episode goes back.
-
-    :param x: Inputs, (B, T, C) with T >= 1.
-    :param state: The W - 1 inputs before the first, newest last, (B, C, W - 1).
-    :param weight: One tap for each step, that of the step itself last, (C, W).
-    :param bias: (C,).
-    :param masks: Keep-masks, (B, T), or ``None``; to a reset and what follows, earlier inputs are zeros.
-    :return: Outputs (B, T, C) and the last W - 1 inputs (B, C, W - 1), zeros where they are of an earlier episode.
-    """
-    window = weight.shape[1]
-    padded = th.cat([state.transpose(1, 2), x], dim=1)  # (B, W - 1 + T, C)
-    tail = padded[:, x.shape[1] :]
-    reach = None
-    if masks is not None:
-        reach = _reach(masks, window)
-        steps_back = th.arange(window - 2, -1, -1, device=x.device)  # of each column of the tail, from the last step
-        tail = th.where((reach[:, -1:] >= steps_back).unsqueeze(-1), tail, 0.0)
-    # Copied, so that a state that is kept does not keep the whole sequence.
-    return _causal_conv(padded, weight, bias, reach), tail.transpose(1, 2).contiguous()
-
-
-def _reach(masks: th.Tensor, window: int) -> th.Tensor:
-    """:return: How many steps back the episode goes, at most ``window - 1`` as far as the sequence tells, (B, T)."""
-    time = th.arange(masks.shape[1], device=masks.device)
-    start = th.where(masks > 0.5, -window, time).cummax(dim=1).values
-    return (time - start).clamp(max=window - 1)
-
-
-class _CausalConv(th.autograd.Function):
-    """The taps of :func:`causal_conv`, a few operations each: several times faster than a grouped convolution on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, padded: th.Tensor, weight: th.Tensor, bias: th.Tensor, reach: th.Tensor | None) -> th.Tensor:
-        """
-        :param padded: W - 1 inputs before the first and the inputs, (B, W - 1 + T, C).
-        :param weight: (C, W).
-        :param bias: (C,).
-        :param reach: How many steps back each step may look, (B, T), or ``None`` for all.
-        :return: (B, T, C).
-        """
-        window = weight.shape[1]
-        steps = padded.shape[1] - window + 1
-        taps = [slice(window - 1 - lag, window - 1 - lag + steps) for lag in range(window)]
-        keeps: list[th.Tensor] = []
-        if reach is not None:
-            # To multiply by a mask is faster than to select, but what is not finite has to be gone for that ...
-            keeps = [(reach >= lag).to(padded.dtype).unsqueeze(-1) for lag in range(window)]
-            finite = th.isfinite(padded.sum(-1))
-            padded = th.nan_to_num(padded, nan=0.0, posinf=0.0, neginf=0.0)
-        output = th.addcmul(bias, padded[:, taps[0]], weight[:, -1])
-        for lag in range(1, window):
-            tap = padded[:, taps[lag]] * keeps[lag] if keeps else padded[:, taps[lag]]
-            output.addcmul_(tap, weight[:, -1 - lag])
-        if reach is not None:
-            # ... and comes back where the episode saw it.
-            seen = [finite[:, taps[lag]] | (reach < lag) for lag in range(window)]
-            output += th.where(th.stack(seen).all(0), 0.0, float("nan")).to(output.dtype).unsqueeze(-1)
-        ctx.save_for_backward(padded, weight, *keeps)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        padded, weight, *keeps = ctx.saved_tensors
-        window, steps = weight.shape[1], grad.shape[1]
-        grad_padded, grad_weight = th.zeros_like(padded), th.empty_like(weight)
-        tap_grad, product = th.empty_like(grad), th.empty_like(grad)  # one memory for all taps: it stays in the cache
-        for lag in range(window):
-            at = slice(window - 1 - lag, window - 1 - lag + steps)
-            tap = th.mul(grad, keeps[lag], out=tap_grad) if keeps and lag else grad
-            grad_weight[:, -1 - lag] = th.mul(tap, padded[:, at], out=product).sum((0, 1))
-            grad_padded[:, at].addcmul_(tap, weight[:, -1 - lag])
-        return grad_padded, grad_weight, grad.sum((0, 1)), None
-
-
-_causal_conv: Callable[..., th.Tensor] = _CausalConv.apply
 
 
 def _initial_dt_bias(heads: int) -> th.Tensor:

@@ -1,0 +1,55 @@
+"""Root-mean-square norm as one autograd node: PyTorch's own is a chain of them on a CPU, four times slower in training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """
+    ``x / sqrt(mean(x^2) + eps) * weight``, the mean square taken over each group of features; no second derivative.
+
+    :param features: Width.
+    :param groups: Number of groups; divides ``features``.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, features: int, groups: int = 1) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(th.ones(features))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """:return: (..., features) from the same shape."""
+        if self.groups == 1 and not th.is_grad_enabled():  # a chain is as good for a step of acting
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return _rms_norm(x, self.weight, self.groups, self.eps)
+
+
+class _RMSNorm(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, groups: int, eps: float) -> th.Tensor:
+        x = x.unflatten(-1, (groups, -1))
+        scale = th.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, weight)
+        output: th.Tensor = normed.flatten(-2) * weight
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        normed, scale, weight = ctx.saved_tensors
+        grad_weight = (grad * normed.flatten(-2)).flatten(0, -2).sum(0)
+        grad_normed = (grad * weight).view(normed.shape)
+        mean = (grad_normed * normed).mean(-1, keepdim=True)
+        grad_x = grad_normed.sub_(normed * mean).mul_(scale)
+        return grad_x.flatten(-2), grad_weight, None, None
+
+
+_rms_norm: Callable[..., th.Tensor] = _RMSNorm.apply
