@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_cyborg.ops.window_attention import (
+    Extra,
+    block_starts,
     masked_softmax,
     steps_since_start,
     window_attention,
@@ -18,9 +20,10 @@ from sb3_cyborg.ops.window_attention import (
     window=st.integers(1, 9),
     heads=st.integers(1, 3),
     ages=st.booleans(),
+    extras=st.integers(0, 3),
     seed=st.integers(0, 10**6),
 )
-def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, seed: int) -> None:
+def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, extras: int, seed: int) -> None:
     generator = th.Generator().manual_seed(seed)
 
     def random(*shape: int) -> th.Tensor:
@@ -30,15 +33,24 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, seed: 
     nulls = [random(heads, 4), random(heads, 4)]
     by_age = [random(heads, window, 4), random(heads, window)] if ages else []
     reach = th.randint(0, window + 1, (2, steps), generator=generator).double()
-    read = window_attention(query, keys, values, reach, *nulls, *by_age)
-    context, weights, null = window_attention_reference(query, keys, values, reach, *nulls, *by_age)
-    for got, want in ((read.context, context), (read.weights(), weights), (read.null(), null)):
+    extra, others = None, []
+    if extras:
+        blocks = len(block_starts(steps, window))
+        others = [random(2, blocks, extras, heads, 4) for _ in range(2)]
+        visible = th.rand(2, steps, extras, generator=generator) < 0.5
+        extra = Extra(others[0], others[1], visible)
+    arguments = (query, keys, values, reach, *nulls, *(by_age or (None, None)), extra)
+    read = window_attention(*arguments)
+    context, weights, null = window_attention_reference(*arguments)
+    seen = th.cat([read.extra(), read.weights()], dim=-1)
+    for got, want in ((read.context, context), (seen, weights), (read.null(), null)):
         th.testing.assert_close(got, want, rtol=0, atol=1e-12)
     entropy = th.special.entr(weights).sum(-1) + th.special.entr(null)
     th.testing.assert_close(read.entropy(), entropy.mean(), rtol=0, atol=1e-12)
     upstream = th.randn(context.shape, dtype=context.dtype, generator=generator)
     gradients = [
-        th.autograd.grad((out * upstream).sum(), [query, keys, values, *nulls, *by_age]) for out in (read.context, context)
+        th.autograd.grad((out * upstream).sum(), [query, keys, values, *nulls, *by_age, *others])
+        for out in (read.context, context)
     ]
     for a, b in zip(*gradients, strict=True):
         th.testing.assert_close(a, b, rtol=0, atol=1e-12)

@@ -106,13 +106,16 @@ class AttentionMemory(SequenceModel):
         """
         Show the read of a memory that keeps the last steps in order of time.
 
-        :param weights: (..., H, S), oldest first.
+        :param weights: (..., H, F + S): of the first F steps of the episode, then of the last S, oldest first.
         :param null_weights: (..., H).
-        :param reach: Entries in use, (...,).
+        :param reach: Steps of the episode, (...,).
         """
         if tracing():
             ages = th.arange(self.num_slots, 0, -1, device=reach.device)
-            record(read=weights, null=null_weights, age=th.where(ages <= reach.unsqueeze(-1), ages, 0))
+            place = th.arange(weights.shape[-1] - self.num_slots, device=reach.device)
+            since = reach.unsqueeze(-1)
+            age = th.where(ages <= since, ages, 0)
+            record(read=weights, null=null_weights, age=th.cat([(since - place).clamp(min=0), age], dim=-1))
 
     def read_logs(self, weights: th.Tensor, null_weights: th.Tensor, fill: th.Tensor) -> Logs:
         """

@@ -5,10 +5,11 @@ import math
 import torch as th
 from torch import nn
 
+from sb3_cyborg.checks import check_whole
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.linear import Linear, linear
-from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
+from sb3_cyborg.ops.window_attention import Extra, block_starts, steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State
 
 
@@ -19,18 +20,28 @@ class RingMemory(AttentionMemory):
     Relative ages as in Shaw et al. 2018 (https://arxiv.org/abs/1803.02155), with one learned vector and one learned
     bias an age and head. The inputs are kept as they came, so that keys and values are learned for all of them.
 
-    State: ``entries`` (B, S, input_dim), oldest first; ``count`` (B,), steps of the episode, at most S.
+    The first ``num_first`` inputs of the episode stay when the others have passed over them, so that what an episode begins
+    with is not lost however long it is; by age they can no longer be told, but by their place. (StreamingLLM keeps the
+    first tokens, too: Xiao et al. 2023, https://arxiv.org/abs/2309.17453.)
+
+    State: ``entries`` (B, S, input_dim), oldest first; ``first`` (B, num_first, input_dim); ``count`` (B,), steps of the
+    episode.
 
     :param input_dim: Features of the input.
     :param memory_dim: Features of the read.
     :param num_slots: S, the number of steps that are remembered.
     :param num_heads: Heads; divides ``memory_dim``.
+    :param num_first: First steps of the episode that are remembered beyond that; 0 for none.
     """
 
     counters = frozenset({"count"})
 
-    def __init__(self, input_dim: int, memory_dim: int = 128, num_slots: int = 64, num_heads: int = 4) -> None:
+    def __init__(
+        self, input_dim: int, memory_dim: int = 128, num_slots: int = 64, num_heads: int = 4, num_first: int = 4
+    ) -> None:
         super().__init__(input_dim, memory_dim, num_slots, num_heads)
+        check_whole(0, num_first=num_first)
+        self.num_first = num_first
         self.key = Linear(input_dim, memory_dim, bias=False)
         self.value = Linear(input_dim, memory_dim, bias=False)
         nn.init.orthogonal_(self.key.weight)
@@ -38,10 +49,12 @@ class RingMemory(AttentionMemory):
         # As large as content scores from the start: ages that look alike to a head take twice as long to tell apart.
         self.age_key = nn.Parameter(th.randn(num_heads, num_slots, self.head_dim))  # age 1 first
         self.age_bias = nn.Parameter(th.randn(num_heads, num_slots))
+        self.first_key = nn.Parameter(th.randn(num_first, num_heads, self.head_dim))  # instead of an age's
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {
             "entries": self._zeros(batch_size, self.num_slots, self.input_dim, device=device),
+            "first": self._zeros(batch_size, self.num_first, self.input_dim, device=device),
             "count": self._zeros(batch_size, device=device),
         }
 
@@ -54,31 +67,82 @@ class RingMemory(AttentionMemory):
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         if mask is not None:
             state = self.reset_states(state, mask)
-        entries, count = state["entries"], state["count"]
-        query = self.queries(x)
+        entries, first, count = state["entries"], state["first"], state["count"]
+        query, place = self.queries(x), th.arange(self.num_first, device=x.device)
         ages = th.arange(self.num_slots, 0, -1, device=x.device)
-        visible, by_age = ages <= count.unsqueeze(-1), self.age_logits(query).flip(-1)
-        context, weights, null = self.attend_projected(query, entries, self.key, self.value, visible, by_age)
+        since = count.unsqueeze(-1)
+        visible, scores, seen = ages <= since, self.age_logits(query).flip(-1), entries
+        if self.num_first:
+            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim)
+            visible, scores = th.cat([since - place > self.num_slots, visible], -1), th.cat([by_place, scores], -1)
+            seen = th.cat([first, entries], dim=1)
+        context, weights, null = self.attend_projected(query, seen, self.key, self.value, visible, scores)
         self.record_window(weights, null, count)
         new_state = {
             "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
-            "count": (count + 1).clamp(max=self.num_slots),
+            "first": th.where((place == since).unsqueeze(-1), x.unsqueeze(1), first),
+            "count": count + 1,
         }
-        return self.finish(context, null), new_state, self.read_logs(weights, null, count)
+        return self.finish(context, null), new_state, self.read_logs(weights, null, count.clamp(max=self.num_slots))
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         steps = x.shape[1]
-        reach = steps_since_start(state["count"], masks, steps).clamp(max=self.num_slots)
+        since = steps_since_start(state["count"], masks, steps)
         entries = th.cat([state["entries"], x], dim=1)
-        projected = linear(entries, th.cat([self.key.weight, self.value.weight]), None)
-        keys, values = projected.view(*entries.shape[:2], 2, self.num_heads, self.head_dim).unbind(2)
+        blocks = th.tensor(block_starts(steps, self.num_slots), device=x.device)
+        firsts = self._firsts(x, state["first"], since[:, blocks], blocks)  # (B, n, F, D)
+        projected = linear(th.cat([entries, firsts.flatten(1, 2)], dim=1), th.cat([self.key.weight, self.value.weight]), None)
+        projected = projected.view(len(x), -1, 2, self.num_heads, self.head_dim)
+        keys, values = projected[:, : entries.shape[1]].unbind(2)
+        extra = None
+        if self.num_first:
+            first_keys, first_values = projected[:, entries.shape[1] :].unflatten(1, firsts.shape[1:3]).unbind(3)
+            extra = Extra(first_keys + self.first_key, first_values, self._visible_firsts(since))
         ages = self.age_key, self.age_bias
-        read = window_attention(self.queries(x), keys, values, reach, self.null_key, self.null_value, *ages)
+        read = window_attention(self.queries(x), keys, values, since, self.null_key, self.null_value, *ages, extra)
         if tracing():
-            self.record_window(read.weights(), read.null(), reach)
-        count = (reach[:, -1] + 1).clamp(max=self.num_slots)
-        new_state = {"entries": clear_dead(entries[:, steps:], count, masks), "count": count}
-        return self.out(read.context.flatten(-2)), new_state, self.window_logs(read, reach)
+            self.record_window(th.cat([read.extra(), read.weights()], dim=-1), read.null(), since)
+        count = since[:, -1] + 1
+        new_state = {
+            "entries": clear_dead(entries[:, steps:], count, masks),
+            "first": self._last_firsts(x, state["first"], count, masks),
+            "count": count,
+        }
+        return self.out(read.context.flatten(-2)), new_state, self.window_logs(read, since.clamp(max=self.num_slots))
+
+    def _firsts(self, x: th.Tensor, stored: th.Tensor, since: th.Tensor, at: th.Tensor) -> th.Tensor:
+        """
+        :param x: Inputs of a sequence, (B, T, D).
+        :param stored: The first inputs of the episode that it begins in, (B, F, D).
+        :param since: Steps of the episode before each of some steps, (B, n).
+        :param at: Those steps, (n,), each from 0 to T.
+        :return: The first inputs of the episode of each of them, (B, n, F, D); what is not before the step is any of them.
+        """
+        place = th.arange(self.num_first, device=x.device)
+        position = (at - since.long()).unsqueeze(-1) + place  # of each in the sequence, (B, n, F); those before it are stored
+        index = th.where(position < 0, place, position.clamp(max=x.shape[1] - 1) + self.num_first)
+        rows = th.arange(len(x), device=x.device)[:, None, None]
+        return th.cat([stored, x], dim=1)[rows, index]
+
+    def _visible_firsts(self, since: th.Tensor) -> th.Tensor:
+        """
+        :param since: Steps of the episode before each step, (B, T).
+        :return: Which first inputs of the episode at its block's start each step sees: those of its own episode that have
+            left the window, (B, T, F). An episode that starts in a block does not outgrow the window in it.
+        """
+        steps = since.shape[1]
+        time, place = th.arange(steps, device=since.device), th.arange(self.num_first, device=since.device)
+        same = since >= time % min(steps, self.num_slots)
+        return same.unsqueeze(-1) & (since.unsqueeze(-1) - place > self.num_slots)
+
+    def _last_firsts(self, x: th.Tensor, stored: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
+        """:return: The first inputs (B, F, D) of the episode that the sequence ends in, ``count`` (B,) steps after its start."""
+        end = th.tensor([x.shape[1]], device=x.device)
+        firsts = self._firsts(x, stored, count.unsqueeze(1), end)[:, 0]
+        missing = (th.arange(self.num_first, device=x.device) >= count.unsqueeze(-1)).unsqueeze(-1)
+        # What is missing is what the state held there: zeros, if the episode is a new one.
+        before = stored if masks is None else th.where((masks > 0.5).all(1)[:, None, None], stored, 0.0)
+        return th.where(missing, before, firsts)
 
 
 def clear_dead(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
