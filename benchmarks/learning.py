@@ -108,7 +108,9 @@ class Trial:
         kwargs, self.wrapper, _, _ = self.manager._preprocess_hyperparams(entry)
         self.n_envs = self.manager.n_envs
         # Set apart from the training environments', which count on from the seed.
-        self.curve_envs = self.make_envs(EVAL_ENVS, CURVE_SEED + 1000 * run.seed, evaluation=True)
+        self.curve_envs = self.make_envs(
+            min(EVAL_ENVS, run.task.curve_episodes), CURVE_SEED + 1000 * run.seed, evaluation=True
+        )
         self.final_envs = self.make_envs(EVAL_ENVS, FINAL_SEED + 1000 * run.seed, evaluation=True)
         envs = self.make_envs(self.n_envs, run.seed)
         self.model: BaseAlgorithm = rl_zoo3.ALGOS[algo](env=envs, seed=run.seed, device="cpu", **kwargs)
@@ -401,6 +403,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     tasks, agents = GRIDS[args.grid]
     args.tasks, args.agents = args.tasks or list(tasks), args.agents or agents
+    if args.steps and args.out.resolve() == RESULTS.resolve():
+        parser.error("--steps is to try things out: name a folder of your own with --out")
     if args.processes < 1:
         parser.error(f"--processes must be at least 1, got {args.processes}")
     return args
@@ -447,7 +451,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.prune:
         prune(args.out)
         return 0
-    zoo.register()
     runs = plan(args)
     rows = read(args.out / RUNS)
     if args.list:

@@ -198,7 +198,14 @@ KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
 KINDS = [f"{encoder}+{memory}" for encoder in ENCODERS for memory in MEMORIES]
 BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
 BURN_INS, BURN_IN_EPOCHS = (0, 32, 64), (4, 10)
-BURN_IN_AGENTS = [f"burn_in={burn_in} n_epochs={n} seq_len=32" for n in BURN_IN_EPOCHS for burn_in in BURN_INS]
+
+
+def burn_in_agent(burn_in: int, n_epochs: int) -> str:
+    """:return: The agent with these settings, and sequences short enough that burn-in may matter."""
+    return f"burn_in={burn_in} n_epochs={n_epochs} seq_len=32"
+
+
+BURN_IN_AGENTS = [burn_in_agent(burn_in, n_epochs) for n_epochs in BURN_IN_EPOCHS for burn_in in BURN_INS]
 GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "table": (tuple(TASKS), list(AGENTS)),
     "kinds": (KIND_TASKS, KINDS),
@@ -386,6 +393,7 @@ def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
     :param evaluation: Numbers that say how it is evaluated.
     :return: A short name of them, and of all defaults that they leave as they are: another default is another run.
     """
+    zoo.register()
     algorithm = rl_zoo3.ALGOS[values["algo"]]
     parts: list[Callable[..., Any]] = [algorithm, algorithm.policy_aliases[values["policy"]]]
     if values["algo"] == zoo.ALGO:
