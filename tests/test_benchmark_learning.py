@@ -1,6 +1,8 @@
 """The learning benchmark: its agents' settings, a tiny grid that is interrupted and resumed, and the report."""
 
 import json
+import multiprocessing
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import learning, learning_report
-from benchmarks.learning import CURVES, RUNS, Grid, Run, append, execute, latest, main, plan, read
+from benchmarks.learning import CURVES, RUNS, Grid, Run, Trial, append, execute, latest, main, plan, read
 from benchmarks.learning_tasks import (
     AGENTS,
     BURN_IN_AGENTS,
@@ -22,6 +25,7 @@ from benchmarks.learning_tasks import (
     digest,
     settings,
 )
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 
 TINY = ["--tasks", "MemoryChain-16", "--steps", "64", "--processes", "1"]
 
@@ -127,7 +131,7 @@ def test_a_changed_default_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -
     given = settings(TASKS["CartPole"], "CartPole", "memory_ppo")
     before = digest(given)
     assert digest(given) == before
-    monkeypatch.setattr(learning_report.MEMORIES["ring"].__init__, "__defaults__", (1,) * 3)
+    monkeypatch.setattr(MEMORIES["ring"].__init__, "__defaults__", (1,) * 3)
     assert digest(given) != before
 
 
@@ -143,12 +147,15 @@ def test_last_action_is_part_of_the_observation() -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_evaluated_in_raw_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its entry normalizes rewards, to about 1; an untrained pendulum earns about -1200."""
+PENDULUM = "memory_ppo_best n_steps=8 seq_len=8 batch_size=8 n_epochs=1"
+
+
+def test_a_run_makes_a_row_and_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "FINAL_EPISODES", 3)
     monkeypatch.setattr(learning, "EVAL_ENVS", 3)
     task = replace(TASKS["PendulumNoVel"], steps=16, curve_episodes=2)
-    result, points = execute(Run(task, "PendulumNoVel", "memory_ppo_best n_steps=8 seq_len=8 batch_size=8 n_epochs=1", 3))
+    result, points = execute(Run(task, "PendulumNoVel", PENDULUM, 3))
+    # Its entry normalizes rewards, to about 1 a step; the episodes of an untrained pendulum earn about -1200.
     assert -2000 < result["return"] < -500
     assert result["success"] is None
     assert result["steps"] == 32
@@ -156,6 +163,23 @@ def test_a_run_is_evaluated_in_raw_rewards(monkeypatch: pytest.MonkeyPatch) -> N
     assert points[-1]["return"] == result["return"]
     assert result["best"] == max(point["return"] for point in points)
     assert json.loads(result["settings"])["n_steps"] == 8
+
+
+def test_evaluation_sees_what_training_sees_and_leaves_it_alone() -> None:
+    trial = Trial(Run(TASKS["PendulumNoVel"], "PendulumNoVel", PENDULUM, 0))
+    training = trial.model.get_vec_normalize_env()
+    assert training is not None
+    assert isinstance(trial.curve_envs, VecNormalize)
+    assert isinstance(trial.final_envs, VecNormalize)
+    first = [np.asarray(envs.venv.reset()) for envs in (training, trial.curve_envs, trial.final_envs)]
+    assert len(np.unique(np.concatenate(first), axis=0)) == 4 + 20 + 20, "environments share their seeds"
+    trial.model.learn(32)
+    statistics: list[Any] = [deepcopy(training.obs_rms)]
+    trial.evaluate(trial.curve_envs, 2)
+    statistics += [training.obs_rms, trial.curve_envs.obs_rms]
+    assert len({each.count for each in statistics}) == 1
+    np.testing.assert_array_equal(*[each.mean for each in statistics[:2]])
+    np.testing.assert_array_equal(*[each.mean for each in statistics[1:]])
 
 
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,13 +224,19 @@ def test_no_run_starts_that_would_not_end_in_time(tmp_path: Path, monkeypatch: p
     runs = [Run(TASKS["CartPole"], "CartPole", agent, 1) for agent in ("memory_ppo", "ppo")]
     append(tmp_path / RUNS, [row("CartPole", "memory_ppo", 0, 1.0, wall_s=100.0, digest=runs[0].digest)])
     append(tmp_path / RUNS, [row("CartPole", "ppo", 0, 1.0, wall_s=10.0, digest=runs[1].digest)])
-    started: list[str] = []
-    monkeypatch.setattr(learning.multiprocessing, "get_context", lambda _: started.append("one") or 1 / 0)
+
+    class Started(Exception):
+        pass
+
+    def start(method: str) -> None:
+        raise Started
+
+    monkeypatch.setattr(multiprocessing, "get_context", start)
     grid = Grid(runs, tmp_path, 1, limit=50.0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(Started):
         grid.work()
     assert grid.left == runs[:1]
-    assert started == ["one"]
+    assert grid.waiting == []
 
 
 def test_seeds_are_the_outer_loop() -> None:
