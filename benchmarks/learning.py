@@ -102,7 +102,7 @@ class Trial:
         self.task, self.settings = run.task, run.settings
         entry = deepcopy(self.settings)
         algo, env_id = entry.pop("algo"), entry.pop("env")
-        # As `zoo.register` left it: it knows MemoryPPO, and refuses names that nobody reads.
+        zoo.register()  # its manager knows MemoryPPO, and refuses names that nobody reads
         manager_class = import_module("rl_zoo3.train").ExperimentManager
         self.manager = manager_class(argparse.Namespace(), algo, env_id, log_folder="", seed=run.seed, verbose=0)
         kwargs, self.wrapper, _, _ = self.manager._preprocess_hyperparams(entry)
@@ -172,7 +172,6 @@ class Evaluations(BaseCallback):
 
 def execute(run: Run) -> tuple[Row, list[Row]]:
     """:return: The row of a run, and those of its curve."""
-    zoo.register()
     th.set_num_threads(1)
     trial = Trial(run)
     evaluations = Evaluations(trial)
