@@ -156,9 +156,11 @@ class Evaluations(BaseCallback):
         self.trial = trial
         self.curve: list[Row] = []
         self.seconds = 0.0
-        self.grid = os.getppid()
 
     def _on_rollout_start(self) -> None:
+        grid = multiprocessing.parent_process()
+        if grid is not None and not grid.is_alive():
+            sys.exit("the grid of this run was killed")
         steps = self.trial.task.steps
         if self.num_timesteps >= len(self.curve) * steps / EVALUATIONS and self.num_timesteps < steps:
             start = time.perf_counter()
@@ -167,7 +169,7 @@ class Evaluations(BaseCallback):
             self.seconds += time.perf_counter() - start
 
     def _on_step(self) -> bool:
-        return os.getppid() == self.grid
+        return True
 
 
 def execute(run: Run) -> tuple[Row, list[Row]]:
