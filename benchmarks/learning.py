@@ -54,7 +54,7 @@ from sb3_cyborg.checks import unknown_name
 
 RESULTS = Path(__file__).parent / "results"
 RUNS, CURVES = "learning_runs.csv", "learning_curves.csv"
-EVALUATIONS, EVAL_ENVS, FINAL_EPISODES = 20, 20, 100
+EVALUATIONS, FINAL_EPISODES = 20, 100
 CURVE_SEED, FINAL_SEED = 1_000_000, 2_000_000
 """What a run's seed is added to, times 1000, for its environments of evaluation."""
 PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
@@ -108,10 +108,9 @@ class Trial:
         kwargs, self.wrapper, _, _ = self.manager._preprocess_hyperparams(entry)
         self.n_envs = self.manager.n_envs
         # Set apart from the training environments', which count on from the seed.
-        self.curve_envs = self.make_envs(
-            min(EVAL_ENVS, run.task.curve_episodes), CURVE_SEED + 1000 * run.seed, evaluation=True
-        )
-        self.final_envs = self.make_envs(EVAL_ENVS, FINAL_SEED + 1000 * run.seed, evaluation=True)
+        # One episode each, all at once: cheap, and short episodes do not count more than long ones.
+        self.curve_envs = self.make_envs(run.task.curve_episodes, CURVE_SEED + 1000 * run.seed, evaluation=True)
+        self.final_envs = self.make_envs(FINAL_EPISODES, FINAL_SEED + 1000 * run.seed, evaluation=True)
         envs = self.make_envs(self.n_envs, run.seed)
         self.model: BaseAlgorithm = rl_zoo3.ALGOS[algo](env=envs, seed=run.seed, device="cpu", **kwargs)
 
@@ -126,8 +125,11 @@ class Trial:
             envs = VecNormalize(envs, **{**manager.normalize_kwargs, **asked})
         return VecFrameStack(envs, manager.frame_stack) if manager.frame_stack else envs
 
-    def evaluate(self, envs: VecEnv, episodes: int) -> Row:
-        """:return: Mean and standard deviation of the episodes' returns, and the rate of success where it is reported."""
+    def evaluate(self, envs: VecEnv) -> Row:
+        """
+        :param envs: Environments of evaluation; each plays one episode.
+        :return: Mean and standard deviation of the returns, and the rate of success where it is reported.
+        """
         trained_in = self.model.get_env()
         assert trained_in is not None
         sync_envs_normalization(trained_in, envs)
@@ -138,7 +140,7 @@ class Trial:
                 successes.append(bool(local["info"]["is_success"]))
 
         returns, _ = evaluate_policy(
-            self.model, envs, episodes, deterministic=True, return_episode_rewards=True, callback=note_success
+            self.model, envs, envs.num_envs, deterministic=True, return_episode_rewards=True, callback=note_success
         )
         success = round(float(np.mean(successes)), 4) if successes else None
         return {"return": round(float(np.mean(returns)), 4), "std": round(float(np.std(returns)), 4), "success": success}
@@ -164,7 +166,7 @@ class Evaluations(BaseCallback):
         steps = self.trial.task.steps
         if self.num_timesteps >= len(self.curve) * steps / EVALUATIONS and self.num_timesteps < steps:
             start = time.perf_counter()
-            result = self.trial.evaluate(self.trial.curve_envs, self.trial.task.curve_episodes)
+            result = self.trial.evaluate(self.trial.curve_envs)
             self.curve.append({"steps": self.num_timesteps, **result})
             self.seconds += time.perf_counter() - start
 
@@ -180,7 +182,7 @@ def execute(run: Run) -> tuple[Row, list[Row]]:
     start, cpu_start = time.perf_counter(), time.process_time()
     trial.model.learn(run.task.steps, callback=evaluations, log_interval=None)  # type: ignore[arg-type]  # None is no log
     learned = time.perf_counter()
-    final = trial.evaluate(trial.final_envs, FINAL_EPISODES)
+    final = trial.evaluate(trial.final_envs)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     curve = [*evaluations.curve, {"steps": trial.model.num_timesteps, **final}]
     scores = [point[run.task.metric] for point in curve]
@@ -366,10 +368,10 @@ def describe(row: Row) -> str:
     """:return: A run's result, on one line."""
     success = "" if row["success"] is None else f", success {row['success']:.2f}"
     solved = "" if row["solved_at"] is None else f", solved first at {row['solved_at']:,} steps"
-    speed = row["steps"] / (row["wall_s"] - row["eval_s"] or 1e-9)
     result = f"return {row['return']:.3f} ± {row['std']:.3f}{success}, best {row['best']:.3f}{solved}"
-    share = row["eval_s"] / row["wall_s"]
-    return f"{result}; {row['wall_s'] / 60:.1f} min ({share:.0%} of it evaluation), training {speed:,.0f} steps/s"
+    seconds = max(row["wall_s"], 0.1)
+    speed = row["steps"] / max(row["wall_s"] - row["eval_s"], 0.1)
+    return f"{result}; {seconds / 60:.1f} min ({row['eval_s'] / seconds:.0%} of it evaluation), training {speed:,.0f} steps/s"
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

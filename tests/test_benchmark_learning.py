@@ -152,7 +152,6 @@ PENDULUM = "memory_ppo_best n_steps=8 seq_len=8 batch_size=8 n_epochs=1"
 
 def test_a_run_makes_a_row_and_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "FINAL_EPISODES", 3)
-    monkeypatch.setattr(learning, "EVAL_ENVS", 3)
     task = replace(TASKS["PendulumNoVel"], steps=16, curve_episodes=2)
     result, points = execute(Run(task, "PendulumNoVel", PENDULUM, 3))
     # Its entry normalizes rewards, to about 1 a step; the episodes of an untrained pendulum earn about -1200.
@@ -172,10 +171,10 @@ def test_evaluation_sees_what_training_sees_and_leaves_it_alone() -> None:
     assert isinstance(trial.curve_envs, VecNormalize)
     assert isinstance(trial.final_envs, VecNormalize)
     first = [np.asarray(envs.venv.reset()) for envs in (training, trial.curve_envs, trial.final_envs)]
-    assert len(np.unique(np.concatenate(first), axis=0)) == 4 + 20 + 20, "environments share their seeds"
+    assert len(np.unique(np.concatenate(first), axis=0)) == 4 + 10 + 100, "environments share their seeds"
     trial.model.learn(32)
     statistics: list[Any] = [deepcopy(training.obs_rms)]
-    trial.evaluate(trial.curve_envs, 2)
+    trial.evaluate(trial.curve_envs)
     statistics += [training.obs_rms, trial.curve_envs.obs_rms]
     assert len({each.count for each in statistics}) == 1
     np.testing.assert_array_equal(*[each.mean for each in statistics[:2]])
