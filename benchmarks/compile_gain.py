@@ -48,7 +48,7 @@ takes_onednn = linear._takes_onednn
 linear._takes_onednn = lambda a, b: not th.compiler.is_compiling() and takes_onednn(a, b)
 
 
-class Images(gym.Env[np.ndarray, int]):
+class Images(gym.Env[np.ndarray, Any]):
     """Noise of Atari's shape, episodes of 50 steps."""
 
     observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -99,7 +99,7 @@ class Updater:
     def _compile(self, part: str, mode: str) -> None:
         policy = self.model.policy
         if part == "features":
-            extractor = th.compile(policy.features_extractor, mode=mode)
+            extractor: Any = th.compile(policy.features_extractor, mode=mode)
             policy.features_extractor = policy.pi_features_extractor = policy.vf_features_extractor = extractor
         elif part == "heads, loss":
             self.heads_and_loss = th.compile(self.heads_and_loss, mode=mode)  # type: ignore[method-assign]

@@ -126,7 +126,7 @@ class CleanRLPeer:
         self.returns = self.advantages + self.values
 
     def _update(self, first_state: LstmState) -> None:
-        self.clip_fractions = []
+        self.clip_fractions: list[float] = []
         for _ in range(self.n_epochs):
             order = self.rng.permutation(self.n_envs)
             for start in range(0, self.n_envs, self.envs_per_batch):
@@ -152,4 +152,5 @@ class CleanRLPeer:
         returns = self.returns[:, rows].flatten()
         clipped = old + (values - old).clamp(-CLIP, CLIP)
         value_loss = 0.5 * th.max((values - returns) ** 2, (clipped - returns) ** 2).mean()
-        return policy_loss - ENTROPY_COEF * distribution.entropy().mean() + VALUE_COEF * value_loss
+        loss: th.Tensor = policy_loss - ENTROPY_COEF * distribution.entropy().mean() + VALUE_COEF * value_loss
+        return loss

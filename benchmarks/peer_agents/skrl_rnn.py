@@ -28,7 +28,7 @@ SEQUENCE_LENGTH = 64
 """Steps that gradients flow back through, as in MemoryPPO."""
 
 
-class _LstmModel(Model):
+class _LstmModel(Model):  # type: ignore[misc]  # skrl is not in the environment that mypy runs in
     """An LSTM and a head; ``outputs`` of the latter."""
 
     def __init__(self, outputs: int, n_envs: int, width: int, sequence_length: int, **spaces: Any) -> None:
@@ -65,13 +65,13 @@ class _LstmModel(Model):
         return th.cat(outputs, dim=1), states
 
 
-class _Policy(CategoricalMixin, _LstmModel):
+class _Policy(CategoricalMixin, _LstmModel):  # type: ignore[misc]  # skrl is not in the environment that mypy runs in
     def __init__(self, **kwargs: Any) -> None:
         _LstmModel.__init__(self, **kwargs)
         CategoricalMixin.__init__(self)
 
 
-class _Value(DeterministicMixin, _LstmModel):
+class _Value(DeterministicMixin, _LstmModel):  # type: ignore[misc]  # skrl is not in the environment that mypy runs in
     def __init__(self, **kwargs: Any) -> None:
         _LstmModel.__init__(self, **kwargs)
         DeterministicMixin.__init__(self)
@@ -110,7 +110,7 @@ class SkrlPeer:
             learning_epochs=args.n_epochs,
             mini_batches=self.steps // args.batch_size,
             learning_rate=args.learning_rate,
-            experiment={"write_interval": 0, "checkpoint_interval": 0},  # type: ignore[arg-type]  # skrl takes a dict, too
+            experiment={"write_interval": 0, "checkpoint_interval": 0},
         )
         memory = RandomMemory(memory_size=args.n_steps, num_envs=args.n_envs, device="cpu")
         self.agent = PPO_RNN(models=models, memory=memory, cfg=settings, device="cpu", **spaces)

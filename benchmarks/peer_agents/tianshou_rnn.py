@@ -41,6 +41,7 @@ class TianshouPeer:
         th.manual_seed(0)
         env = gym.make(env_id)  # DummyVectorEnv has the spaces of the unwrapped environments
         space, actions = env.observation_space, env.action_space
+        assert isinstance(actions, gym.spaces.Discrete)
         envs = DummyVectorEnv([lambda: gym.make(env_id)] * args.n_envs)
         envs.seed(0)
         core = Recurrent(layer_num=1, state_shape=space.shape, action_shape=args.width, hidden_layer_size=args.width)
