@@ -1,0 +1,313 @@
+"""
+The table and the plots of the learning benchmark, from its two CSVs: ``python -m benchmarks.learning_report``.
+
+Writes ``learning.md``, and beside it ``learning_curves.png``, ``learning_kinds.png`` and ``learning_burn_in.png``, each where
+there is something to show. What was not run is ``-``.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.learning import CURVES, RESULTS, RUNS, latest, read
+from benchmarks.learning_tasks import (
+    AGENTS,
+    BEST,
+    BURN_IN_AGENTS,
+    BURN_IN_EPOCHS,
+    BURN_IN_TASKS,
+    BURN_INS,
+    DEFAULT,
+    FRAME_STACK,
+    KIND_TASKS,
+    TASKS,
+    Task,
+    burn_in_agent,
+)
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.memories.memory_v7 import MEMORIES
+
+Rows = list[dict[str, str]]
+Cells = Mapping[tuple[str, str], Rows]
+"""Rows of each task and agent."""
+
+RESAMPLES = 2000
+
+
+def by_cell(rows: Rows) -> dict[tuple[str, str], Rows]:
+    """:return: Rows of each task and agent, in order of the seeds (and of the steps)."""
+    cells: dict[tuple[str, str], Rows] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (int(row["seed"]), int(row["steps"]))):
+        cells[row["task"], row["agent"]].append(row)
+    return dict(cells)
+
+
+def scores(rows: Rows, task: Task) -> np.ndarray:
+    """:return: The final policies' scores, one a seed, in what the task is measured in."""
+    return np.array([float(row[task.metric]) for row in rows])
+
+
+def solved(values: np.ndarray, task: Task) -> int | None:
+    """:return: How many of the runs solved the task, or ``None`` where nothing says when it is solved."""
+    return None if task.solved is None else int(np.sum(values >= task.solved))
+
+
+def is_met(name: str, cells: Cells) -> bool | None:
+    """:return: Whether MemoryPPO reached what is asked of it, as far as it was run; ``None`` if that cannot be said yet."""
+    task = TASKS[name]
+    rows = cells.get((name, task.agent))
+    if not rows:
+        return None
+    values = scores(rows, task)
+    if task.above is not None:
+        peer, margin = task.above
+        others = cells.get((name, peer))
+        return bool(values.mean() >= scores(others, task).mean() + margin) if others else None
+    if task.seeds_solved is not None:
+        return bool(np.sum(values >= task.solved) * 5 >= task.seeds_solved * len(values))
+    return bool(values.mean() >= task.solved)
+
+
+def cell(rows: Rows | None, task: Task) -> str:
+    """:return: Mean and standard deviation over the seeds, and how many of them are solved."""
+    if not rows:
+        return "-"
+    values = scores(rows, task)
+    digits = 1 if np.abs(values).max() >= 10 else 2
+    done = solved(values, task)
+    seeds = f"{len(values)} seeds" if done is None else f"{done}/{len(values)}"
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({seeds})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def main_table(cells: Cells) -> str:
+    words = {None: "-", True: "met", False: "**missed**"}
+    rows = []
+    for name, task in TASKS.items():
+        goal = task.goal if task.agent == DEFAULT else f"{task.goal}, best"
+        results = [cell(cells.get((name, agent)), task) for agent in AGENTS]
+        rows.append([name, f"{task.steps:,}", goal, task.beat, words[is_met(name, cells)], *results])
+    return table(["task", "budget", "target", "to beat", "reached", *AGENTS], rows)
+
+
+def cost_table(cells: Cells) -> str:
+    rows = []
+    for name in TASKS:
+        costs = []
+        for agent in AGENTS:
+            runs = cells.get((name, agent), [])
+            minutes = [float(row["wall_s"]) / 60 for row in runs]
+            speed = [int(row["steps"]) / max(float(row["wall_s"]) - float(row["eval_s"]), 0.1) for row in runs]
+            costs.append(f"{np.mean(minutes):.1f} ({np.mean(speed):,.0f})" if runs else "-")
+        rows.append([name, *costs])
+    return table(["task", *AGENTS], rows)
+
+
+def lost(cells: Cells) -> list[str]:
+    """:return: Runs whose final policy does not solve what the policy at an earlier evaluation did."""
+    lines = []
+    for (name, agent), rows in cells.items():
+        task = TASKS[name]
+        for row in rows:
+            if task.solved is not None and row["solved_at"] and float(row[task.metric]) < task.solved:
+                final = float(row[task.metric])
+                lines.append(f"- {name}, {agent}, seed {row['seed']}: best {float(row['best']):.3f}, final {final:.3f}")
+    return lines
+
+
+def curves_of(rows: Rows, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """:return: Steps (P,), and the score of each seed there (seeds, P)."""
+    seeds: dict[str, Rows] = defaultdict(list)
+    for row in rows:
+        seeds[row["seed"]].append(row)
+    steps = np.array([int(row["steps"]) for row in next(iter(seeds.values()))], dtype=float)
+    values = [np.interp(steps, [int(row["steps"]) for row in seed], scores(seed, task)) for seed in seeds.values()]
+    return steps, np.array(values)
+
+
+def bootstrap_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param values: One row a seed, (seeds, ...).
+    :return: Lower and upper end of the 95% interval of the mean over seeds, each (...): percentiles over resampled seeds.
+    """
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5], axis=0)
+    return low, high
+
+
+def kinds_table(name: str, cells: Cells) -> str:
+    rows = [
+        [encoder, *(cell(cells.get((name, f"{encoder}+{memory}")), TASKS[name]) for memory in MEMORIES)]
+        for encoder in ENCODERS
+    ]
+    return table(["encoder", *MEMORIES], rows)
+
+
+def burn_in_rows(name: str, cells: Cells, curves: Cells) -> list[list[str]]:
+    """:return: A row for each setting: the final score, and the mean over the whole of training."""
+    rows = []
+    for agent in BURN_IN_AGENTS:
+        if (name, agent) in cells:
+            _, values = curves_of(curves[name, agent], TASKS[name])
+            rows.append([agent, cell(cells[name, agent], TASKS[name]), f"{values.mean():.3f} ± {values.mean(1).std():.3f}"])
+    return rows
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    _pyplot().close(figure)
+
+
+def draw_curves(curves: Cells, path: Path) -> bool:
+    """Draw mean evaluations along training with their 95% bands, one plot a task. :return: Whether there was anything."""
+    names = [name for name in TASKS if any((name, agent) in curves for agent in AGENTS)]
+    if not names:
+        return False
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = _pyplot().subplots(lines, columns, figsize=(4 * columns, 2.9 * lines), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for name, axis in zip(names, axes.flat, strict=False):
+        task = TASKS[name]
+        for number, agent in enumerate(AGENTS):
+            if (name, agent) in curves:
+                steps, values = curves_of(curves[name, agent], task)
+                axis.plot(steps, values.mean(0), color=f"C{number}", label=agent)
+                axis.fill_between(steps, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
+        if task.solved is not None:
+            axis.axhline(task.solved, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=name, ylabel=task.metric)
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 0.0))
+    figure.tight_layout()
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    _pyplot().close(figure)
+    return True
+
+
+def draw_kinds(cells: Cells, path: Path) -> bool:
+    """Draw a heat map of encoders and memories for each task. :return: Whether there was anything."""
+    names = [name for name in KIND_TASKS if any((name, f"{e}+{m}") in cells for e in ENCODERS for m in MEMORIES)]
+    if not names:
+        return False
+    figure, axes = _pyplot().subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
+    for name, axis in zip(names, axes.flat, strict=True):
+        values = np.full((len(ENCODERS), len(MEMORIES)), np.nan)
+        for i, encoder in enumerate(ENCODERS):
+            for j, memory in enumerate(MEMORIES):
+                if rows := cells.get((name, f"{encoder}+{memory}")):
+                    values[i, j] = scores(rows, TASKS[name]).mean()
+                text = "-" if np.isnan(values[i, j]) else f"{values[i, j]:.2f}"
+                axis.text(j, i, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0})
+        # From what a guess earns to all there is: left to itself, the scale would make much of small differences.
+        image = axis.imshow(values, cmap="viridis", aspect="auto", vmin=-0.5, vmax=1.0)
+        axis.set_xticks(range(len(MEMORIES)), list(MEMORIES))
+        axis.set_yticks(range(len(ENCODERS)), list(ENCODERS))
+        axis.set(title=f"{name}: {TASKS[name].metric}", xlabel="memory", ylabel="encoder")
+        figure.colorbar(image, ax=axis)
+    _save(figure, path)
+    return True
+
+
+def draw_burn_in(curves: Cells, path: Path) -> bool:
+    """Draw what burn-in does to the end of training and to the mean over it. :return: Whether there was anything."""
+    names = [name for name in BURN_IN_TASKS if any((name, agent) in curves for agent in BURN_IN_AGENTS)]
+    if not names:
+        return False
+    figure, axes = _pyplot().subplots(2, len(names), figsize=(4 * len(names), 6), squeeze=False, sharex=True)
+    for column, name in enumerate(names):
+        for n_epochs in BURN_IN_EPOCHS:
+            agents = {burn_in: burn_in_agent(burn_in, n_epochs) for burn_in in BURN_INS}
+            done = {
+                b: curves_of(curves[name, agent], TASKS[name])[1] for b, agent in agents.items() if (name, agent) in curves
+            }
+            for axis, last in zip(axes[:, column], (True, False), strict=True):
+                values = [v[:, -1] if last else v.mean(1) for v in done.values()]
+                means = np.array([v.mean() for v in values])
+                bands = np.array([bootstrap_band(v) for v in values]).reshape(-1, 2)
+                errors = np.abs(bands.T - means)  # matplotlib wants lengths, those below the mean first
+                axis.errorbar(list(done), means, errors, marker="o", capsize=3, label=f"{n_epochs} epochs")
+                axis.set(ylabel=f"{TASKS[name].metric}, {'final' if last else 'mean over training'}", xticks=list(BURN_INS))
+        axes[0, column].set_title(name)
+        axes[1, column].set_xlabel("burn_in")
+    axes[0, 0].legend()
+    _save(figure, path)
+    return True
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(out: Path) -> str:
+    """:return: The text of ``learning.md``; the plots are drawn beside it."""
+    all_rows = [row for row in read(out / RUNS) if row["task"] in TASKS]
+    rows = latest(all_rows)
+    finished = {(row["task"], row["agent"], row["digest"], row["seed"]) for row in rows}
+    points = [p for p in latest(read(out / CURVES)) if (p["task"], p["agent"], p["digest"], p["seed"]) in finished]
+    cells, curves = by_cell(rows), by_cell(points)
+    parts = [
+        "Final policies, acting with `deterministic=True`: the mean over seeds of the mean of 100 evaluation episodes, ± the "
+        "standard deviation over seeds, and in brackets how many seeds are solved. "
+        f"`best` targets are {BEST}'s, the others {DEFAULT}'s. "
+        f"{FRAME_STACK} sees as many frames as must be remembered where 257 are enough, else 4. "
+        f"Written by `python -m benchmarks.learning_report` from `{RUNS}` and `{CURVES}`.",
+        main_table(cells),
+        "Minutes a run, and steps a second without evaluation, one thread each:",
+        cost_table(cells),
+    ]
+    if gone := lost(cells):
+        parts += ["Solved at an evaluation during training, but not at the end:", "\n".join(gone)]
+    if draw_curves(curves, out / "learning_curves.png"):
+        parts += ["Mean over seeds and its bootstrap 95% band; dotted: solved.", "![Learning curves](learning_curves.png)"]
+    if draw_kinds(cells, out / "learning_kinds.png"):
+        for name in KIND_TASKS:
+            parts += [f"**Encoders and memories on {name}**", kinds_table(name, cells)]
+        parts.append("![Encoders and memories](learning_kinds.png)")
+    if draw_burn_in(curves, out / "learning_burn_in.png"):
+        for name in BURN_IN_TASKS:
+            if lines := burn_in_rows(name, cells, curves):
+                parts += [f"**Burn-in on {name}**", table(["settings", "final", "mean over training"], lines)]
+        parts.append("![Burn-in](learning_burn_in.png)")
+    if rows:
+        commits, versions = {row["commit"] for row in rows}, {row["versions"] for row in rows}
+        parts.append(f"{len(rows)} runs; commits {', '.join(sorted(commits))}; {'; '.join(sorted(versions))}.")
+    if left := len(all_rows) - len(rows):
+        parts.append(f"{left} rows of earlier settings, or of the same run again, are left out.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs and the report (default: %(default)s)")
+    out = parser.parse_args(argv).out
+    if not (out / RUNS).is_file():
+        parser.error(f"there is no {out / RUNS}: run `python -m benchmarks.learning` first")
+    (out / "learning.md").write_text(report(out))
+    print(f"Written to {out / 'learning.md'}")
+
+
+if __name__ == "__main__":
+    main()

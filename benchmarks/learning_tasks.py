@@ -1,0 +1,403 @@
+"""
+Tasks and agents of the learning benchmark.
+
+An agent on a task is one thing alone: an algorithm and an entry in RL Zoo's form, with the number of environments and steps in
+it. ``benchmarks.learning`` runs it, and writes it beside its result.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import rl_zoo3
+import torch as th
+import yaml
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from torch import nn
+
+from sb3_cyborg import MemoryPPO, zoo
+from sb3_cyborg.checks import unknown_name
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
+from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches
+
+DEFAULT, BEST, RECURRENT, FRAME_STACK, PLAIN = "memory_ppo", "memory_ppo_best", "recurrent_ppo", "frame_stack_ppo", "ppo"
+AGENTS = {
+    DEFAULT: 'MemoryPPO("MlpPolicy", env), its defaults',
+    BEST: "MemoryPPO with the task's entry in zoo_hyperparams/memory_ppo.yml",
+    RECURRENT: "sb3-contrib's RecurrentPPO: RL Zoo's settings of the task if it has any, else those of memory_ppo_best",
+    FRAME_STACK: "PPO with the last frames stacked, settings likewise",
+    PLAIN: "PPO, settings likewise",
+}
+"""Agents by name, and what each is. Others are made of these: see :func:`settings`."""
+
+Settings = dict[str, Any]
+"""``algo``, and what an entry of RL Zoo's YAML files holds."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A task, and what is asked of MemoryPPO on it.
+
+    :param env_id: The environment's id.
+    :param steps: Budget, in steps of all environments together.
+    :param n_envs: Environments of the default agent.
+    :param goal: What to reach, in words.
+    :param beat: The best public figure, in words.
+    :param solved: Mean score of the evaluation episodes of one run from which on it counts as solved.
+    :param seeds_solved: How many runs of five must be solved; ``None`` asks it of the mean over the runs.
+    :param above: Instead: the peer whose mean over the runs is to be exceeded, and by how much.
+    :param agent: Whom it is asked of.
+    :param metric: What the score is: ``"return"`` of an episode, or ``"success"``, the rate of ``is_success``.
+    :param env_kwargs: Keyword arguments of the environment.
+    :param frames: Frames of the frame stack: enough for what must be remembered, where 257 are, else 4.
+    :param slots: Slots of memories in the grid of kinds, so that a window reaches back far enough.
+    :param zoo: For a peer's algorithm, the file of RL Zoo and the entry in it that it takes.
+    :param curve_episodes: Episodes of each evaluation during training.
+    """
+
+    env_id: str
+    steps: int
+    n_envs: int
+    goal: str
+    beat: str
+    solved: float | None = None
+    seeds_solved: int | None = None
+    above: tuple[str, float] | None = None
+    agent: str = DEFAULT
+    metric: str = "return"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    frames: int = 4
+    slots: int = 64
+    zoo: dict[str, tuple[str, str]] = field(default_factory=dict)
+    curve_episodes: int = 20
+
+
+def _chain(length: int, beat: str, **options: Any) -> Task:
+    return Task(
+        **{
+            "env_id": "sb3_cyborg/MemoryChain-v0",
+            "steps": 1_000_000,
+            "n_envs": 32,
+            "goal": "5 of 5 seeds",
+            "beat": beat,
+            "solved": 0.95,
+            "seeds_solved": 5,
+            "env_kwargs": {"memory_length": length},
+            "frames": length + 1 if length <= 256 else 4,
+            "slots": 2 * length,
+            **options,
+        }
+    )
+
+
+def _maze(length: int, steps: int, frames: int) -> Task:
+    return Task(
+        "sb3_cyborg/TMaze-v0",
+        steps,
+        32,
+        "success 0.95",
+        "LSTM fails far shorter",
+        solved=0.95,
+        metric="success",
+        env_kwargs={"corridor_length": length},
+        frames=frames,
+        slots=2 * length,
+    )
+
+
+def _popgym(name: str, solved: float | None, beat: str, *, steps: int = 1_000_000, **options: Any) -> Task:
+    goal = options.pop("goal", f"return {solved}")
+    return Task(f"sb3_cyborg/popgym-{name}-v0", steps, 64, goal, beat, solved=solved, **options)
+
+
+def _control(env_id: str, steps: int, n_envs: int, **options: Any) -> Task:
+    """Without velocities: the peers' settings are those of RL Zoo's RecurrentPPO, as in sb3-contrib's comparison."""
+    zoo_entries = dict.fromkeys(("ppo_lstm", "ppo"), ("ppo_lstm", env_id))
+    # Ten episodes: they are long, and the runs are short.
+    return Task(env_id, steps, n_envs, **{"zoo": zoo_entries, "curve_episodes": 10, **options})
+
+
+TASKS: dict[str, Task] = {
+    "MemoryChain-16": _chain(16, "GRU, GTrXL, sLSTM 5/5"),
+    "MemoryChain-32": _chain(32, "GTrXL, sLSTM 5/5; GRU 2/5"),
+    "MemoryChain-64": _chain(64, "GTrXL, sLSTM 5/5; GRU 0/5"),
+    "MemoryChain-128": _chain(128, "GTrXL, sLSTM 5/5; GRU 0/5"),
+    "MemoryChain-256": _chain(256, "sLSTM 5/5; GTrXL 4/5; GRU 0/5"),
+    "MemoryChain-1000": _chain(1000, "none known", steps=3_000_000, goal="3 of 5 seeds", seeds_solved=3, agent=BEST),
+    "TMaze-100": _maze(100, 1_000_000, 101),
+    "TMaze-500": _maze(500, 3_000_000, 4),
+    "RepeatPreviousEasy": _popgym("RepeatPreviousEasy", 0.97, "RecurrentPPO 1.00", frames=5, slots=64),
+    "RepeatPreviousMedium": _popgym("RepeatPreviousMedium", 0.97, "RecurrentPPO -0.49", frames=33, slots=64),
+    "RepeatPreviousHard": _popgym("RepeatPreviousHard", 0.95, "RecurrentPPO -0.50", frames=65, slots=128),
+    "RepeatFirstEasy": _popgym("RepeatFirstEasy", 0.99, "RecurrentPPO, same run", frames=52, slots=64),
+    "RepeatFirstMedium": _popgym("RepeatFirstMedium", 0.99, "RecurrentPPO, same run"),
+    "RepeatFirstHard": _popgym("RepeatFirstHard", 0.99, "RecurrentPPO, same run"),
+    "AutoencodeEasy": _popgym(
+        "AutoencodeEasy", 0.5, "RecurrentPPO -0.48 after 570k", steps=5_000_000, agent=BEST, frames=104, slots=128
+    ),
+    "ConcentrationEasy": _popgym(
+        "ConcentrationEasy",
+        None,
+        "RecurrentPPO, same run",
+        steps=3_000_000,
+        goal="RecurrentPPO + 0.2",
+        above=(RECURRENT, 0.2),
+        slots=128,
+    ),
+    # The view and the actions of the figure to beat, which is from images of 84x84, and from 99 mazes alone.
+    "MiniGrid-MemoryS9": Task(
+        "sb3_cyborg/MiniGrid-MemoryS9-v0",
+        800_000,
+        16,
+        "success 0.95",
+        "LSTM-256 PPO 0.90",
+        solved=0.95,
+        metric="success",
+        env_kwargs={"agent_view_size": 3, "actions": "move"},
+    ),
+    "CartPoleNoVel": _control("CartPoleNoVel-v1", 100_000, 8, goal="return 500", beat="RecurrentPPO 500", solved=500),
+    "PendulumNoVel": _control("PendulumNoVel-v1", 100_000, 4, goal="return -200", beat="RecurrentPPO -217.9", solved=-200),
+    "MountainCarContinuousNoVel": _control(
+        "MountainCarContinuousNoVel-v0", 300_000, 8, goal="return 92", beat="RecurrentPPO 91.5", solved=92
+    ),
+    "CartPole": _control(
+        "CartPole-v1",
+        100_000,
+        8,
+        goal="not below PPO",
+        beat="PPO, same run",
+        solved=475,
+        above=(PLAIN, 0.0),
+        zoo={"ppo_lstm": ("ppo_lstm", "CartPoleNoVel-v1"), "ppo": ("ppo", "CartPole-v1")},
+    ),
+    "LunarLander": _control(
+        "LunarLander-v3",
+        500_000,
+        16,
+        goal="not below PPO",
+        beat="PPO, same run",
+        solved=200,
+        above=(PLAIN, 0.0),
+        zoo={"ppo_lstm": ("ppo_lstm", "LunarLanderNoVel-v2"), "ppo": ("ppo", "LunarLander-v3")},
+    ),
+}
+"""All tasks, in the order of the table."""
+
+KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
+KINDS = [f"{encoder}+{memory}" for encoder in ENCODERS for memory in MEMORIES]
+BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
+BURN_INS, BURN_IN_EPOCHS = (0, 32, 64), (4, 10)
+
+
+def burn_in_agent(burn_in: int, n_epochs: int) -> str:
+    """:return: The agent with these settings, and sequences short enough that burn-in may matter."""
+    return f"burn_in={burn_in} n_epochs={n_epochs} seq_len=32"
+
+
+BURN_IN_AGENTS = [burn_in_agent(burn_in, n_epochs) for n_epochs in BURN_IN_EPOCHS for burn_in in BURN_INS]
+GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
+    "table": (tuple(TASKS), list(AGENTS)),
+    "kinds": (KIND_TASKS, KINDS),
+    "burn_in": (BURN_IN_TASKS, BURN_IN_AGENTS),
+}
+"""Tasks and agents of each grid."""
+
+
+class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordConstructorArgs):
+    """
+    Append the last action to the observation, for peers of a MemoryPPO that reads its own: one-hot, zeros at the start.
+
+    :param env: An environment with flat observations and discrete actions.
+    """
+
+    def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Box)
+        assert isinstance(env.action_space, spaces.Discrete)
+        self.one_hot = np.eye(int(env.action_space.n), dtype=np.float32)
+        low, high = env.observation_space.low, env.observation_space.high
+        none, one = np.zeros(len(self.one_hot), np.float32), np.ones(len(self.one_hot), np.float32)
+        self.observation_space = spaces.Box(np.concatenate([low, none]), np.concatenate([high, one]), dtype=np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """:return: The first observation, with zeros."""
+        obs, info = self.env.reset(**kwargs)
+        return np.concatenate([obs, np.zeros(len(self.one_hot), np.float32)]), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """:return: What the environment returns, with the action in the observation."""
+        obs, *rest = self.env.step(action)
+        return (np.concatenate([obs, self.one_hot[int(action)]]), *rest)  # type: ignore[return-value]  # as many as there were
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+ZOO_KEYS = ("n_envs", "n_timesteps", "normalize", "env_wrapper", "frame_stack", "env_kwargs")
+SHARED_KEYS = (
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "learning_rate",
+    "gamma",
+    "gae_lambda",
+    "clip_range",
+    "clip_range_vf",
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "target_kl",
+    "use_sde",
+    "sde_sample_freq",
+)
+"""What the three algorithms have in common, beside what RL Zoo itself reads."""
+LSTM_KEYS = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
+
+
+def settings(task: Task, name: str, agent: str) -> Settings:
+    """
+    :param task: The task.
+    :param name: Its name: the file of hyperparameters may have an entry for it, else it has one for the environment.
+    :param agent: One of ``AGENTS``; ``encoder+memory``, ``memory_ppo_best`` with these two in place of its own; or
+        ``name=value`` once or more, separated by spaces, which change ``memory_ppo_best``, or the agent that is named before
+        them. A name may be a path: ``policy_kwargs.hidden_dim=64``.
+    :return: Its settings on the task.
+    :raises ValueError: for an agent that is none of these.
+    """
+    base, changes = agent, list[str]()
+    if "=" in agent:
+        words = agent.split()
+        base, changes = (BEST, words) if "=" in words[0] else (words[0], words[1:])
+    entry = _base_settings(task, name, base)
+    entry |= {"n_timesteps": task.steps, "env_kwargs": {**(entry.get("env_kwargs") or {}), **task.env_kwargs}}
+    for change in changes:
+        path, _, value = change.partition("=")
+        *parents, key = path.split(".")
+        target = entry
+        for parent in parents:
+            if isinstance(target.get(parent), str):
+                target[parent] = _mapping(target[parent])
+            target = target.setdefault(parent, {})
+        target[key] = _parse(value)
+    return {"algo": entry.pop("algo"), "env": task.env_id, **entry}
+
+
+def _base_settings(task: Task, name: str, agent: str) -> Settings:
+    if agent == DEFAULT:
+        return {"algo": zoo.ALGO, "policy": "MlpPolicy", "n_envs": task.n_envs}
+    if agent == BEST:
+        return {"algo": zoo.ALGO, **_best(task, name)}
+    if agent == RECURRENT:
+        return _peer(task, name, "ppo_lstm")
+    if agent == FRAME_STACK:
+        return {**_peer(task, name, "ppo"), "frame_stack": task.frames}
+    if agent == PLAIN:
+        return _peer(task, name, "ppo")
+    encoder, plus, memory = agent.partition("+")
+    if not plus:
+        raise unknown_name("agent", agent, [*AGENTS, *KINDS])
+    for what, value, known in (("encoder", encoder, ENCODERS), ("memory", memory, MEMORIES)):
+        if value not in known:
+            raise unknown_name(what, value, known)
+    entry = {"algo": zoo.ALGO, **_best(task, name)}
+    replaced = ("encoder_kwargs", "memory_kwargs")
+    kept = {key: value for key, value in _mapping(entry.get("policy_kwargs")).items() if key not in replaced}
+    slots = {"memory_kwargs": {"num_slots": task.slots}} if "num_slots" in memory_options(memory) else {}
+    return {**entry, "policy_kwargs": {**kept, "encoder": encoder, "memory": memory, **slots}}
+
+
+def _best(task: Task, name: str) -> Settings:
+    entries = _read(zoo.hyperparams_file())
+    return deepcopy(next(entries[key] for key in (name, task.env_id, "default") if key in entries))
+
+
+def _peer(task: Task, name: str, algo: str) -> Settings:
+    """:return: Settings of RecurrentPPO or PPO: RL Zoo's where the task names them, else those of the best MemoryPPO."""
+    policy = {"ppo": "MlpPolicy", "ppo_lstm": "MlpLstmPolicy"}[algo]
+    if algo in task.zoo:
+        file, key = task.zoo[algo]
+        entry = deepcopy(_read(Path(rl_zoo3.__file__).parent / "hyperparams" / f"{file}.yml")[key])
+        if file != algo and "policy_kwargs" in entry:
+            entry["policy_kwargs"] = {k: v for k, v in _mapping(entry["policy_kwargs"]).items() if k not in LSTM_KEYS}
+        return {"algo": algo, **entry, "policy": policy}
+    best, defaults = _best(task, name), _defaults(MemoryPPO)
+    kwargs = _mapping(best.get("policy_kwargs"))
+    width = kwargs.get("hidden_dim", _defaults(MemoryActorCriticPolicy)["hidden_dim"])
+    shared = {key: best.get(key, defaults[key]) for key in SHARED_KEYS}
+    if shared["batch_size"] is None:
+        shared["batch_size"] = plan_minibatches(shared["n_steps"], best["n_envs"], best.get("seq_len"), None)[1]
+    for key, value in shared.items():
+        if callable(value):
+            shared[key] = f"lin_{value(1.0)}"  # a schedule that is a default; RL Zoo knows only this one
+    entry = {key: best[key] for key in ZOO_KEYS if key in best}
+    entry |= {key: value for key, value in shared.items() if value is not None}
+    if best.get("use_last_action") or kwargs.get("use_last_action"):
+        wrappers = entry.get("env_wrapper") or []
+        entry["env_wrapper"] = [*([wrappers] if isinstance(wrappers, str) else wrappers), _name_of(LastActionObservation)]
+    same = {key: kwargs[key] for key in ("activation_fn", "ortho_init", "log_std_init") if key in kwargs}
+    size = {"net_arch": [width, width]} if algo == "ppo" else {"lstm_hidden_size": width}
+    return {"algo": algo, **entry, "policy": policy, "policy_kwargs": {**same, **size}}
+
+
+@functools.cache
+def _read(path: Path) -> dict[str, Settings]:
+    entries: dict[str, Settings] = yaml.safe_load(path.read_text())
+    return entries
+
+
+def _mapping(policy_kwargs: str | dict[str, Any] | None) -> dict[str, Any]:
+    """:return: ``policy_kwargs`` as a mapping: RL Zoo's files may also hold a string, which is evaluated."""
+    if isinstance(policy_kwargs, str):
+        return dict(eval(policy_kwargs, {"nn": nn, "th": th}))
+    return deepcopy(policy_kwargs or {})
+
+
+def _parse(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML takes 1e-3 for a word
+        except ValueError:
+            return value
+    return value
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+def _name_of(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+
+
+def as_json(values: Settings) -> str:
+    """:return: Settings as they stand in the CSV."""
+    return json.dumps(values, sort_keys=True, default=_name_of)
+
+
+def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
+    """
+    :param values: Settings.
+    :param evaluation: Numbers that say how it is evaluated.
+    :return: A short name of them, and of all defaults that they leave as they are: another default is another run.
+    """
+    zoo.register()
+    algorithm = rl_zoo3.ALGOS[values["algo"]]
+    parts: list[Callable[..., Any]] = [algorithm, algorithm.policy_aliases[values["policy"]]]
+    if values["algo"] == zoo.ALGO:
+        parts += MEMORIES.values()
+    defaults = [sorted((name, _name_of(value)) for name, value in _defaults(part).items()) for part in parts]
+    return hashlib.sha256(f"{as_json(values)} {defaults} {evaluation}".encode()).hexdigest()[:8]

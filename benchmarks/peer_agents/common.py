@@ -1,0 +1,17 @@
+"""What the peers have in common: the clock that times them, and the heads of those whose networks are the user's."""
+
+import time
+
+from torch import nn
+
+clock = time.process_time
+"""CPU seconds: what else the machine does matters less to them, and every peer runs in one thread of one process."""
+
+HEAD = (64, 64)
+"""Widths of the actor's and the critic's hidden layers, SB3's default."""
+
+
+def make_head(width: int, outputs: int) -> nn.Sequential:
+    """:return: SB3's default head behind a core of ``width``: two layers with tanh, and a linear one."""
+    first, second = HEAD
+    return nn.Sequential(nn.Linear(width, first), nn.Tanh(), nn.Linear(first, second), nn.Tanh(), nn.Linear(second, outputs))
