@@ -228,8 +228,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, 0.02])
 def test_gradients_are_clipped(max_grad_norm: float) -> None:
-    optimizer = {"optimizer_class": th.optim.SGD}
-    model = toy_model(n_epochs=1, batch_size=36, learning_rate=1.0, max_grad_norm=max_grad_norm, policy_kwargs=optimizer)
+    options = {"normalize_value": False, "policy_kwargs": {"optimizer_class": th.optim.SGD}}  # no weight moves but by a gradient
+    model = toy_model(n_epochs=1, batch_size=36, learning_rate=1.0, max_grad_norm=max_grad_norm, **options)
     before = weights(model.policy)
     model.learn(36)
     moved = sum((before[name] - now).square().sum().item() for name, now in weights(model.policy).items())

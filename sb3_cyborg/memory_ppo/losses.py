@@ -3,14 +3,15 @@
 import torch as th
 
 
-def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
+def normalize_advantages(advantages: th.Tensor, least_std: float = 0.0) -> th.Tensor:
     """
-    ``(A - mean(A)) / (std(A) + 1e-8)``, over the minibatch as in SB3.
+    ``(A - mean(A)) / (max(std(A), least_std) + 1e-8)``, over the minibatch; SB3's with ``least_std=0``.
 
     :param advantages: Any shape, at least two elements.
+    :param least_std: What is smaller than usual stays smaller.
     :return: The same shape.
     """
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return (advantages - advantages.mean()) / (advantages.std().clamp(min=least_std) + 1e-8)
 
 
 def clipped_policy_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:

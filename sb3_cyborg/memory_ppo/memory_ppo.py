@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, check_whole, unknown_name
 from sb3_cyborg.memory_ppo import losses
+from sb3_cyborg.memory_ppo.normalization import RunningMoments
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
@@ -67,7 +68,9 @@ class MemoryPPO(RecurrentPPO):
     :param clip_range: Clipping of the ratio, or a function of the progress remaining.
     :param clip_range_vf: Clipping of the value (the larger of clipped and unclipped loss counts), in units of the return, or
         a function of the progress remaining; ``None`` does not clip.
-    :param normalize_advantage: Normalize the advantages of each minibatch.
+    :param normalize_advantage: Normalize the advantages of each minibatch: by their standard deviation, or by the average one
+        of the last rollouts if that is larger. Where nothing was won or lost, what is left is the noise of the values;
+        blown up to the usual size, it would undo what was learned.
     :param ent_coef: Weight of the entropy.
     :param vf_coef: Weight of the value loss.
     :param max_grad_norm: Largest norm of the gradient.
@@ -86,6 +89,8 @@ class MemoryPPO(RecurrentPPO):
     :param burn_in: Steps before each sequence that are replayed without gradient, with the weights of the moment, to
         refresh the state that it starts from.
     :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).
+    :param normalize_value: Let the critic learn in units of the return's standard deviation (PopArt, see
+        :class:`ValueHead`), so that it matters as much beside the actor whatever the rewards' scale.
     :param use_last_action: Let the policy read its last action, too (the same as in ``policy_kwargs``).
     :param amp: Compute features and the encoder's projections in bf16 (autocast); recurrence, memory, state and heads stay in
         fp32. It pays for image observations, and for wide networks on a GPU; ``train/ratio_error`` then is up to 0.05.
@@ -136,6 +141,7 @@ class MemoryPPO(RecurrentPPO):
         seq_len: int | None = None,
         burn_in: int = 0,
         memory_loss_coef: float = 1.0,
+        normalize_value: bool = True,
         use_last_action: bool = False,
         amp: bool = False,
         rollout_buffer_class: None = None,
@@ -176,6 +182,8 @@ class MemoryPPO(RecurrentPPO):
         self.seq_len = seq_len
         self.burn_in = burn_in
         self.memory_loss_coef = memory_loss_coef
+        self.normalize_value = normalize_value
+        self._advantage_moments, self._return_moments = RunningMoments(), RunningMoments()
         self.amp = amp
         if _init_setup_model:
             self._setup_model()
@@ -346,6 +354,10 @@ class MemoryPPO(RecurrentPPO):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        self._advantage_moments.update(self.rollout_buffer.advantages)
+        if self.normalize_value:
+            self._return_moments.update(self.rollout_buffer.returns)
+            self.policy.value_net.follow(self._return_moments)
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
         parameters = list(self.policy.parameters())
         for epoch in range(self.n_epochs):
@@ -379,13 +391,13 @@ class MemoryPPO(RecurrentPPO):
             for key in ("old_log_prob", "old_values", "returns", "advantages")
         )
         if self.normalize_advantage:
-            advantages = losses.normalize_advantages(advantages)
+            advantages = losses.normalize_advantages(advantages, self._advantage_moments.std)
         log_ratio = log_prob - old_log_prob
         ratio = log_ratio.exp()
         parts = {
             "policy_gradient_loss": losses.clipped_policy_loss(ratio, advantages, clip_range),
             "entropy_loss": losses.entropy_loss(entropy, log_prob),
-            "value_loss": losses.value_loss(values, old_values, returns, clip_range_vf),
+            "value_loss": losses.value_loss(values, old_values, returns, clip_range_vf) / self.policy.value_net.scale.square().sum(),
         }
         loss = parts["policy_gradient_loss"] + self.ent_coef * parts["entropy_loss"] + self.vf_coef * parts["value_loss"]
         if AUX_LOSS in logs:

@@ -19,6 +19,7 @@ from sb3_cyborg.checks import check_finite_observations, check_positive, nearest
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
 from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, evaluate_categorical, sample_categorical
+from sb3_cyborg.memory_ppo.normalization import ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
 from sb3_cyborg.ops.linear import Layers
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
@@ -70,6 +71,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
 
     core: Stack
+    value_net: ValueHead
     amp: bool = False
     """Whether features and projections are computed in bf16; set by ``MemoryPPO(amp=True)``."""
 
@@ -168,6 +170,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
         heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        linear = self.value_net
+        assert isinstance(linear, nn.Linear)
+        self.value_net = ValueHead(linear.weight, linear.bias)  # the parameters that the optimizer knows by now
 
     # --- states -----------------------------------------------------------------------------------------------------
 
