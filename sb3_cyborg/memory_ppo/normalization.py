@@ -1,0 +1,81 @@
+"""Scales of returns and advantages that are remembered from rollout to rollout."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch as th
+from torch import nn
+
+
+@dataclass
+class RunningMoments:
+    """
+    Mean and square of what rollouts hold: the plain average over the first ``HORIZON`` rollouts, then an exponential one.
+
+    :param count: Rollouts so far, at most ``HORIZON``.
+    :param mean: Average of the rollouts' means.
+    :param square: Average of the rollouts' mean squares.
+    """
+
+    HORIZON: ClassVar[int] = 32
+
+    count: int = 0
+    mean: float = 0.0
+    square: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over all rollouts together."""
+        return math.sqrt(max(self.square - self.mean**2, 0.0))
+
+    def update(self, values: th.Tensor) -> None:
+        """
+        :param values: Of one rollout, any shape.
+        """
+        self.count = min(self.count + 1, self.HORIZON)
+        mean, square = th.stack([values.mean(), values.square().mean()]).tolist()
+        self.mean += (mean - self.mean) / self.count
+        self.square += (square - self.square) / self.count
+
+
+class ValueHead(nn.Linear):
+    """
+    A linear layer that works in units of the return: PopArt (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714).
+
+    What it is multiplied with and moved by are buffers, which follow the returns' scale; weights and bias change against
+    them, so that every output stays as it was (``Pop``) while the loss, divided by ``scale ** 2``, is of the same size for
+    rewards of any (``Art``). A shared core then hears actor and critic equally loud.
+
+    :param weight: Of a linear layer with one output, (1, D).
+    :param bias: Likewise, (1,).
+    """
+
+    LEAST_SCALE: ClassVar[float] = 1e-2
+    """Below this, in units of the reward, differences are taken for the noise of the values themselves."""
+
+    mean: th.Tensor
+    scale: th.Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        super().__init__(weight.shape[1], 1, device=weight.device, dtype=weight.dtype)
+        self.weight, self.bias = weight, bias
+        self.register_buffer("mean", th.zeros_like(bias))
+        self.register_buffer("scale", th.ones_like(bias))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """:return: Values (..., 1) of features (..., D)."""
+        return th.addcmul(self.mean, super().forward(x), self.scale)
+
+    @th.no_grad()
+    def follow(self, returns: RunningMoments) -> None:
+        """
+        Take on the scale of the returns; the values stay what they are.
+
+        :param returns: Their moments.
+        """
+        mean, scale = returns.mean, max(returns.std, self.LEAST_SCALE)
+        self.bias.mul_(self.scale).add_(self.mean - mean).div_(scale)
+        self.weight.mul_(self.scale / scale)
+        self.mean.fill_(mean)
+        self.scale.fill_(scale)
