@@ -621,7 +621,7 @@ def test_saving_leaves_out_the_states_and_the_rollout(tmp_path: Path) -> None:
 
 
 def test_custom_objects_and_arguments_of_load(tmp_path: Path) -> None:
-    model = toy_model().learn(36)
+    model = toy_model(normalize_value=False).learn(36)
     model.save(tmp_path / "model")
     objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.05}
     loaded = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(), device="cpu", custom_objects=objects, n_epochs=3, seq_len=6)

@@ -51,8 +51,8 @@ class ValueHead(nn.Linear):
     :param bias: Likewise, (1,).
     """
 
-    LEAST_SCALE: ClassVar[float] = 1e-2
-    """Below this, in units of the reward, differences are taken for the noise of the values themselves."""
+    LEAST_SCALE: ClassVar[float] = 1.0
+    """Returns that differ by less are not blown up: much of it is noise, and the core would learn that first."""
 
     mean: th.Tensor
     scale: th.Tensor
