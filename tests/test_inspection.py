@@ -171,8 +171,9 @@ def test_a_ring_that_looks_three_steps_back() -> None:
     model = agent("ring", num_slots=5)
     memory = memory_of(model)
     assert isinstance(memory, RingMemory)
+    assert memory.num_first == 4
     with th.no_grad():
-        for parameter in (memory.key.weight, memory.age_key, memory.null_key):
+        for parameter in (memory.key.weight, memory.age_key, memory.null_key, memory.first_key):
             parameter.zero_()
         memory.age_bias.fill_(-50.0)
         memory.age_bias[:, 2] = 50.0
@@ -187,13 +188,14 @@ def test_a_ring_that_looks_three_steps_back() -> None:
     np.testing.assert_allclose(inspection.memory["null"][3:], 0, atol=1e-6)
     assert inspection.is_window
     assert inspection.held is not None
-    assert inspection.held[2].tolist() == [-1, -1, -1, 0, 1]
-    assert inspection.held[9].tolist() == [4, 5, 6, 7, 8]
+    assert inspection.held[2].tolist() == [-1] * 4 + [-1, -1, -1, 0, 1]
+    assert inspection.held[7].tolist() == [0, 1, -1, -1] + [2, 3, 4, 5, 6], "the first steps stay, each in its place"
+    assert inspection.held[9].tolist() == [0, 1, 2, 3] + [4, 5, 6, 7, 8]
     image = maps(inspection)["step that was read"][0]
     for t in range(3, STEPS):
         np.testing.assert_allclose(image[t - 3, t], 1, atol=1e-6)
     assert np.ma.getmaskarray(image)[9, 9]
-    assert np.ma.getmaskarray(image)[3, 9], "forgotten"
+    assert np.ma.getmaskarray(image)[4, 10], "forgotten"
     assert not np.ma.getmaskarray(image)[4:9, 9].any()
     by_age = maps(inspection)["age (steps ago)"][0]
     np.testing.assert_allclose(by_age[2, 3:].filled(np.nan), 1, atol=1e-6)

@@ -36,9 +36,9 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, extras
     extra, others = None, []
     if extras:
         blocks = len(block_starts(steps, window))
-        others = [random(2, blocks, extras, heads, 4) for _ in range(2)]
+        others = [random(2, blocks, extras, heads, 4), random(2, blocks, extras, heads, 4), random(heads, extras)]
         visible = th.rand(2, steps, extras, generator=generator) < 0.5
-        extra = Extra(others[0], others[1], visible)
+        extra = Extra(*others, visible)
     arguments = (query, keys, values, reach, *nulls, *(by_age or (None, None)), extra)
     read = window_attention(*arguments)
     context, weights, null = window_attention_reference(*arguments)

@@ -215,9 +215,10 @@ def test_what_a_file_may_say(zoo: Callable[..., str]) -> None:
 
 
 def test_continue_training(zoo: Callable[..., str]) -> None:
-    train(zoo, params=("normalize:True",))
+    train(zoo, params=("normalize:True", "normalize_value:False"))
     agent = f"logs/{ALGO}/CartPole-v1_1/CartPole-v1.zip"
-    output = train(zoo, "-i", agent, params=("normalize:True", "learning_rate:0.0", "n_envs:3"))
+    unchanged = ("learning_rate:0.0", "normalize_value:False")
+    output = train(zoo, "-i", agent, params=("normalize:True", "n_envs:3", *unchanged))
     assert "Loading saved VecNormalize stats" in output
     assert trained(run=2).n_envs == 3
     np.testing.assert_array_equal(weights(trained(run=2)), weights(trained(run=1)))

@@ -57,7 +57,7 @@ class Mamba2(SequenceModel):
         self,
         d_model: int,
         *,
-        d_state: int = 32,
+        d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
         headdim: int | None = None,

@@ -115,7 +115,8 @@ class AttentionMemory(SequenceModel):
             place = th.arange(weights.shape[-1] - self.num_slots, device=reach.device)
             since = reach.unsqueeze(-1)
             age = th.where(ages <= since, ages, 0)
-            record(read=weights, null=null_weights, age=th.cat([(since - place).clamp(min=0), age], dim=-1))
+            first = th.where(since - place > self.num_slots, since - place, 0)
+            record(read=weights, null=null_weights, age=th.cat([first, age], dim=-1))
 
     def read_logs(self, weights: th.Tensor, null_weights: th.Tensor, fill: th.Tensor) -> Logs:
         """

@@ -48,8 +48,9 @@ class RingMemory(AttentionMemory):
         nn.init.orthogonal_(self.value.weight)
         # As large as content scores from the start: ages that look alike to a head take twice as long to tell apart.
         self.age_key = nn.Parameter(th.randn(num_heads, num_slots, self.head_dim))  # age 1 first
-        self.age_bias = nn.Parameter(th.randn(num_heads, num_slots))
+        self.age_bias = nn.Parameter(_shares(num_heads, num_slots))
         self.first_key = nn.Parameter(th.randn(num_first, num_heads, self.head_dim))  # instead of an age's
+        self.first_bias = nn.Parameter(_shares(num_heads, num_first))
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {
@@ -73,7 +74,7 @@ class RingMemory(AttentionMemory):
         since = count.unsqueeze(-1)
         visible, scores, seen = ages <= since, self.age_logits(query).flip(-1), entries
         if self.num_first:
-            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim)
+            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim) + self.first_bias
             visible, scores = th.cat([since - place > self.num_slots, visible], -1), th.cat([by_place, scores], -1)
             seen = th.cat([first, entries], dim=1)
         context, weights, null = self.attend_projected(query, seen, self.key, self.value, visible, scores)
@@ -97,7 +98,7 @@ class RingMemory(AttentionMemory):
         extra = None
         if self.num_first:
             first_keys, first_values = projected[:, entries.shape[1] :].unflatten(1, firsts.shape[1:3]).unbind(3)
-            extra = Extra(first_keys + self.first_key, first_values, self._visible_firsts(since))
+            extra = Extra(first_keys + self.first_key, first_values, self.first_bias, self._visible_firsts(since))
         ages = self.age_key, self.age_bias
         read = window_attention(self.queries(x), keys, values, since, self.null_key, self.null_value, *ages, extra)
         if tracing():
@@ -143,6 +144,14 @@ class RingMemory(AttentionMemory):
         # What is missing is what the state held there: zeros, if the episode is a new one.
         before = stored if masks is None else th.where((masks > 0.5).all(1)[:, None, None], stored, 0.0)
         return th.where(missing, before, firsts)
+
+
+def _shares(num_heads: int, size: int) -> th.Tensor:
+    """
+    :return: Scores (H, size) that let each head begin with a part of the ages, or places, as large as the others'. Were they
+        random, some ages would begin with next to no weight in any head, and be found late or never.
+    """
+    return 3.0 * (th.arange(size) % num_heads == th.arange(num_heads).unsqueeze(1))
 
 
 def clear_dead(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:

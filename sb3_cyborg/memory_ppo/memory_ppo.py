@@ -15,7 +15,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, check_whole, unknown_name
@@ -47,6 +47,10 @@ DAMAGE = (
 """What SB3 raises for files that are damaged, or of something else."""
 
 
+LEARNING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
+"""The default: a rate that learns soon what to remember, and falls to 0, so that what was learned stays."""
+
+
 class MemoryPPO(RecurrentPPO):
     """
     Proximal Policy Optimization (clip version) for agents that remember.
@@ -61,7 +65,7 @@ class MemoryPPO(RecurrentPPO):
     :param learning_rate: The learning rate, or a function of the progress remaining (from 1 to 0).
     :param n_steps: Steps of each environment in a rollout.
     :param batch_size: Training transitions in a minibatch, a multiple of ``seq_len``; ``None`` is a quarter of the
-        rollout, but at least 128, adapted to what divides.
+        rollout, but at least 128 and at most 1024, adapted to what divides.
     :param n_epochs: Passes over a rollout.
     :param gamma: Discount factor.
     :param gae_lambda: λ of generalized advantage estimation.
@@ -115,16 +119,16 @@ class MemoryPPO(RecurrentPPO):
         self,
         policy: str | type[MemoryActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = LEARNING_RATE,
         n_steps: int = 128,
         batch_size: int | None = None,
-        n_epochs: int = 10,
+        n_epochs: int = 4,
         gamma: float = 0.99,
-        gae_lambda: float = 0.95,
+        gae_lambda: float = 0.8,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float = 0.01,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,

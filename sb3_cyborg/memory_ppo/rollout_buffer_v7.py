@@ -18,7 +18,7 @@ TARGET_SEQ_LEN = 64
 """Sequences are at most this long where the user does not say, if ``n_steps`` has such a divisor..."""
 SHORT_SEQ_LEN = 16
 """... of at least this; if not, the next longer one."""
-MIN_BATCH_SIZE = 128
+MIN_BATCH_SIZE, MAX_BATCH_SIZE = 128, 1024
 """Minibatches are at least this large where the user does not say."""
 MINIBATCHES = 4
 """How many minibatches a rollout is cut into where the user does not say."""
@@ -72,7 +72,7 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
             )
     else:
         seq_len = _fitting_seq_len(n_steps, batch_size)
-    wanted = max(MIN_BATCH_SIZE, total // MINIBATCHES) if batch_size is None else batch_size
+    wanted = min(max(MIN_BATCH_SIZE, total // MINIBATCHES), MAX_BATCH_SIZE) if batch_size is None else batch_size
     rows = max(1, min(wanted, total) // seq_len)
     fewest = 2 if seq_len == 1 else 1
     if batch_size is None:

@@ -122,11 +122,13 @@ class Extra(NamedTuple):
 
     :param keys: (B, n, E, H, d).
     :param values: Likewise.
+    :param bias: Added to their scores, (H, E).
     :param visible: Which of its block's a step may see, boolean, (B, T, E).
     """
 
     keys: th.Tensor
     values: th.Tensor
+    bias: th.Tensor
     visible: th.Tensor
 
 
@@ -164,7 +166,8 @@ def window_attention_reference(
         visible = (ages <= reach[:, t, None])[:, None]
         seen = values[:, t : t + window]
         if extra is not None:
-            logits = th.cat([th.einsum("bhd,behd->bhe", query[:, t], extra.keys[:, t // block]), logits], dim=-1)
+            others = th.einsum("bhd,behd->bhe", query[:, t], extra.keys[:, t // block]) + extra.bias
+            logits = th.cat([others, logits], dim=-1)
             visible = th.cat([extra.visible[:, t, None], visible], dim=-1)
             seen = th.cat([extra.values[:, t // block], seen], dim=1)
         weights, null = masked_softmax(logits, visible, (query[:, t] * null_key).sum(-1))
@@ -204,11 +207,11 @@ def window_attention(
     batch_size, steps = query.shape[:2]
     window = keys.shape[1] - steps
     shape = (batch_size, len(block_starts(steps, window)), 1, *null_key.shape)
-    extra_keys, extra_values, visible = null_key.expand(shape), null_value.expand(shape), None
+    extra_keys, extra_values, extra_bias, visible = null_key.expand(shape), null_value.expand(shape), None, None
     if extra is not None:
-        extra_keys = th.cat([extra.keys, extra_keys], dim=2)
-        extra_values, visible = th.cat([extra.values, extra_values], dim=2), extra.visible
-    read = _window_attention(query, keys, values, reach, extra_keys, extra_values, visible, age_key, age_bias)
+        extra_keys, extra_values = th.cat([extra.keys, extra_keys], dim=2), th.cat([extra.values, extra_values], dim=2)
+        extra_bias, visible = extra.bias, extra.visible
+    read = _window_attention(query, keys, values, reach, extra_keys, extra_values, extra_bias, visible, age_key, age_bias)
     return Read(*read, window)
 
 
@@ -231,6 +234,7 @@ class _WindowAttention(th.autograd.Function):
         reach: th.Tensor,
         extra_keys: th.Tensor,
         extra_values: th.Tensor,
+        extra_bias: th.Tensor | None,
         visible: th.Tensor | None,
         age_key: th.Tensor | None,
         age_bias: th.Tensor | None,
@@ -253,6 +257,8 @@ class _WindowAttention(th.autograd.Function):
             by_age = th.baddbmm(age_bias.flip(1).unsqueeze(1), query.view(heads, -1, size), age_key.mT)
             band = _band(logits, window)
             band += by_age.view(band.shape)
+        if extra_bias is not None:
+            logits[..., window + block - 1 : -1] += extra_bias[:, None, None, None]
         logits += bias
         weights = th.softmax(logits, dim=-1)
         context = (weights.view(-1, *weights.shape[-2:]) @ values).view(heads, batch_size, count * block, size)
@@ -266,7 +272,7 @@ class _WindowAttention(th.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor | None, *_: Any) -> tuple[th.Tensor | None, ...]:
         if grad is None:
-            return (None,) * 9
+            return (None,) * 10
         query, keys, values, weights, age_key = ctx.saved_tensors
         heads, batch_size, count, block, columns = weights.shape
         size = query.shape[-1]
@@ -286,7 +292,8 @@ class _WindowAttention(th.autograd.Function):
             grad_age_key = (by_age.mT @ query.view(grad_query.shape)).flip(1)
             grad_age_bias = by_age.sum(1).flip(1)
         grad_query = grad_query.view(heads, batch_size, -1, size).permute(1, 2, 0, 3)[:, : ctx.steps] / size**0.5
-        grads = (grad_query, grad_keys, grad_values, None, grad_extra_keys, grad_extra_values)
+        grad_extra_bias = grad_logits[..., ctx.window + block - 1 : -1].sum((1, 2, 3)) if ctx.needs_input_grad[6] else None
+        grads = (grad_query, grad_keys, grad_values, None, grad_extra_keys, grad_extra_values, grad_extra_bias)
         return (*grads, None, grad_age_key, grad_age_bias)
 
 

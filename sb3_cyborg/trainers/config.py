@@ -42,6 +42,7 @@ SAME_NAMES = (
     "gamma",
     "gae_lambda",
     "normalize_advantage",
+    "normalize_value",
     "ent_coef",
     "vf_coef",
     "max_grad_norm",
@@ -169,16 +170,17 @@ class TrainerConfig(BaseModel):
     )
     burn_in: Whole = Field(0, ge=0, description="Steps before each sequence that are replayed to refresh its state.")
     batch_size: Whole | None = Field(
-        None, ge=2, description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout."
+        None, ge=2, description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024."
     )
-    n_epochs: Whole = Field(10, ge=1, description="Passes over a rollout.")
-    learning_rate: Scheduled = Field(3e-4, description="Learning rate (schedule).")
+    n_epochs: Whole = Field(4, ge=1, description="Passes over a rollout.")
+    learning_rate: Scheduled = Field("lin_1e-3", description="Learning rate (schedule).")
     gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
-    gae_lambda: Number = Field(0.95, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
+    gae_lambda: Number = Field(0.8, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
     clip_range_vf: Scheduled | None = Field(None, description="Clipping of the value (schedule); null does not clip.")
     normalize_advantage: bool = Field(True, description="Normalize the advantages of each minibatch.")
-    ent_coef: Number = Field(0.0, ge=0, description="Weight of the entropy.")
+    normalize_value: bool = Field(True, description="The critic learns in units of the return's standard deviation.")
+    ent_coef: Number = Field(0.01, ge=0, description="Weight of the entropy.")
     vf_coef: Number = Field(0.5, ge=0, description="Weight of the value loss.")
     max_grad_norm: Number = Field(0.5, gt=0, description="Largest norm of the gradient.")
     target_kl: Number | None = Field(None, gt=0, description="End an update once the KL divergence exceeds 1.5 times this.")

@@ -52,9 +52,12 @@ class Inspection:
 
     @property
     def is_window(self) -> bool:
-        """Whether each slot has one age: the memory keeps the last steps in order, as ``ring`` and ``kv`` do."""
+        """
+        Whether the last slot always holds the last step: the memory keeps the last steps in order, as ``ring`` and ``kv``
+        do. Before them there may be others, as ``ring`` keeps the first steps.
+        """
         age = self.memory.get("age")
-        return age is not None and bool(((age == 0) | (age == age.max(axis=0))).all())
+        return age is not None and bool((age[1:, -1] == 1).all())
 
     @cached_property
     def attention(self) -> np.ndarray | None:
