@@ -183,7 +183,7 @@ def test_each_key_is_a_flag() -> None:
     for key, field in TrainerConfig.model_fields.items():
         assert f"--{key.replace('_', '-')}" in shown
         assert str(field.description).split()[0] in shown
-    assert "[default: 0.0003]" in shown
+    assert "[default: 0.99]" in shown
     assert "sb3-cyborg train --resume runs/CartPole-v1_1" in shown
 
 

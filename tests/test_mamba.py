@@ -128,7 +128,7 @@ def test_options_are_those_of_the_block() -> None:
 
 OFFICIAL_LAYOUTS: list[tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = [
     (
-        {"d_model": 128},
+        {"d_model": 128, "d_state": 32},
         {
             "dt_bias": (8,),
             "A_log": (8,),

@@ -47,8 +47,8 @@ DAMAGE = (
 """What SB3 raises for files that are damaged, or of something else."""
 
 
-LEARNING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
-"""The default: a rate that learns soon what to remember, and falls to 0, so that what was learned stays."""
+LEARNING_RATE = LinearSchedule(1e-3, 1e-4, 1.0)
+"""The default: a rate that learns soon what to remember, and falls to a tenth, so that what was learned stays."""
 
 
 class MemoryPPO(RecurrentPPO):

@@ -129,7 +129,7 @@ class TrainerConfig(BaseModel):
     Settings of :class:`~sb3_cyborg.trainers.trainer_v7.TrainerV7`. Every field's meaning is its description.
 
     Where it says *schedule*, ``"lin_3e-4"`` decreases linearly from that number to zero over ``total_timesteps``, as in
-    RL Zoo.
+    RL Zoo, and ``"lin_3e-4_1e-5"`` to the second number.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
@@ -173,7 +173,7 @@ class TrainerConfig(BaseModel):
         None, ge=2, description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024."
     )
     n_epochs: Whole = Field(4, ge=1, description="Passes over a rollout.")
-    learning_rate: Scheduled = Field("lin_1e-3", description="Learning rate (schedule).")
+    learning_rate: Scheduled = Field("lin_1e-3_1e-4", description="Learning rate (schedule).")
     gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
     gae_lambda: Number = Field(0.8, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
@@ -249,12 +249,13 @@ class TrainerConfig(BaseModel):
     @field_validator("learning_rate", "clip_range", "clip_range_vf")
     @classmethod
     def _check_schedule(cls, value: float | str | None) -> float | str | None:
-        start = value
+        start, end = value, 0.0
         if isinstance(value, str):
-            match = re.fullmatch(r"lin_(.+)", value)
-            start = _number(match[1]) if match else value
+            start, end = (_number(part) for part in _ends(value))
         if start is not None and not (isinstance(start, float) and 0 < start < math.inf):
             raise ValueError(f"must be a positive number or a schedule such as 'lin_3e-4', got {value!r}.")
+        if not (isinstance(end, float) and 0 <= end < math.inf):
+            raise ValueError(f"a schedule ends at a number of at least 0, as 'lin_3e-4_1e-5' does, got {value!r}.")
         return value
 
     @field_validator("env")
@@ -387,10 +388,19 @@ class TrainerConfig(BaseModel):
 
 def as_schedule(value: float | str) -> float | LinearSchedule:
     """
-    :param value: A number, or ``"lin_<number>"``.
-    :return: The number, or a schedule that goes from it to zero.
+    :param value: A number, ``"lin_<number>"`` or ``"lin_<number>_<number>"``.
+    :return: The number, or a schedule that goes from it to the second number, or zero.
     """
-    return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    start, end = map(float, _ends(value))
+    return LinearSchedule(start, end, 1.0)
+
+
+def _ends(schedule: str) -> tuple[str, str]:
+    """:return: Where ``"lin_<start>_<end>"`` starts and ends, as text; without an end, it is 0."""
+    start, _, end = schedule.removeprefix("lin_").partition("_")
+    return start, end or "0"
 
 
 def split_options(key: str, value: str | Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
