@@ -10,10 +10,12 @@ OFFICIAL := .venv-official/bin
 OFFICIAL_STAMP := .venv-official/.installed
 MINERL := .venv-minerl/bin
 MINERL_STAMP := .venv-minerl/.installed
+PEERS := .venv-peers/bin
+PEERS_STAMP := .venv-peers/.installed
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench clean
+.PHONY: help venv demo test test-slow test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench bench-peers results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -85,6 +87,17 @@ bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its g
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.growth
 
-clean:  ## remove build outputs and caches; .venv, .venv-official, .venv-minerl and runs/ stay
+bench-peers: $(PEERS_STAMP)  ## speed beside skrl, tianshou and CleanRL's logic (minutes; an environment of 1 GB)
+	$(ONE_THREAD) $(PEERS)/python -m benchmarks.peers
+
+$(PEERS_STAMP): requirements/bench-peers.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --quiet --requirement requirements/bench-peers.txt
+	touch $@
+
+results: $(STAMP)  ## the table and the plots of what agents learned, from benchmarks/results/learning_*.csv
+	$(BIN)/python -m benchmarks.learning_report
+
+clean:  ## remove build outputs and caches; .venv, .venv-official, .venv-minerl, .venv-peers and runs/ stay
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sb3_cyborg tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
