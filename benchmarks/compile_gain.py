@@ -34,7 +34,6 @@ from benchmarks.throughput import describe_machine, memory_ppo_kwargs
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.actions import evaluate_categorical
-from sb3_cyborg.ops import linear
 
 WORKLOADS = {
     "images, gru/none": ("images", "gru/none"),
@@ -42,10 +41,6 @@ WORKLOADS = {
     "gru/ring": ("sb3_cyborg/popgym-RepeatPreviousEasy-v0", "gru/ring"),
 }
 PARTS = ("features", "heads, loss", "whole")
-
-takes_onednn = linear._takes_onednn
-# Inductor lowers oneDNN's operator only with weights that are constants, and fails at ours with an AssertionError.
-linear._takes_onednn = lambda a, b: not th.compiler.is_compiling() and takes_onednn(a, b)
 
 
 class Images(gym.Env[np.ndarray, Any]):

@@ -188,9 +188,9 @@ def test_a_ring_that_looks_three_steps_back() -> None:
     np.testing.assert_allclose(inspection.memory["null"][3:], 0, atol=1e-6)
     assert inspection.is_window
     assert inspection.held is not None
-    assert inspection.held[2].tolist() == [-1] * 4 + [-1, -1, -1, 0, 1]
-    assert inspection.held[7].tolist() == [0, 1, -1, -1] + [2, 3, 4, 5, 6], "the first steps stay, each in its place"
-    assert inspection.held[9].tolist() == [0, 1, 2, 3] + [4, 5, 6, 7, 8]
+    assert inspection.held[2].tolist() == [-1, -1, -1, -1, -1, -1, -1, 0, 1]
+    assert inspection.held[7].tolist() == [0, 1, -1, -1, 2, 3, 4, 5, 6], "the first steps stay, each in its place"
+    assert inspection.held[9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     image = maps(inspection)["step that was read"][0]
     for t in range(3, STEPS):
         np.testing.assert_allclose(image[t - 3, t], 1, atol=1e-6)

@@ -1,5 +1,7 @@
 """Products by the faster library: the same results and gradients, whichever it is."""
 
+from typing import Any
+
 import pytest
 import torch as th
 from torch import nn
@@ -67,6 +69,23 @@ def test_layers_are_a_sequential(library: bool, rows: int) -> None:
     x = th.randn(rows, 64)
     th.testing.assert_close(ours(x), usual(x), atol=1e-5, rtol=1e-5)
     assert th.equal(Layers()(x), x)
+
+
+@pytest.mark.parametrize("layers", [Linear(LARGE[1], LARGE[2]), Layers(nn.Linear(LARGE[1], LARGE[2]), nn.Tanh())])
+def test_a_compiler_chooses_itself(library: bool, layers: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchInductor fails at oneDNN's operator where a weight is no constant."""
+
+    def refused(*args: Any) -> th.Tensor:
+        raise AssertionError("This would not compile.")
+
+    x = th.randn(LARGE[0], LARGE[1], requires_grad=True)
+    expected = layers(x)
+    wanted = gradients(expected, x, *layers.parameters())
+    monkeypatch.setattr(module, "_onednn", refused)
+    y = th.compile(layers, backend="aot_eager", fullgraph=True)(x)
+    th.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    for ours, eager in zip(gradients(y, x, *layers.parameters()), wanted, strict=True):
+        th.testing.assert_close(ours, eager, atol=1e-3, rtol=1e-4)
 
 
 def test_the_choice_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import io
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from torch import nn
 
@@ -94,6 +95,55 @@ def test_mlp_policies(alias: str | type) -> None:
 def test_cnn_policies(alias: str | type) -> None:
     model = toy_model(ToyEnv(OBSERVATION_SPACES["image"]), policy=alias)
     assert type(model.policy) is MemoryActorCriticCnnPolicy
+
+
+class OwnCnn(NatureCNN):
+    """Flattens with a view, which only images that are not channels-last in memory allow; ``layouts`` records them."""
+
+    layouts: ClassVar[list[bool]] = []
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.layouts.append(observations.is_contiguous())
+        features: th.Tensor = self.linear(self.cnn[:-1](observations).view(len(observations), -1))
+        return features
+
+
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_images_stay_channels_last_from_the_environment_to_the_convolutions(burn_in: int) -> None:
+    space = spaces.Box(0, 255, (36, 37, 3), np.uint8)
+    model = toy_model(toy_vec_env(2, lambda: ToyEnv(space)), policy="CnnPolicy", burn_in=burn_in)
+    layouts: list[bool] = []
+
+    def record(module: nn.Module, args: tuple[th.Tensor]) -> None:
+        layouts.append(args[0].is_contiguous(memory_format=th.channels_last) and not args[0].is_contiguous())
+
+    extractor = model.policy.features_extractor
+    assert isinstance(extractor, NatureCNN)
+    extractor.cnn.register_forward_pre_hook(record)
+    updates = record_updates(model)
+    model.learn(2 * 24)
+    assert_honest(updates, 2)
+    assert all(layouts)
+    assert len(layouts) > model.n_steps  # of updates, too
+
+
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_images_stay_channels_first_where_the_environment_makes_them_so(burn_in: int) -> None:
+    space = spaces.Box(0, 255, (3, 36, 37), np.uint8)
+    OwnCnn.layouts.clear()
+    kwargs = {"features_extractor_class": OwnCnn}
+    model = toy_model(toy_vec_env(2, lambda: ToyEnv(space)), policy="CnnPolicy", burn_in=burn_in, policy_kwargs=kwargs)
+    model.learn(2 * 24)
+    assert all(OwnCnn.layouts)
+    assert len(OwnCnn.layouts) > model.n_steps
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_only_convolutions_want_images_channels_last(policy: str) -> None:
+    model = toy_model(ToyEnv(spaces.Box(0, 255, (36, 37, 3), np.uint8)), policy=policy)
+    observations = model.rollout_buffer.observations
+    assert isinstance(observations, th.Tensor)
+    assert observations.is_contiguous() == (policy == "MlpPolicy")
 
 
 @pytest.mark.parametrize("alias", ["MultiInputPolicy", "MultiInputLstmPolicy", MemoryMultiInputActorCriticPolicy])
@@ -228,8 +278,14 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, 0.02])
 def test_gradients_are_clipped(max_grad_norm: float) -> None:
-    options = {"normalize_value": False, "policy_kwargs": {"optimizer_class": th.optim.SGD}}  # no weight moves but by a gradient
-    model = toy_model(n_epochs=1, batch_size=36, learning_rate=1.0, max_grad_norm=max_grad_norm, **options)
+    model = toy_model(
+        n_epochs=1,
+        batch_size=36,
+        learning_rate=1.0,
+        max_grad_norm=max_grad_norm,
+        normalize_value=False,  # no weight moves but by a gradient
+        policy_kwargs={"optimizer_class": th.optim.SGD},
+    )
     before = weights(model.policy)
     model.learn(36)
     moved = sum((before[name] - now).square().sum().item() for name, now in weights(model.policy).items())

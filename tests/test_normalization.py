@@ -17,7 +17,7 @@ NUMBERS = st.floats(-1e4, 1e4).map(lambda x: round(x, 3))
 
 
 def test_moments_are_those_of_all_rollouts() -> None:
-    moments, rollouts = RunningMoments(), th.randn(5, 40).double() * 3 + 7
+    moments, rollouts = RunningMoments(horizon=8), th.randn(5, 40).double() * 3 + 7
     for rollout in rollouts:
         moments.update(rollout)
     assert moments.mean == pytest.approx(rollouts.mean().item())
@@ -25,10 +25,10 @@ def test_moments_are_those_of_all_rollouts() -> None:
 
 
 def test_moments_forget() -> None:
-    moments = RunningMoments()
-    for _ in range(3 * RunningMoments.HORIZON):
+    moments = RunningMoments(horizon=8)
+    for _ in range(20):
         moments.update(th.tensor([100.0, 200.0]))
-    for _ in range(10 * RunningMoments.HORIZON):
+    for _ in range(100):
         moments.update(th.tensor([-1.0, 1.0]))
     assert moments.mean == pytest.approx(0.0, abs=0.1)
     assert moments.std < 10
@@ -38,12 +38,12 @@ def test_moments_forget() -> None:
 @given(means=st.lists(NUMBERS, min_size=1, max_size=5), scale=st.floats(0.0, 1e3))
 def test_values_stay_what_they_are_while_the_scale_moves(means: list[float], scale: float) -> None:
     layer = nn.Linear(6, 1).double()
-    head = ValueHead(layer.weight, layer.bias)
+    head = ValueHead(layer)
     x = th.randn(9, 6, dtype=th.float64)
     before = head(x)
     th.testing.assert_close(before, layer(x))
     for mean in means:
-        returns = RunningMoments(1, mean, mean**2 + scale**2)
+        returns = RunningMoments(8, 1, mean, mean**2 + scale**2)
         head.follow(returns)
         th.testing.assert_close(head(x), before, rtol=1e-9, atol=1e-6)
         assert head.mean.item() == pytest.approx(mean)
@@ -63,7 +63,7 @@ def test_after_a_rollout_of_noise_the_policy_is_what_it_was() -> None:
     def distance(usual_std: float) -> float:
         model = toy_model(seed=0, policy_kwargs={"optimizer_class": th.optim.SGD})  # whose steps are as large as the gradient
         model.learn(36)
-        model._advantage_moments = RunningMoments(RunningMoments.HORIZON, 0.0, usual_std**2)
+        model._advantage_moments = RunningMoments(128, 128, 0.0, usual_std**2)
         model.rollout_buffer.advantages.normal_(std=1e-3)
         before = [parameter.detach().clone() for parameter in model.policy.action_net.parameters()]
         model.train()

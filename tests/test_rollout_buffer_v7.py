@@ -244,12 +244,13 @@ def test_what_add_is_given_is_copied() -> None:
 
 @pytest.mark.parametrize("observations", OBSERVATION_SPACES)
 @pytest.mark.parametrize("actions", ACTION_SPACES)
-def test_all_spaces_come_out_as_they_went_in(observations: str, actions: str) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_all_spaces_come_out_as_they_went_in(observations: str, actions: str, channels_last: bool) -> None:
     obs_space, action_space = OBSERVATION_SPACES[observations], ACTION_SPACES[actions]
     obs_space.seed(0)
     action_space.seed(0)
     n_steps, n_envs = 4, 3
-    buffer = RolloutBufferV7(n_steps, obs_space, action_space, {}, n_envs=n_envs, seq_len=2)
+    buffer = RolloutBufferV7(n_steps, obs_space, action_space, {}, n_envs=n_envs, seq_len=2, channels_last=channels_last)
 
     def stacked(samples: list[Any]) -> Any:
         if isinstance(samples[0], dict):
@@ -276,6 +277,19 @@ def test_all_spaces_come_out_as_they_went_in(observations: str, actions: str) ->
             np.testing.assert_array_equal(batch["actions"][row, column].numpy(), action[n].reshape(-1))
     discrete = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
     assert buffer.actions.dtype == (th.int64 if discrete else th.float32)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_lie_in_memory_as_wanted(channels_last: bool) -> None:
+    space = spaces.Dict({"image": spaces.Box(0, 255, (3, 9, 8), np.uint8), "map": spaces.Box(-1, 1, (3, 9, 8))})
+    buffer = RolloutBufferV7(4, space, DISCRETE, {}, n_envs=2, seq_len=2, burn_in=1, channels_last=channels_last)
+    buffer.pos = 4
+    (batch,) = buffer.sample_sequences()
+    assert isinstance(batch["obs"], dict)
+    assert batch["obs"]["image"].shape == batch["obs"]["map"].shape == (4, 3, 3, 9, 8)
+    wanted = th.channels_last if channels_last else th.contiguous_format
+    assert batch["obs"]["image"].flatten(0, 1).is_contiguous(memory_format=wanted)
+    assert batch["obs"]["map"].is_contiguous(), "no image, so it is not what a convolution reads"
 
 
 def test_double_precision_observations_are_stored_in_single() -> None:

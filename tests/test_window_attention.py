@@ -33,12 +33,13 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, extras
     nulls = [random(heads, 4), random(heads, 4)]
     by_age = [random(heads, window, 4), random(heads, window)] if ages else []
     reach = th.randint(0, window + 1, (2, steps), generator=generator).double()
-    extra, others = None, []
+    extra = None
+    others: tuple[th.Tensor, ...] = ()
     if extras:
         blocks = len(block_starts(steps, window))
-        others = [random(2, blocks, extras, heads, 4), random(2, blocks, extras, heads, 4), random(heads, extras)]
+        others = random(2, blocks, extras, heads, 4), random(2, blocks, extras, heads, 4), random(heads, extras)
         visible = th.rand(2, steps, extras, generator=generator) < 0.5
-        extra = Extra(*others, visible)
+        extra = Extra(others[0], others[1], others[2], visible)
     arguments = (query, keys, values, reach, *nulls, *(by_age or (None, None)), extra)
     read = window_attention(*arguments)
     context, weights, null = window_attention_reference(*arguments)

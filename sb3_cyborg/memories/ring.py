@@ -74,7 +74,9 @@ class RingMemory(AttentionMemory):
         since = count.unsqueeze(-1)
         visible, scores, seen = ages <= since, self.age_logits(query).flip(-1), entries
         if self.num_first:
-            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim) + self.first_bias
+            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2) / math.sqrt(
+                self.head_dim
+            ) + self.first_bias
             visible, scores = th.cat([since - place > self.num_slots, visible], -1), th.cat([by_place, scores], -1)
             seen = th.cat([first, entries], dim=1)
         context, weights, null = self.attend_projected(query, seen, self.key, self.value, visible, scores)
@@ -137,7 +139,7 @@ class RingMemory(AttentionMemory):
         return same.unsqueeze(-1) & (since.unsqueeze(-1) - place > self.num_slots)
 
     def _last_firsts(self, x: th.Tensor, stored: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
-        """:return: The first inputs (B, F, D) of the episode that the sequence ends in, ``count`` (B,) steps after its start."""
+        """:return: The first inputs (B, F, D) of the episode that the sequence ends in, ``count`` (B,) steps old."""
         end = th.tensor([x.shape[1]], device=x.device)
         firsts = self._firsts(x, stored, count.unsqueeze(1), end)[:, 0]
         missing = (th.arange(self.num_first, device=x.device) >= count.unsqueeze(-1)).unsqueeze(-1)

@@ -16,7 +16,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+from torch import nn
 
 from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, check_whole, unknown_name
 from sb3_cyborg.memory_ppo import losses
@@ -187,7 +188,8 @@ class MemoryPPO(RecurrentPPO):
         self.burn_in = burn_in
         self.memory_loss_coef = memory_loss_coef
         self.normalize_value = normalize_value
-        self._advantage_moments, self._return_moments = RunningMoments(), RunningMoments()
+        # Rewards may be rare, and what is solved stays so for long: the usual size is remembered. Returns grow with skill.
+        self._advantage_moments, self._return_moments = RunningMoments(horizon=128), RunningMoments(horizon=32)
         self.amp = amp
         if _init_setup_model:
             self._setup_model()
@@ -231,12 +233,18 @@ class MemoryPPO(RecurrentPPO):
             n_envs=self.n_envs,
             seq_len=seq_len,
             burn_in=self.burn_in,
+            channels_last=self._keeps_channels_last(),
         )
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"`clip_range_vf` must be positive, or None for no clipping, got {self.clip_range_vf}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def _keeps_channels_last(self) -> bool:
+        """:return: Whether images come channels-last in memory to convolutions, which a CPU computes faster that way."""
+        convolves = any(isinstance(module, nn.Conv2d) for module in self.policy.features_extractor.modules())
+        return convolves and isinstance(self.env, VecTransposeImage) and self.device.type == "cpu"
 
     # --- rollout ----------------------------------------------------------------------------------------------------
 
@@ -401,7 +409,8 @@ class MemoryPPO(RecurrentPPO):
         parts = {
             "policy_gradient_loss": losses.clipped_policy_loss(ratio, advantages, clip_range),
             "entropy_loss": losses.entropy_loss(entropy, log_prob),
-            "value_loss": losses.value_loss(values, old_values, returns, clip_range_vf) / self.policy.value_net.scale.square().sum(),
+            "value_loss": losses.value_loss(values, old_values, returns, clip_range_vf)
+            / self.policy.value_net.scale.square().sum(),
         }
         loss = parts["policy_gradient_loss"] + self.ent_coef * parts["entropy_loss"] + self.vf_coef * parts["value_loss"]
         if AUX_LOSS in logs:

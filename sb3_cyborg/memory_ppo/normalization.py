@@ -11,15 +11,15 @@ from torch import nn
 @dataclass
 class RunningMoments:
     """
-    Mean and square of what rollouts hold: the plain average over the first ``HORIZON`` rollouts, then an exponential one.
+    Mean and square of what rollouts hold: the plain average over the first ``horizon`` rollouts, then an exponential one.
 
-    :param count: Rollouts so far, at most ``HORIZON``.
+    :param horizon: Rollouts that count.
+    :param count: Rollouts so far, at most ``horizon``.
     :param mean: Average of the rollouts' means.
     :param square: Average of the rollouts' mean squares.
     """
 
-    HORIZON: ClassVar[int] = 32
-
+    horizon: int
     count: int = 0
     mean: float = 0.0
     square: float = 0.0
@@ -33,7 +33,7 @@ class RunningMoments:
         """
         :param values: Of one rollout, any shape.
         """
-        self.count = min(self.count + 1, self.HORIZON)
+        self.count = min(self.count + 1, self.horizon)
         mean, square = th.stack([values.mean(), values.square().mean()]).tolist()
         self.mean += (mean - self.mean) / self.count
         self.square += (square - self.square) / self.count
@@ -47,8 +47,7 @@ class ValueHead(nn.Linear):
     them, so that every output stays as it was (``Pop``) while the loss, divided by ``scale ** 2``, is of the same size for
     rewards of any (``Art``). A shared core then hears actor and critic equally loud.
 
-    :param weight: Of a linear layer with one output, (1, D).
-    :param bias: Likewise, (1,).
+    :param layer: A linear layer with one output, whose parameters become those of this one.
     """
 
     LEAST_SCALE: ClassVar[float] = 1.0
@@ -57,11 +56,11 @@ class ValueHead(nn.Linear):
     mean: th.Tensor
     scale: th.Tensor
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
-        super().__init__(weight.shape[1], 1, device=weight.device, dtype=weight.dtype)
-        self.weight, self.bias = weight, bias
-        self.register_buffer("mean", th.zeros_like(bias))
-        self.register_buffer("scale", th.ones_like(bias))
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, 1, device=layer.weight.device, dtype=layer.weight.dtype)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("mean", self.weight.new_zeros(1))
+        self.register_buffer("scale", self.weight.new_ones(1))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """:return: Values (..., 1) of features (..., D)."""

@@ -173,9 +173,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        linear = self.value_net
-        assert isinstance(linear, nn.Linear)
-        self.value_net = ValueHead(linear.weight, linear.bias)  # the parameters that the optimizer knows by now
+        self.value_net = ValueHead(self.value_net)  # with the parameters that the optimizer knows by now
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +219,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
     ) -> tuple[th.Tensor, State, Logs]:
         """:return: ``[latent, read]`` (B, T, D) of observations (B, T, ...), the state after them, diagnostics."""
-        flat = {key: value.flatten(0, 1) for key, value in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
+        flat = {key: _flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else _flatten(obs)
         # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
         core_state = {name: leaf for name, leaf in state.items() if name != LAST_ACTION}
         core_state = self.core.reset_states(core_state, masks[:, 0])
@@ -448,6 +446,12 @@ def _steps(batch: SequenceBatch, part: slice) -> tuple[Observations, th.Tensor, 
     obs = batch["obs"]
     cut = {key: value[:, part] for key, value in obs.items()} if isinstance(obs, dict) else obs[:, part]
     return cut, batch["actions"][:, part], batch["masks"][:, part]
+
+
+def _flatten(steps: th.Tensor) -> th.Tensor:
+    """:return: (B, T, ...) as (B * T, ...). A copy, if it takes one, keeps images channels-last in memory, if they are."""
+    dense = steps.stride(0) == steps.shape[1] * steps.stride(1)
+    return (steps if dense else steps.clone()).flatten(0, 1)
 
 
 def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[str, Any]:

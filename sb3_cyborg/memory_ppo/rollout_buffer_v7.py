@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 
 from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors
 from sb3_cyborg.sequence_model import State, keep_mask
@@ -137,6 +137,7 @@ class RolloutBufferV7:
     :param n_envs: N.
     :param seq_len: L, length of a training sequence; divides ``n_steps``; ``None`` is all of it.
     :param burn_in: P, steps before each sequence that are replayed without gradient.
+    :param channels_last: Images (C, H, W) lie in memory as (H, W, C), as environments make them; shapes are the same.
     :raises ValueError: for sizes that cannot work.
     """
 
@@ -152,6 +153,7 @@ class RolloutBufferV7:
         n_envs: int = 1,
         seq_len: int | None = None,
         burn_in: int = 0,
+        channels_last: bool = False,
     ) -> None:
         seq_len = n_steps if seq_len is None else seq_len
         check_positive(n_steps=n_steps, n_envs=n_envs, seq_len=seq_len)
@@ -166,13 +168,17 @@ class RolloutBufferV7:
         def steps(*shape: int, dtype: th.dtype = th.float32) -> th.Tensor:
             return th.zeros((n_steps, n_envs, *shape), dtype=dtype, device=self.device)
 
+        def observations(space: spaces.Space[Any]) -> th.Tensor:
+            if channels_last and is_image_space(space):
+                channels, height, width = _shape(space)
+                return steps(height, width, channels, dtype=_dtype(space)).movedim(-1, 2)
+            return steps(*_shape(space), dtype=_dtype(space))
+
         self.observations: Observations
         if isinstance(observation_space, spaces.Dict):
-            self.observations = {
-                key: steps(*_shape(space), dtype=_dtype(space)) for key, space in observation_space.spaces.items()
-            }
+            self.observations = {key: observations(space) for key, space in observation_space.spaces.items()}
         else:
-            self.observations = steps(*_shape(observation_space), dtype=_dtype(observation_space))
+            self.observations = observations(observation_space)
         discrete = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
         self.actions = steps(get_action_dim(action_space), dtype=th.int64 if discrete else th.float32)
         self.rewards, self.values, self.log_probs = steps(), steps(), steps()

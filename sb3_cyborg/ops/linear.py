@@ -120,6 +120,8 @@ class Layers(nn.Sequential):
 
 
 def _takes_onednn(a: th.Tensor, b: th.Tensor) -> bool:
+    if th.compiler.is_compiling():  # TorchInductor takes the operator only with weights that are constants
+        return False
     large = a.numel() * b.shape[0] >= MIN_PRODUCTS
     return large and a.device.type == "cpu" and a.dtype == th.float32 and _prefers_onednn()
 

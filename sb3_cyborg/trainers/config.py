@@ -1,7 +1,6 @@
 """``TrainerConfig``: all settings of a training run, checked before anything is built."""
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -170,7 +169,9 @@ class TrainerConfig(BaseModel):
     )
     burn_in: Whole = Field(0, ge=0, description="Steps before each sequence that are replayed to refresh its state.")
     batch_size: Whole | None = Field(
-        None, ge=2, description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024."
+        None,
+        ge=2,
+        description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024.",
     )
     n_epochs: Whole = Field(4, ge=1, description="Passes over a rollout.")
     learning_rate: Scheduled = Field("lin_1e-3_1e-4", description="Learning rate (schedule).")
