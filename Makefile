@@ -82,8 +82,12 @@ type: $(STAMP)  ## strict types: package, tests, examples, benchmarks
 
 commit-checks: format type lint  ## what to run before a commit
 
-bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its growth, into benchmarks/results
-	$(BIN)/python benchmarks/throughput.py
+bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its growth, into benchmarks/results (half an hour)
+	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py
+	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256 --width 256
+	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name envs64 --n-envs 64 --batch-size 2048
+	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256_envs64 --width 256 --n-envs 64 --batch-size 2048 \
+		--env RepeatPreviousEasy --agents gru/none lstm/none mamba/none gru/ring gru/pmm
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.growth
 
