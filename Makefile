@@ -88,6 +88,8 @@ bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its g
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name envs64 --n-envs 64 --batch-size 2048
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256_envs64 --width 256 --n-envs 64 --batch-size 2048 \
 		--env RepeatPreviousEasy --agents gru/none lstm/none mamba/none gru/ring gru/pmm
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/throughput.py --name threads2 --threads 2 \
+		--env RepeatPreviousEasy --agents gru/none lstm/none mamba/none gru/ring gru/pmm
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.growth
 
