@@ -85,8 +85,8 @@ commit-checks: format type lint  ## what to run before a commit
 bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its growth, into benchmarks/results (half an hour)
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256 --width 256
-	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name envs64 --n-envs 64 --batch-size 2048
-	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256_envs64 --width 256 --n-envs 64 --batch-size 2048 \
+	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name envs64 --n-envs 64 --batch-size 2048 --seq-len 64
+	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256_envs64 --width 256 --n-envs 64 --batch-size 2048 --seq-len 64 \
 		--env RepeatPreviousEasy --agents gru/none lstm/none mamba/none gru/ring gru/pmm
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/throughput.py --name threads2 --threads 2 \
 		--env RepeatPreviousEasy --agents gru/none lstm/none mamba/none gru/ring gru/pmm

@@ -124,12 +124,12 @@ def peak(repeats: int) -> float:
 def nearness(repeats: int) -> str:
     rate = peak(repeats)
     rows = [["peak of a product", "", f"{rate / 1e9:.0f}", "1"]]
-    sizes = [("gru/none", 128, 512), ("gru/none", 256, 512), ("gru/none", 256, 2048)]
-    for agent, width, batch_size in [*sizes, ("lstm/none", 256, 512), ("mamba/none", 256, 512)]:
-        model = make_model(agent, width, 64, 128, batch_size=batch_size)
+    sizes = [("gru/none", 128, 512, 64), ("gru/none", 256, 512, 64), ("gru/none", 256, 1024, 128), ("gru/none", 256, 2048, 64)]
+    for agent, width, batch_size, seq_len in [*sizes, ("lstm/none", 256, 512, 64), ("mamba/none", 256, 512, 64)]:
+        model = make_model(agent, width, 64, 128, batch_size=batch_size, seq_len=seq_len)
         weights = sum(p.numel() for p in model.policy.parameters() if p.dim() == 2)
         operations = 3 * 2 * weights * 64 * 128
-        rows.append(near(f"{agent} {width}, batch {batch_size}", model.train, operations, rate, repeats))
+        rows.append(near(f"{agent} {width}, batch {batch_size} of {seq_len} steps", model.train, operations, rate, repeats))
     env: gym.Env[Any, Any] | Any = make_envs("RepeatPreviousEasy", 64)
     sizes_of_peer: dict[str, Any] = {"n_steps": 128, "batch_size": 512, "n_epochs": 1}
     peer = RecurrentPPO("MlpLstmPolicy", env, policy_kwargs={"lstm_hidden_size": 256}, device="cpu", **sizes_of_peer)

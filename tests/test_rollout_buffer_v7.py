@@ -449,7 +449,9 @@ def test_explicit_sequences_are_kept_or_refused_with_ones_that_work(
         (16, 1, None, (16, 16)),  # RecurrentPPO's small settings: the default is larger than the rollout
         (128, 1, None, (64, 128)),
         (128, 8, None, (64, 256)),  # a quarter of the rollout
-        (512, 16, None, (64, 1024)),
+        (512, 16, None, (128, 1024)),  # long sequences, where there are at least 8 in a minibatch
+        (128, 64, None, (128, 1024)),
+        (128, 64, 512, (64, 512)),
         (2048, 1, 64, (64, 64)),  # PPO's defaults
         (127, 1, None, (127, 127)),  # a prime has no shorter sequences worth the name
         (16, 11, None, (16, 176)),  # a prime number of environments: all at once, rather than one at a time

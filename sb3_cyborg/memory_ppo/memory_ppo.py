@@ -90,7 +90,8 @@ class MemoryPPO(RecurrentPPO):
     :param seed: Seed for the pseudo random generators.
     :param device: ``"cpu"``, ``"cuda"``…; ``"auto"`` takes a GPU if there is one.
     :param _init_setup_model: Whether to build the network at once.
-    :param seq_len: Steps that gradients flow back through; divides ``n_steps``. ``None`` takes the largest divisor up to 64.
+    :param seq_len: Steps that gradients flow back through; divides ``n_steps``. ``None`` takes the largest divisor up to
+        64, or up to 128 where minibatches hold at least 8 sequences of 128.
     :param burn_in: Steps before each sequence that are replayed without gradient, with the weights of the moment, to
         refresh the state that it starts from.
     :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).

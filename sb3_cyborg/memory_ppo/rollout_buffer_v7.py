@@ -14,10 +14,14 @@ from sb3_cyborg.sequence_model import State, keep_mask
 
 Observations = th.Tensor | dict[str, th.Tensor]
 
-TARGET_SEQ_LEN = 64
-"""Sequences are at most this long where the user does not say, if ``n_steps`` has such a divisor..."""
+TARGET_SEQ_LEN, LONG_SEQ_LEN, MIN_ROWS = 64, 128, 8
+"""
+Sequences are at most 64 steps long where the user does not say, if ``n_steps`` has such a divisor, and at most 128 where
+minibatches hold 8 of those. What a memory stored before the sequence has no gradient: longer ones learn sooner, and forget
+less as the encoder changes. With fewer rows the steps of a loop cost as much and do less.
+"""
 SHORT_SEQ_LEN = 16
-"""... of at least this; if not, the next longer one."""
+"""They are at least this long; if ``n_steps`` has no such divisor, the next longer one."""
 MIN_BATCH_SIZE, MAX_BATCH_SIZE = 128, 1024
 """Minibatches are at least this large where the user does not say."""
 MINIBATCHES = 4
@@ -70,9 +74,10 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
                 f"`batch_size`={batch_size} is not a multiple of `seq_len`={seq_len}; the nearest that are: "
                 f"{below} and {below + seq_len}."
             )
-    else:
-        seq_len = _fitting_seq_len(n_steps, batch_size)
     wanted = min(max(MIN_BATCH_SIZE, total // MINIBATCHES), MAX_BATCH_SIZE) if batch_size is None else batch_size
+    if seq_len is None:
+        longest = LONG_SEQ_LEN if min(wanted, total) >= MIN_ROWS * LONG_SEQ_LEN else TARGET_SEQ_LEN
+        seq_len = _fitting_seq_len(n_steps, batch_size, longest)
     rows = max(1, min(wanted, total) // seq_len)
     fewest = 2 if seq_len == 1 else 1
     if batch_size is None:
@@ -97,9 +102,9 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
     return int(seq_len), int(rows * seq_len)  # numpy's whole numbers are welcome, too
 
 
-def _fitting_seq_len(n_steps: int, batch_size: int | None) -> int:
+def _fitting_seq_len(n_steps: int, batch_size: int | None, longest: int) -> int:
     """:return: A divisor of ``n_steps`` that is long enough to learn from and, if possible, divides ``batch_size``."""
-    longest = min(TARGET_SEQ_LEN, batch_size or TARGET_SEQ_LEN)
+    longest = min(longest, batch_size or longest)
     fitting = [length for length in divisors(n_steps) if length <= longest]
     if fitting[-1] < min(SHORT_SEQ_LEN, longest):
         return min((length for length in divisors(n_steps) if length > fitting[-1]), default=fitting[-1])

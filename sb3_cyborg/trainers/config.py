@@ -165,7 +165,7 @@ class TrainerConfig(BaseModel):
     # --- the algorithm
     horizon: Whole = Field(128, ge=1, description="Steps of each environment between two updates (PPO's `n_steps`).")
     seq_len: Whole | None = Field(
-        None, ge=1, description="Steps that gradients flow back through; divides `horizon`. null takes up to 64."
+        None, ge=1, description="Steps that gradients flow back through; divides `horizon`. null takes up to 64, or 128."
     )
     burn_in: Whole = Field(0, ge=0, description="Steps before each sequence that are replayed to refresh its state.")
     batch_size: Whole | None = Field(
