@@ -72,6 +72,12 @@ def is_met(name: str, cells: Cells) -> bool | None:
     return bool(values.mean() >= task.solved)
 
 
+def seeds_short(name: str, cells: Cells) -> str:
+    """:return: A remark, if there are fewer seeds than targets are asked of: five, or three where a run takes long."""
+    runs = len(cells.get((name, TASKS[name].agent), []))
+    return f" so far, {runs} seed{'s' * (runs > 1)}" if is_met(name, cells) is not None and runs < 3 else ""
+
+
 def cell(rows: Rows | None, task: Task) -> str:
     """:return: Mean and standard deviation over the seeds, and how many of them are solved."""
     if not rows:
@@ -94,7 +100,7 @@ def main_table(cells: Cells) -> str:
     for name, task in TASKS.items():
         goal = task.goal if task.agent == DEFAULT else f"{task.goal}, best"
         results = [cell(cells.get((name, agent)), task) for agent in AGENTS]
-        rows.append([name, f"{task.steps:,}", goal, task.beat, words[is_met(name, cells)], *results])
+        rows.append([name, f"{task.steps:,}", goal, task.beat, words[is_met(name, cells)] + seeds_short(name, cells), *results])
     return table(["task", "budget", "target", "to beat", "reached", *AGENTS], rows)
 
 

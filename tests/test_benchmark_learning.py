@@ -284,8 +284,8 @@ def test_report_of_a_part_of_the_grid(tmp_path: Path) -> None:
     assert cells_of(text, "MemoryChain-16")[4:] == ["met", "1.00 ± 0.00 (5/5)", "-", "-", "-", "-"]
     assert cells_of(text, "MemoryChain-32")[4:6] == ["**missed**", "0.90 ± 0.20 (4/5)"]
     assert cells_of(text, "MemoryChain-1000")[4:7] == ["met", "-", "0.60 ± 0.49 (3/5)"]
-    assert cells_of(text, "TMaze-100")[4:6] == ["**missed**", "0.90 ± 0.00 (0/1)"]
-    assert cells_of(text, "ConcentrationEasy")[4:6] == ["met", "0.00 ± 0.00 (1 seeds)"]
+    assert cells_of(text, "TMaze-100")[4:6] == ["**missed** so far, 1 seed", "0.90 ± 0.00 (0/1)"]
+    assert cells_of(text, "ConcentrationEasy")[4:6] == ["met so far, 1 seed", "0.00 ± 0.00 (1 seeds)"]
     assert cells_of(text, "LunarLander")[4:6] == ["**missed**", "210.0 ± 0.0 (1/1)"]
     assert cells_of(text, "CartPole")[4:6] == ["-", "500.0 ± 0.0 (1/1)"]
     assert cells_of(text, "PendulumNoVel")[4:] == ["-"] * (1 + len(AGENTS))
