@@ -100,7 +100,8 @@ def main_table(cells: Cells) -> str:
     for name, task in TASKS.items():
         goal = task.goal if task.agent == DEFAULT else f"{task.goal}, best"
         results = [cell(cells.get((name, agent)), task) for agent in AGENTS]
-        rows.append([name, f"{task.steps:,}", goal, task.beat, words[is_met(name, cells)] + seeds_short(name, cells), *results])
+        reached = words[is_met(name, cells)] + seeds_short(name, cells)
+        rows.append([name, f"{task.steps:,}", goal, task.beat, reached, *results])
     return table(["task", "budget", "target", "to beat", "reached", *AGENTS], rows)
 
 
