@@ -74,9 +74,8 @@ class RingMemory(AttentionMemory):
         since = count.unsqueeze(-1)
         visible, scores, seen = ages <= since, self.age_logits(query).flip(-1), entries
         if self.num_first:
-            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2) / math.sqrt(
-                self.head_dim
-            ) + self.first_bias
+            by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2)
+            by_place = by_place / math.sqrt(self.head_dim) + self.first_bias
             visible, scores = th.cat([since - place > self.num_slots, visible], -1), th.cat([by_place, scores], -1)
             seen = th.cat([first, entries], dim=1)
         context, weights, null = self.attend_projected(query, seen, self.key, self.value, visible, scores)

@@ -367,7 +367,8 @@ class MemoryPPO(RecurrentPPO):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        self._advantage_moments.update(self.rollout_buffer.advantages)
+        if self.normalize_advantage:
+            self._advantage_moments.update(self.rollout_buffer.advantages)
         if self.normalize_value:
             self._return_moments.update(self.rollout_buffer.returns)
             self.policy.value_net.follow(self._return_moments)

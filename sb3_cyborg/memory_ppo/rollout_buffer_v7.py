@@ -23,7 +23,7 @@ less as the encoder changes. With fewer rows the steps of a loop cost as much an
 SHORT_SEQ_LEN = 16
 """They are at least this long; if ``n_steps`` has no such divisor, the next longer one."""
 MIN_BATCH_SIZE, MAX_BATCH_SIZE = 128, 1024
-"""Minibatches are at least this large where the user does not say."""
+"""Minibatches are at least and at most this large where the user does not say."""
 MINIBATCHES = 4
 """How many minibatches a rollout is cut into where the user does not say."""
 
