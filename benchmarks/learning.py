@@ -48,7 +48,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
-from benchmarks.learning_tasks import AGENTS, GRIDS, TASKS, Settings, Task, as_json, digest, settings
+from benchmarks.learning_tasks import AGENTS, GRIDS, TASKS, Settings, Task, as_json, digest, settings, the_same
 from sb3_cyborg import make_memory_vec_env, zoo
 from sb3_cyborg.checks import unknown_name
 
@@ -419,7 +419,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
     tasks = {name: replace(TASKS[name], steps=args.steps or TASKS[name].steps) for name in args.tasks}
-    return [Run(task, name, agent, seed) for seed in args.seeds for name, task in tasks.items() for agent in args.agents]
+    agents = {name: dict.fromkeys(the_same(task, name, agent) for agent in args.agents) for name, task in tasks.items()}
+    return [Run(task, name, agent, seed) for seed in args.seeds for name, task in tasks.items() for agent in agents[name]]
 
 
 def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:

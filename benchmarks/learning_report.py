@@ -27,6 +27,7 @@ from benchmarks.learning_tasks import (
     TASKS,
     Task,
     burn_in_agent,
+    the_same,
 )
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
@@ -59,7 +60,7 @@ def solved(values: np.ndarray, task: Task) -> int | None:
 def is_met(name: str, cells: Cells) -> bool | None:
     """:return: Whether MemoryPPO reached what is asked of it, as far as it was run; ``None`` if that cannot be said yet."""
     task = TASKS[name]
-    rows = cells.get((name, task.agent))
+    rows = cells.get((name, the_same(task, name, task.agent)))
     if not rows:
         return None
     values = scores(rows, task)
@@ -74,7 +75,8 @@ def is_met(name: str, cells: Cells) -> bool | None:
 
 def seeds_short(name: str, cells: Cells) -> str:
     """:return: A remark, if there are fewer seeds than targets are asked of: five, or three where a run takes long."""
-    runs = len(cells.get((name, TASKS[name].agent), []))
+    task = TASKS[name]
+    runs = len(cells.get((name, the_same(task, name, task.agent)), []))
     return f" so far, {runs} seed{'s' * (runs > 1)}" if is_met(name, cells) is not None and runs < 3 else ""
 
 
@@ -99,7 +101,8 @@ def main_table(cells: Cells) -> str:
     rows = []
     for name, task in TASKS.items():
         goal = task.goal if task.agent == DEFAULT else f"{task.goal}, best"
-        results = [cell(cells.get((name, agent)), task) for agent in AGENTS]
+        same = the_same(task, name, BEST) == DEFAULT
+        results = ["the same" if agent == BEST and same else cell(cells.get((name, agent)), task) for agent in AGENTS]
         reached = words[is_met(name, cells)] + seeds_short(name, cells)
         rows.append([name, f"{task.steps:,}", goal, task.beat, reached, *results])
     return table(["task", "budget", "target", "to beat", "reached", *AGENTS], rows)

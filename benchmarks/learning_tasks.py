@@ -29,13 +29,14 @@ from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 
 DEFAULT, BEST, RECURRENT, FRAME_STACK, PLAIN = "memory_ppo", "memory_ppo_best", "recurrent_ppo", "frame_stack_ppo", "ppo"
 AGENTS = {
     DEFAULT: 'MemoryPPO("MlpPolicy", env), its defaults',
     BEST: "MemoryPPO with the task's entry in zoo_hyperparams/memory_ppo.yml",
-    RECURRENT: "sb3-contrib's RecurrentPPO: RL Zoo's settings of the task if it has any, else those of memory_ppo_best",
+    RECURRENT: "sb3-contrib's RecurrentPPO: RL Zoo's settings of the task if it has any, else those of memory_ppo_best, with "
+    "observations normalized by VecNormalize, as the policy of MemoryPPO does it",
     FRAME_STACK: "PPO with the last frames stacked, settings likewise",
     PLAIN: "PPO, settings likewise",
 }
@@ -295,6 +296,12 @@ def settings(task: Task, name: str, agent: str) -> Settings:
     return {"algo": entry.pop("algo"), "env": task.env_id, **entry}
 
 
+def the_same(task: Task, name: str, agent: str) -> str:
+    """:return: The default agent where the best one is no other, so that no run is made twice; else the agent itself."""
+    same = agent == BEST and settings(task, name, BEST) == settings(task, name, DEFAULT)
+    return DEFAULT if same else agent
+
+
 def _base_settings(task: Task, name: str, agent: str) -> Settings:
     if agent == DEFAULT:
         return {"algo": zoo.ALGO, "policy": "MlpPolicy", "n_envs": task.n_envs}
@@ -321,7 +328,9 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
 
 def _best(task: Task, name: str) -> Settings:
     entries = _read(zoo.hyperparams_file())
-    return deepcopy(next(entries[key] for key in (name, task.env_id, "default") if key in entries))
+    entry = deepcopy(next(entries[key] for key in (name, task.env_id, "default") if key in entries))
+    entry.pop("monitor_kwargs", None)  # what is logged
+    return entry
 
 
 def _peer(task: Task, name: str, algo: str) -> Settings:
@@ -337,6 +346,8 @@ def _peer(task: Task, name: str, algo: str) -> Settings:
     kwargs = _mapping(best.get("policy_kwargs"))
     width = kwargs.get("hidden_dim", _defaults(MemoryActorCriticPolicy)["hidden_dim"])
     shared = {key: best.get(key, defaults[key]) for key in SHARED_KEYS}
+    if shared["n_steps"] is None:
+        shared["n_steps"] = plan_n_steps(best["n_envs"], best.get("seq_len"))
     if shared["batch_size"] is None:
         shared["batch_size"] = plan_minibatches(shared["n_steps"], best["n_envs"], best.get("seq_len"), None)[1]
     for key, value in shared.items():
@@ -344,6 +355,8 @@ def _peer(task: Task, name: str, algo: str) -> Settings:
             shared[key] = f"lin_{value(1.0)}"  # a schedule that is a default; RL Zoo knows only this one
     entry = {key: best[key] for key in ZOO_KEYS if key in best}
     entry |= {key: value for key, value in shared.items() if value is not None}
+    if kwargs.get("normalize_observations", _defaults(MemoryActorCriticPolicy)["normalize_observations"]):
+        entry.setdefault("normalize", {"norm_obs": True, "norm_reward": False})
     if best.get("use_last_action") or kwargs.get("use_last_action"):
         wrappers = entry.get("env_wrapper") or []
         entry["env_wrapper"] = [*([wrappers] if isinstance(wrappers, str) else wrappers), _name_of(LastActionObservation)]

@@ -13,10 +13,12 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import learning, learning_report
-from benchmarks.learning import CURVES, RUNS, Grid, Run, Trial, append, execute, latest, main, plan, read
+from benchmarks.learning import CURVES, RUNS, Grid, Run, Trial, append, execute, latest, main, parse_args, plan, read
 from benchmarks.learning_tasks import (
     AGENTS,
+    BEST,
     BURN_IN_AGENTS,
+    DEFAULT,
     GRIDS,
     KINDS,
     TASKS,
@@ -24,8 +26,11 @@ from benchmarks.learning_tasks import (
     as_json,
     digest,
     settings,
+    the_same,
 )
+from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from tests.toys import toy_vec_env
 
 TINY = ["--tasks", "MemoryChain-16", "--steps", "64", "--processes", "1"]
 
@@ -70,8 +75,10 @@ def curve(task: str, agent: str, seed: int, values: list[float], digest: str = "
 def test_every_cell_of_every_grid_has_settings_of_its_own(grid: str) -> None:
     tasks, agents = GRIDS[grid]
     for name in tasks:
+        different = {the_same(TASKS[name], name, agent) for agent in agents}
+        assert different | {BEST} == {*agents, BEST}
         found = [settings(TASKS[name], name, agent) for agent in agents]
-        assert len({digest(each) for each in found}) == len(agents)
+        assert len({digest(each) for each in found}) == len(different)
         for each in found:
             assert json.loads(as_json(each))["n_timesteps"] == TASKS[name].steps
             assert each["n_envs"] >= 1
@@ -86,12 +93,35 @@ def test_the_default_agent_is_told_nothing_but_the_task() -> None:
 def test_peers_train_as_the_best_memory_ppo_does() -> None:
     name = "RepeatPreviousMedium"
     best, recurrent, ppo = (settings(TASKS[name], name, agent) for agent in ("memory_ppo_best", "recurrent_ppo", "ppo"))
-    for key in ("n_envs", "n_steps", "batch_size", "n_epochs", "learning_rate", "gamma"):
-        assert best[key] == recurrent[key] == ppo[key]
-    width = best["policy_kwargs"].get("hidden_dim", 128)
-    assert recurrent["policy_kwargs"] == {"lstm_hidden_size": width}
-    assert ppo["policy_kwargs"] == {"net_arch": [width, width]}
+    model = MemoryPPO("MlpPolicy", toy_vec_env(best["n_envs"]), device="cpu")
+    for peer in (recurrent, ppo):
+        assert peer["n_envs"] == best["n_envs"] == 64
+        for key in ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef"):
+            assert peer[key] == getattr(model, key), key
+        assert peer["batch_size"] == model._minibatch_size
+        assert peer["learning_rate"] == f"lin_{model.lr_schedule(1.0)}"
+        assert peer["normalize"] == {"norm_obs": True, "norm_reward": False}
+    assert recurrent["policy_kwargs"] == {"lstm_hidden_size": 128}
+    assert ppo["policy_kwargs"] == {"net_arch": [128, 128]}
     assert settings(TASKS[name], name, "frame_stack_ppo") == {**ppo, "frame_stack": 33}
+
+
+def test_peers_read_the_last_action_where_memory_ppo_does() -> None:
+    recurrent = settings(TASKS["TMaze-100"], "TMaze-100", "recurrent_ppo")
+    assert recurrent["env_wrapper"] == ["benchmarks.learning_tasks.LastActionObservation"]
+    assert "env_wrapper" not in settings(TASKS["MemoryChain-64"], "MemoryChain-64", "recurrent_ppo")
+
+
+def test_the_best_agent_is_not_run_where_it_is_the_default_one() -> None:
+    args = parse_args(["--tasks", "MemoryChain-64", "TMaze-100", "--agents", BEST, DEFAULT, "ppo", "--seeds", "0"])
+    planned = [(run.name, run.agent) for run in plan(args)]
+    assert planned == [
+        ("MemoryChain-64", DEFAULT),
+        ("MemoryChain-64", "ppo"),
+        ("TMaze-100", BEST),
+        ("TMaze-100", DEFAULT),
+        ("TMaze-100", "ppo"),
+    ]
 
 
 def test_peers_take_the_zoos_settings_where_there_are() -> None:
@@ -107,7 +137,9 @@ def test_names_of_agents_change_settings() -> None:
     task = TASKS["MemoryChain-64"]
     best = settings(task, "MemoryChain-64", "memory_ppo_best")
     changed = settings(task, "MemoryChain-64", "learning_rate=1e-4 policy_kwargs.hidden_dim=32")
-    assert changed == {**best, "learning_rate": 1e-4, "policy_kwargs": {**best["policy_kwargs"], "hidden_dim": 32}}
+    assert changed == {**best, "learning_rate": 1e-4, "policy_kwargs": {"hidden_dim": 32}}
+    maze = settings(TASKS["TMaze-100"], "TMaze-100", "policy_kwargs.hidden_dim=32")
+    assert maze["policy_kwargs"] == {"use_last_action": True, "hidden_dim": 32}
     assert settings(task, "MemoryChain-64", "memory_ppo gamma=0.9")["gamma"] == 0.9
     kind = settings(task, "MemoryChain-64", "lstm+slot")["policy_kwargs"]
     assert (kind["encoder"], kind["memory"], kind["memory_kwargs"]) == ("lstm", "slot", {"num_slots": 128})
@@ -147,14 +179,14 @@ def test_last_action_is_part_of_the_observation() -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-PENDULUM = "memory_ppo_best n_steps=8 seq_len=8 batch_size=8 n_epochs=1"
+PENDULUM = "memory_ppo_best n_steps=8 seq_len=8 batch_size=8 n_epochs=1 normalize=true"
 
 
 def test_a_run_makes_a_row_and_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "FINAL_EPISODES", 3)
     task = replace(TASKS["PendulumNoVel"], steps=16, curve_episodes=2)
     result, points = execute(Run(task, "PendulumNoVel", PENDULUM, 3))
-    # Its entry normalizes rewards, to about 1 a step; the episodes of an untrained pendulum earn about -1200.
+    # Rewards are normalized, to about 1 a step; the episodes of an untrained pendulum earn about -1200.
     assert -2000 < result["return"] < -500
     assert result["success"] is None
     assert result["steps"] == 32
@@ -272,7 +304,8 @@ def cells_of(text: str, task: str) -> list[str]:
 def test_report_of_a_part_of_the_grid(tmp_path: Path) -> None:
     rows = [row("MemoryChain-16", "memory_ppo", seed, 1.0) for seed in range(5)]
     rows += [row("MemoryChain-32", "memory_ppo", seed, 1.0 if seed else 0.5) for seed in range(5)]
-    rows += [row("MemoryChain-1000", "memory_ppo_best", seed, float(seed < 3)) for seed in range(5)]
+    rows += [row("MemoryChain-1000", "memory_ppo", seed, float(seed < 3)) for seed in range(5)]
+    rows += [row("AutoencodeEasy", "memory_ppo", 0, 0.6), row("AutoencodeEasy", "memory_ppo_best", 0, 0.4)]
     rows += [row("TMaze-100", "memory_ppo", 0, 0.9, best=1.0, solved_at=5000)]
     rows += [row("ConcentrationEasy", "memory_ppo", 0, 0.0), row("ConcentrationEasy", "recurrent_ppo", 0, -0.25)]
     rows += [row("LunarLander", "memory_ppo", 0, 210.0), row("LunarLander", "ppo", 0, 250.0)]
@@ -281,9 +314,10 @@ def test_report_of_a_part_of_the_grid(tmp_path: Path) -> None:
     append(tmp_path / CURVES, curve("MemoryChain-16", "memory_ppo", 0, [0, 0.5, 1]))
     learning_report.main(["--out", str(tmp_path)])
     text = (tmp_path / "learning.md").read_text()
-    assert cells_of(text, "MemoryChain-16")[4:] == ["met", "1.00 ± 0.00 (5/5)", "-", "-", "-", "-"]
+    assert cells_of(text, "MemoryChain-16")[4:] == ["met", "1.00 ± 0.00 (5/5)", "the same", "-", "-", "-"]
     assert cells_of(text, "MemoryChain-32")[4:6] == ["**missed**", "0.90 ± 0.20 (4/5)"]
-    assert cells_of(text, "MemoryChain-1000")[4:7] == ["met", "-", "0.60 ± 0.49 (3/5)"]
+    assert cells_of(text, "MemoryChain-1000")[4:7] == ["met", "0.60 ± 0.49 (3/5)", "the same"]
+    assert cells_of(text, "AutoencodeEasy")[4] == "**missed** so far, 1 seed"
     assert cells_of(text, "TMaze-100")[4:6] == ["**missed** so far, 1 seed", "0.90 ± 0.00 (0/1)"]
     assert cells_of(text, "ConcentrationEasy")[4:6] == ["met so far, 1 seed", "0.00 ± 0.00 (1 seeds)"]
     assert cells_of(text, "LunarLander")[4:6] == ["**missed** so far, 1 seed", "210.0 ± 0.0 (1/1)"]

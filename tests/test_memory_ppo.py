@@ -283,8 +283,8 @@ def test_gradients_are_clipped(max_grad_norm: float) -> None:
         batch_size=36,
         learning_rate=1.0,
         max_grad_norm=max_grad_norm,
-        normalize_value=False,  # no weight moves but by a gradient
-        policy_kwargs={"optimizer_class": th.optim.SGD},
+        normalize_value=False,  # no weight and no buffer moves but by a gradient
+        policy_kwargs={"optimizer_class": th.optim.SGD, "normalize_observations": False},
     )
     before = weights(model.policy)
     model.learn(36)
@@ -677,7 +677,7 @@ def test_saving_leaves_out_the_states_and_the_rollout(tmp_path: Path) -> None:
 
 
 def test_custom_objects_and_arguments_of_load(tmp_path: Path) -> None:
-    model = toy_model(normalize_value=False).learn(36)
+    model = toy_model(normalize_value=False, policy_kwargs={"normalize_observations": False}).learn(36)
     model.save(tmp_path / "model")
     objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.05}
     loaded = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(), device="cpu", custom_objects=objects, n_epochs=3, seq_len=6)

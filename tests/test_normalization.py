@@ -1,6 +1,7 @@
-"""Scales of returns and advantages."""
+"""Scales of observations, returns and advantages."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch as th
@@ -9,17 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo import losses
-from sb3_cyborg.memory_ppo.normalization import RunningMoments, ValueHead
-from tests.toys import ToyEnv, toy_model, toy_vec_env
+from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, RunningMoments, ValueHead
+from tests.toys import (
+    OBSERVATION_SPACES,
+    ToyEnv,
+    assert_honest,
+    record_updates,
+    rollout,
+    same,
+    toy_model,
+    toy_vec_env,
+    weights,
+)
 
 NUMBERS = st.floats(-1e4, 1e4).map(lambda x: round(x, 3))
 
 
 def test_moments_are_those_of_all_rollouts() -> None:
     moments, rollouts = RunningMoments(horizon=8), th.randn(5, 40).double() * 3 + 7
-    for rollout in rollouts:
-        moments.update(rollout)
+    for part in rollouts:
+        moments.update(part)
     assert moments.mean == pytest.approx(rollouts.mean().item())
     assert moments.std == pytest.approx(rollouts.std(correction=0).item())
 
@@ -88,3 +100,77 @@ def test_without_it_the_scale_stays_one() -> None:
     model.learn(72)
     assert model.policy.value_net.scale.item() == 1
     assert model.policy.value_net.mean.item() == 0
+
+
+# --- observations -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), scale=st.floats(0.1, 100), mean=st.floats(-100, 100))
+def test_observations_are_normalized_by_all_that_were_seen(sizes: list[int], scale: float, mean: float) -> None:
+    normalizer = ObservationNormalizer(6).double()
+    parts = [th.randn(size, 2, 3, dtype=th.float64) * scale + mean for size in sizes]
+    for part in parts:
+        normalizer.update(part)
+    seen = th.cat(parts)
+    expected = (seen - seen.mean(0)) / (seen.var(0, correction=0) + 1e-8).sqrt()
+    th.testing.assert_close(normalizer(seen), expected.clamp(-10, 10), rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_never_seen_is_loud_but_bounded() -> None:
+    normalizer = ObservationNormalizer(2)
+    th.testing.assert_close(normalizer(th.tensor([[0.3, -20.0]])), th.tensor([[0.3, -10.0]]))  # as it is, before any rollout
+    normalizer.update(th.zeros(500, 2))
+    assert normalizer(th.tensor([[0.0, 0.0], [1.0, -1.0]])).tolist() == [[0, 0], [10, -10]]
+
+
+@pytest.mark.parametrize("name", OBSERVATION_SPACES)
+def test_all_but_images_is_normalized(name: str) -> None:
+    policy = "MultiInputPolicy" if name == "dict" else "MlpPolicy"
+    env = toy_vec_env(make=lambda: ToyEnv(OBSERVATION_SPACES[name]))
+    model = toy_model(env, policy)
+    updates = record_updates(model)
+    model.learn(4 * 36)
+    assert_honest(updates, at_least=4)
+    normalizers = model.policy.observation_normalizers
+    assert list(normalizers) == {"dict": ["number", "vector"], "image": []}.get(name, ["observation"])
+    for part, normalizer in normalizers.items():
+        assert isinstance(normalizer, ObservationNormalizer)
+        assert normalizer.count == 4 * 36
+        stored = model.rollout_buffer.observations
+        last = stored[part] if isinstance(stored, dict) else stored
+        if last.dtype == th.float32:  # uniform between -1 and 1
+            th.testing.assert_close(normalizer.mean, th.zeros_like(normalizer.mean), atol=0.3, rtol=0)
+            th.testing.assert_close(normalizer.var, th.full_like(normalizer.var, 1 / 3), atol=0.15, rtol=0)
+
+
+def test_the_scale_moves_between_rollouts_alone() -> None:
+    model = toy_model().learn(36)
+    before = weights(model.policy.observation_normalizers)
+    rollout(model)
+    assert same(before, weights(model.policy.observation_normalizers))
+    model.train()
+    assert not same(before, weights(model.policy.observation_normalizers))
+
+
+def test_a_loaded_model_sees_the_same(tmp_path: Path) -> None:
+    model = toy_model().learn(72)
+    model.save(tmp_path / "model")
+    loaded = MemoryPPO.load(tmp_path / "model", device="cpu")
+    assert same(weights(model.policy.observation_normalizers), weights(loaded.policy.observation_normalizers))
+
+
+def test_it_can_be_left_out() -> None:
+    model = toy_model(policy_kwargs={"normalize_observations": False}).learn(36)
+    assert not model.policy.observation_normalizers
+    obs = th.tensor([[0.5, -0.25, 1.0]])
+    th.testing.assert_close(model.policy.extract_features(obs), obs)
+
+
+def test_the_heads_see_the_features_themselves() -> None:
+    policy = toy_model(use_last_action=True, policy_kwargs={"normalize_observations": False}).policy
+    obs, state = th.tensor([[0.5, -0.25, 1.0]]), policy.get_initial_state(1)
+    state["last_action"][0, 1] = 1.0
+    latent, _ = policy._core_step(obs, state, th.zeros(1))
+    assert latent[0, -6:].tolist() == [0.5, -0.25, 1.0, 0.0, 1.0, 0.0]
+    assert latent.shape[1] == policy.core.output_dim + 6 == policy.lstm_output_dim

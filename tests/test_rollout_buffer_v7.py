@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from sb3_cyborg import RolloutBufferV7, Stack, State
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MemoryV7
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch, plan_minibatches
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch, plan_minibatches, plan_n_steps
 from tests.toys import ACTION_SPACES, OBSERVATION_SPACES
 
 DISCRETE = spaces.Discrete(7)
@@ -365,6 +365,34 @@ def test_samples_that_cannot_be_are_refused(arguments: dict[str, int], message: 
 def test_buffers_that_cannot_be_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         RolloutBufferV7(16, PLACE, DISCRETE, {}, **arguments)
+
+
+# --- plan_n_steps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "seq_len", "n_steps"),
+    [
+        (1, None, 2048),
+        (4, None, 512),
+        (8, None, 256),
+        (15, None, 256),
+        (16, None, 128),
+        (64, None, 128),
+        (16, 100, 200),
+        (3, 32, 768),
+    ],
+)
+def test_a_rollout_holds_2048_steps(n_envs: int, seq_len: int | None, n_steps: int) -> None:
+    assert plan_n_steps(n_envs, seq_len) == n_steps
+
+
+@given(n_envs=st.integers(1, 100), seq_len=st.none() | st.integers(1, 300))
+def test_a_planned_rollout_can_be_cut_into_minibatches(n_envs: int, seq_len: int | None) -> None:
+    n_steps = plan_n_steps(n_envs, seq_len)
+    assert n_steps >= 128
+    assert n_steps * n_envs >= 2048
+    assert n_steps % plan_minibatches(n_steps, n_envs, seq_len, None)[0] == 0
 
 
 # --- plan_minibatches ---------------------------------------------------------------------------------------------------

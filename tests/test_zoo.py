@@ -312,7 +312,7 @@ def test_other_algorithms_and_own_files(zoo: Callable[..., str]) -> None:
         (["train", "--env", "CartPol-v1"], "maybe meant CartPole-v1"),
         (["train", "--env", "CartPole-v1", "-params", "batchsize:64"], "Did you mean 'batch_size'"),
         (["train", "--env", "CartPole-v1", "-params", "seed:3"], "Unknown option for memory_ppo 'seed'"),
-        (["train", "--env", "CartPole-v1", "-params", "seq_len:7"], "`seq_len`=7 does not divide"),
+        (["train", "--env", "CartPole-v1", "-params", "n_steps:128", "seq_len:7"], "`seq_len`=7 does not divide"),
         (["train", "--env", "CartPole-v1", "-params", "policy_kwargs:{'encoder': 'gruu'}"], "Did you mean 'gru'"),
         (["train", "--env", "CartPole-v1", "-i", "nothing.zip"], "valid path to a .zip file"),
         (["enjoy", "--env", "CartPole-v1"], "folder was not found"),
@@ -444,7 +444,8 @@ def test_entry_by_spaces(name: str, tmp_path: Path) -> None:
             model, _ = manager.setup_experiment()
     finally:
         del gym.registry["tests/Spaces-v0"]
-    assert model.n_steps == entry["n_steps"]
+    assert model.n_steps == entry.get("n_steps", model.n_steps)
+    assert model.n_steps * model.n_envs >= entry.get("n_envs", 1) * entry.get("n_steps", 128)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from sb3_cyborg.memory_ppo.policies import (
     MemoryMultiInputActorCriticPolicy,
     policy_options,
 )
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch, plan_minibatches
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch, plan_minibatches, plan_n_steps
 from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
@@ -64,7 +64,8 @@ class MemoryPPO(RecurrentPPO):
         same), or a subclass of :class:`MemoryActorCriticPolicy`.
     :param env: The environment to learn from (if registered in Gym, can be str).
     :param learning_rate: The learning rate, or a function of the progress remaining (from 1 to 0).
-    :param n_steps: Steps of each environment in a rollout.
+    :param n_steps: Steps of each environment in a rollout; ``None`` is 128, or as many times 128 as few environments need for
+        2048 steps together.
     :param batch_size: Training transitions in a minibatch, a multiple of ``seq_len``; ``None`` is a quarter of the
         rollout, but at least 128 and at most 1024, adapted to what divides.
     :param n_epochs: Passes over a rollout.
@@ -122,7 +123,7 @@ class MemoryPPO(RecurrentPPO):
         policy: str | type[MemoryActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = LEARNING_RATE,
-        n_steps: int = 128,
+        n_steps: int | None = None,
         batch_size: int | None = None,
         n_epochs: int = 4,
         gamma: float = 0.99,
@@ -163,7 +164,7 @@ class MemoryPPO(RecurrentPPO):
             policy,
             env,
             learning_rate=learning_rate,
-            n_steps=n_steps,
+            n_steps=n_steps,  # type: ignore[arg-type]  # a number from `_setup_model` on
             batch_size=batch_size,
             n_epochs=n_epochs,
             gamma=gamma,
@@ -217,6 +218,10 @@ class MemoryPPO(RecurrentPPO):
         # Sizes are checked before anything is built.
         check_positive(n_epochs=self.n_epochs)
         check_whole(0, burn_in=self.burn_in)
+        if self.seq_len is not None:
+            check_positive(seq_len=self.seq_len)
+        asked: int | None = self.n_steps
+        self.n_steps = plan_n_steps(self.n_envs, self.seq_len) if asked is None else asked
         seq_len, self._minibatch_size = plan_minibatches(self.n_steps, self.n_envs, self.seq_len, self.batch_size)
         self.policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
@@ -392,6 +397,7 @@ class MemoryPPO(RecurrentPPO):
             self._n_updates += stepped
             if stop:
                 break
+        self.policy.update_normalization(self.rollout_buffer.observations)
         self._log_update(stats, clip_range, clip_range_vf)
 
     def _minibatch_loss(

@@ -1,4 +1,4 @@
-"""Scales of returns and advantages that are remembered from rollout to rollout."""
+"""Scales of observations, returns and advantages that are remembered from rollout to rollout."""
 
 import math
 from dataclasses import dataclass
@@ -78,3 +78,48 @@ class ValueHead(nn.Linear):
         self.weight.mul_(self.scale / scale)
         self.mean.fill_(mean)
         self.scale.fill_(scale)
+
+
+class ObservationNormalizer(nn.Module):
+    """
+    Observations in units of their standard deviation, as in SB3's ``VecNormalize``, but inside of the policy.
+
+    A feature that is rarely anything but zero, as the sign that is to be remembered, or the junction at the end of a
+    corridor, then is as loud as it is rare. The moments are of all rollouts so far, and move between rollouts alone, like
+    the weights: what was acted with is what is trained with. Until the first rollout is over observations stay as they are.
+
+    :param size: Features of an observation, D.
+    """
+
+    CLIP: ClassVar[float] = 10.0
+    """``VecNormalize``'s ``clip_obs``."""
+
+    mean: th.Tensor
+    var: th.Tensor
+    count: th.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", th.zeros(size))
+        self.register_buffer("var", th.ones(size))
+        self.register_buffer("count", th.zeros(()))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """:return: Normalized observations (B, ...) of observations (B, ...) with D elements each."""
+        flat = (x.flatten(1) - self.mean) * (self.var + 1e-8).rsqrt()
+        return flat.clamp(-self.CLIP, self.CLIP).view_as(x)
+
+    @th.no_grad()
+    def update(self, x: th.Tensor) -> None:
+        """
+        Take observations into the moments (Chan et al. 1979, the parallel algorithm).
+
+        :param x: (B, ...), with D elements each.
+        """
+        x = x.flatten(1)
+        mean, var = x.mean(0), x.var(0, correction=0)
+        share = len(x) / (self.count + len(x))
+        apart = mean - self.mean
+        self.var += share * (var - self.var + (1 - share) * apart.square())
+        self.mean += share * apart
+        self.count += len(x)

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
@@ -19,7 +21,7 @@ from sb3_cyborg.checks import check_finite_observations, check_positive, nearest
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
 from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, evaluate_categorical, sample_categorical
-from sb3_cyborg.memory_ppo.normalization import ValueHead
+from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
 from sb3_cyborg.ops.linear import Layers
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
@@ -27,14 +29,18 @@ from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask
 LAST_ACTION = "last_action"
 """Key of the last action in the state of a policy that reads it."""
 
+OBSERVATION = "observation"
+"""Name of an observation that is no dictionary of several."""
+
 NumpyState = dict[str, np.ndarray]
 
 
 class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
-    Features → [last action] → :class:`EncoderV7` → :class:`MemoryV7` → ``[latent, read]`` → actor and critic.
+    Features → [last action] → :class:`EncoderV7` → :class:`MemoryV7` → ``[latent, read, features]`` → actor and critic.
 
-    Actor and critic share the core, and both train it.
+    Actor and critic share the core, and both train it. They also see the features themselves: what needs no memory takes no
+    way through one, and what is seen for the first time looks new to them, whatever the core's state is full of.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -62,6 +68,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     :param encoder_kwargs: Options of the encoder's mode.
     :param memory_kwargs: Options of the memory's kind, e.g. ``{"num_slots": 64}``.
     :param use_last_action: Also read the action before, carried in the state; zeros at the start of an episode.
+    :param normalize_observations: Normalize observations that are no images (Boxes of three dimensions) by running moments,
+        see :class:`ObservationNormalizer`; ``VecNormalize`` is not needed for them.
     :param lstm_hidden_size: RecurrentPPO's name of ``hidden_dim``; takes its place if given.
     :param n_lstm_layers: RecurrentPPO's name of ``num_layers``; takes its place if given.
     :param shared_lstm: An option of RecurrentPPO that has no meaning here; warns.
@@ -71,6 +79,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
 
     core: Stack
+    observation_normalizers: nn.ModuleDict
     value_net: ValueHead
     amp: bool = False
     """Whether features and projections are computed in bf16; set by ``MemoryPPO(amp=True)``."""
@@ -103,6 +112,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         encoder_kwargs: dict[str, Any] | None = None,
         memory_kwargs: dict[str, Any] | None = None,
         use_last_action: bool = False,
+        normalize_observations: bool = True,
         lstm_hidden_size: int | None = None,
         n_lstm_layers: int | None = None,
         shared_lstm: bool | None = None,
@@ -120,6 +130,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             "encoder_kwargs": encoder_kwargs or {},
             "memory_kwargs": memory_kwargs or {},
             "use_last_action": use_last_action,
+            "normalize_observations": normalize_observations,
         }
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = _fused(optimizer_kwargs or {})
@@ -149,6 +160,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """Build the core and the heads behind it; SB3 calls this where it creates networks, before the optimizer."""
         settings = self._core_kwargs
         self.use_last_action = settings["use_last_action"]
+        self.observation_normalizers = nn.ModuleDict()
+        if settings["normalize_observations"]:
+            for name, space in _parts(self.observation_space).items():
+                if len(space.shape or ()) != 3:  # not an image
+                    self.observation_normalizers[name] = ObservationNormalizer(get_flattened_obs_dim(space))
         action_features = action_encoding_dim(self.action_space) if self.use_last_action else 0
         encoder = EncoderV7(
             self.features_dim + action_features,
@@ -166,7 +182,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
             if isinstance(p, (int, float)) and p > 0:
                 raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
-        self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
+        # What RecurrentActorCriticPolicy builds its heads on.
+        self.lstm_output_dim = self.core.output_dim + self.features_dim + action_features
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
         heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
@@ -174,6 +191,36 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.value_net = ValueHead(self.value_net)  # with the parameters that the optimizer knows by now
+
+    # --- observations -----------------------------------------------------------------------------------------------
+
+    def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
+        """
+        :param obs: Observations, (B, ...).
+        :param features_extractor: The features extractor; ``None`` takes the policy's own.
+        :return: Features (B, D) of the normalized observations.
+        """
+        seen: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        if isinstance(seen, dict):
+            known = self.observation_normalizers
+            seen = {name: known[name](value) if name in known else value for name, value in seen.items()}
+        elif self.observation_normalizers:
+            seen = self.observation_normalizers[OBSERVATION](seen)
+        features: th.Tensor = (self.features_extractor if features_extractor is None else features_extractor)(seen)
+        return features
+
+    def update_normalization(self, obs: Observations) -> None:
+        """
+        Let the observations of a rollout move the scale that observations are normalized to.
+
+        :param obs: Observations, (T, N, ...), as they were stored.
+        """
+        parts = obs if isinstance(obs, dict) else {OBSERVATION: obs}
+        for name, normalizer in self.observation_normalizers.items():
+            assert isinstance(normalizer, ObservationNormalizer)
+            seen = preprocess_obs(parts[name].flatten(0, 1), _parts(self.observation_space)[name])
+            assert isinstance(seen, th.Tensor)
+            normalizer.update(seen)
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -198,13 +245,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         return th.autocast(self.device.type, th.bfloat16) if self.amp else nullcontext()
 
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
-        """:return: ``[latent, read]`` (B, D) of observations (B, ...), and the state of the core after them."""
+        """:return: ``[latent, read, features]`` (B, D) of observations (B, ...), and the state of the core after them."""
         # On a CPU a look is cheaper than a mask that changes nothing; elsewhere it would wait for the device.
         unbroken = episode_starts.device.type == "cpu" and not episode_starts.any()
         mask = None if unbroken else keep_mask(episode_starts)
         with self._autocast():
             x = self.extract_features(obs)
-            assert isinstance(x, th.Tensor)
             if self.use_last_action:
                 last = state[LAST_ACTION]
                 if mask is not None:
@@ -213,20 +259,18 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             latent, new_state, _ = self.core.forward_step(x, state, mask)
         if self.use_last_action:
             new_state[LAST_ACTION] = last
-        return latent, new_state
+        return th.cat([latent, x], dim=-1), new_state
 
     def _core_sequence(
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
     ) -> tuple[th.Tensor, State, Logs]:
-        """:return: ``[latent, read]`` (B, T, D) of observations (B, T, ...), the state after them, diagnostics."""
+        """:return: ``[latent, read, features]`` (B, T, D) of observations (B, T, ...), the state after, diagnostics."""
         flat = {key: _flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else _flatten(obs)
         # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
         core_state = {name: leaf for name, leaf in state.items() if name != LAST_ACTION}
         core_state = self.core.reset_states(core_state, masks[:, 0])
         with self._autocast():
-            features = self.extract_features(flat)
-            assert isinstance(features, th.Tensor)
-            x = features.unflatten(0, masks.shape)
+            x = self.extract_features(flat).unflatten(0, masks.shape)
             if self.use_last_action:
                 encoded = encode_actions(actions.flatten(0, 1), self.action_space, self.squash_output)
                 encoded = encoded.unflatten(0, masks.shape)
@@ -234,7 +278,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             latent, new_state, logs = self.core.forward_sequence(x, core_state, masks)
         if self.use_last_action:
             new_state[LAST_ACTION] = encoded[:, -1]
-        return latent, new_state, logs
+        return th.cat([latent, x], dim=-1), new_state, logs
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -439,6 +483,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self._core_kwargs
+
+
+def _parts(space: spaces.Space[Any]) -> Mapping[str, spaces.Space[Any]]:
+    """:return: The spaces that an observation consists of, by name."""
+    return space.spaces if isinstance(space, spaces.Dict) else {OBSERVATION: space}
 
 
 def _steps(batch: SequenceBatch, part: slice) -> tuple[Observations, th.Tensor, th.Tensor]:

@@ -1,5 +1,6 @@
 """``RolloutBufferV7``: a rollout of ``T`` steps in ``N`` environments, and the states that training starts from."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypedDict
@@ -26,6 +27,8 @@ MIN_BATCH_SIZE, MAX_BATCH_SIZE = 128, 1024
 """Minibatches are at least and at most this large where the user does not say."""
 MINIBATCHES = 4
 """How many minibatches a rollout is cut into where the user does not say."""
+MIN_STEPS, MIN_ROLLOUT = 128, 2048
+"""Steps of each environment, and of all together, that a rollout has at least where the user does not say."""
 
 
 class SequenceBatch(TypedDict):
@@ -41,6 +44,18 @@ class SequenceBatch(TypedDict):
     grad_mask: th.Tensor  # 0 burn-in (or padding before it), 1 training
     state: State  # at the first step of each row's prefix
     prefix_lens: list[int]  # of each row: how many of the P steps are real; the padding comes first
+
+
+def plan_n_steps(n_envs: int, seq_len: int | None) -> int:
+    """
+    :param n_envs: Environments.
+    :param seq_len: Wanted length of a sequence, or ``None``.
+    :return: Steps of each environment in a rollout where the user does not say: 128, or as many times that as few
+        environments need for 2048 steps together, which is SB3's PPO for one. ``seq_len`` divides it.
+    """
+    check_positive(n_envs=n_envs)
+    unit = MIN_STEPS if seq_len is None else math.ceil(MIN_STEPS / seq_len) * seq_len
+    return unit * math.ceil(MIN_ROLLOUT / (unit * n_envs))
 
 
 def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size: int | None) -> tuple[int, int]:

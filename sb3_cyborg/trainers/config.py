@@ -18,7 +18,7 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.vec_env import VEC_ENVS, check_env_id
 from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 from sb3_cyborg.trainers.config_file import read_yaml, readable
 
 CORE_SIZES = ("hidden_dim", "latent_dim", "num_layers")
@@ -160,10 +160,15 @@ class TrainerConfig(BaseModel):
     )
     activation_fn: str = Field("tanh", description=f"Activation of those layers: {', '.join(ACTIVATIONS)}.")
     use_last_action: bool = Field(False, description="The policy also reads its last action.")
+    normalize_observations: bool = Field(True, description="Observations that are no images are normalized in the policy.")
     policy_kwargs: dict[str, Any] = Field({}, description="Further arguments of the policy, e.g. {ortho_init: false}.")
 
     # --- the algorithm
-    horizon: Whole = Field(128, ge=1, description="Steps of each environment between two updates (PPO's `n_steps`).")
+    horizon: Whole | None = Field(
+        None,
+        ge=1,
+        description="Steps of each environment between two updates (PPO's `n_steps`); null is 128, more if `num_envs` < 16.",
+    )
     seq_len: Whole | None = Field(
         None, ge=1, description="Steps that gradients flow back through; divides `horizon`. null takes up to 64, or 128."
     )
@@ -325,16 +330,17 @@ class TrainerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrainerConfig":
+        horizon = plan_n_steps(self.num_envs, self.seq_len) if self.horizon is None else self.horizon
         if self.seq_len is not None:
-            check_divides("seq_len", self.seq_len, "horizon", self.horizon)
-        if self.burn_in >= self.horizon > 1 or (self.burn_in and self.horizon == 1):
+            check_divides("seq_len", self.seq_len, "horizon", horizon)
+        if self.burn_in >= horizon > 1 or (self.burn_in and horizon == 1):
             raise ValueError(
-                f"`burn_in`={self.burn_in} must be less than `horizon`={self.horizon}: it replays steps of the same rollout."
+                f"`burn_in`={self.burn_in} must be less than `horizon`={horizon}: it replays steps of the same rollout."
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MemoryPPO says it again
             try:
-                plan_minibatches(self.horizon, self.num_envs, self.seq_len, self.batch_size)
+                plan_minibatches(horizon, self.num_envs, self.seq_len, self.batch_size)
             except ValueError as error:
                 raise ValueError(str(error).replace("n_steps", "horizon").replace("n_envs", "num_envs")) from None
         check_options("policy_kwargs", self.policy_kwargs, FURTHER_POLICY_OPTIONS)
@@ -355,6 +361,7 @@ class TrainerConfig(BaseModel):
             "memory": memory,
             "memory_kwargs": memory_options,
             "net_arch": self.net_arch,
+            "normalize_observations": self.normalize_observations,
             "activation_fn": ACTIVATIONS[self.activation_fn],
         }
         same = {name: getattr(self, name) for name in SAME_NAMES}
