@@ -445,7 +445,6 @@ def test_entry_by_spaces(name: str, tmp_path: Path) -> None:
     finally:
         del gym.registry["tests/Spaces-v0"]
     assert model.n_steps == entry.get("n_steps", model.n_steps)
-    assert model.n_steps * model.n_envs >= entry.get("n_envs", 1) * entry.get("n_steps", 128)
 
 
 @pytest.mark.slow
