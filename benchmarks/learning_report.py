@@ -2,7 +2,7 @@
 The table and the plots of the learning benchmark, from its two CSVs: ``python -m benchmarks.learning_report``.
 
 Writes ``learning.md``, and beside it ``learning_curves.png``, ``learning_kinds.png`` and ``learning_burn_in.png``, each where
-there is something to show. What was not run is ``-``.
+there is something to show. What was not run is ``-``. The table also goes into ``docs/results.md``, between its two marks.
 """
 
 import argparse
@@ -37,6 +37,8 @@ Cells = Mapping[tuple[str, str], Rows]
 """Rows of each task and agent."""
 
 RESAMPLES = 2000
+DOCS = Path(__file__).parent.parent / "docs" / "results.md"
+BEGIN, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 
 
 def by_cell(rows: Rows) -> dict[tuple[str, str], Rows]:
@@ -309,6 +311,18 @@ def report(out: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def with_table(text: str, out: Path) -> str:
+    """
+    :param text: A text that holds the two marks.
+    :param out: Folder of the CSVs.
+    :return: The text with the table of their runs between the marks.
+    """
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    cells = by_cell(latest([row for row in read(out / RUNS) if row["task"] in TASKS]))
+    return f"{before}{BEGIN}\n\n{main_table(cells)}\n\n{END}{after}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs and the report (default: %(default)s)")
@@ -317,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"there is no {out / RUNS}: run `python -m benchmarks.learning` first")
     (out / "learning.md").write_text(report(out))
     print(f"Written to {out / 'learning.md'}")
+    if out.resolve() == RESULTS.resolve():
+        DOCS.write_text(with_table(DOCS.read_text(), out))
 
 
 if __name__ == "__main__":

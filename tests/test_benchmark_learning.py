@@ -343,6 +343,12 @@ def test_report_of_the_other_grids(tmp_path: Path) -> None:
     assert not (tmp_path / "learning_curves.png").exists()
 
 
+def test_the_table_in_the_docs_is_that_of_the_runs() -> None:
+    text = learning_report.DOCS.read_text()
+    assert text.count(learning_report.BEGIN) == text.count(learning_report.END) == 1
+    assert text == learning_report.with_table(text, learning.RESULTS), "run `make results`"
+
+
 def test_report_without_runs_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         learning_report.main(["--out", str(tmp_path)])

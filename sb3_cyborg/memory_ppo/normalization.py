@@ -96,17 +96,19 @@ class ObservationNormalizer(nn.Module):
 
     mean: th.Tensor
     var: th.Tensor
+    scale: th.Tensor
     count: th.Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("mean", th.zeros(size))
         self.register_buffer("var", th.ones(size))
+        self.register_buffer("scale", th.ones(size))  # of the variance; kept, for acting reads it at every step
         self.register_buffer("count", th.zeros(()))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """:return: Normalized observations (B, ...) of observations (B, ...) with D elements each."""
-        flat = (x.flatten(1) - self.mean) * (self.var + 1e-8).rsqrt()
+        flat = (x.flatten(1) - self.mean) * self.scale
         return flat.clamp(-self.CLIP, self.CLIP).view_as(x)
 
     @th.no_grad()
@@ -123,3 +125,4 @@ class ObservationNormalizer(nn.Module):
         self.var += share * (var - self.var + (1 - share) * apart.square())
         self.mean += share * apart
         self.count += len(x)
+        self.scale.copy_((self.var + 1e-8).rsqrt())
