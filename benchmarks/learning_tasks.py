@@ -28,6 +28,7 @@ from sb3_cyborg import MemoryPPO, zoo
 from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
+from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 
@@ -244,6 +245,37 @@ class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], Recor
         return (np.concatenate([obs, self.one_hot[int(action)]]), *rest)  # type: ignore[return-value]  # as many as there were
 
 
+class TimeObservation(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], RecordConstructorArgs):
+    """
+    Append the time of the episode to the observation, for peers of a MemoryPPO that reads it: the same waves.
+
+    :param env: An environment with flat observations.
+    """
+
+    def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Box)
+        ones = np.ones(2 * TIME_WAVES, np.float32)
+        low, high = env.observation_space.low, env.observation_space.high
+        self.observation_space = spaces.Box(np.concatenate([low, -ones]), np.concatenate([high, ones]), dtype=np.float32)
+        self.steps = 0
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """:return: The first observation, at time 0."""
+        self.steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """:return: What the environment returns, with the time in the observation."""
+        self.steps += 1
+        return super().step(action)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """:return: The observation with the time."""
+        return np.concatenate([observation, encode_time(th.tensor(float(self.steps))).numpy()])
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 ZOO_KEYS = ("n_envs", "n_timesteps", "normalize", "env_wrapper", "frame_stack", "env_kwargs")
@@ -357,9 +389,10 @@ def _peer(task: Task, name: str, algo: str) -> Settings:
     entry |= {key: value for key, value in shared.items() if value is not None}
     if kwargs.get("normalize_observations", _defaults(MemoryActorCriticPolicy)["normalize_observations"]):
         entry.setdefault("normalize", {"norm_obs": True, "norm_reward": False})
-    if best.get("use_last_action") or kwargs.get("use_last_action"):
+    read = {"use_last_action": LastActionObservation, "use_time": TimeObservation}
+    if added := [_name_of(wrapper) for option, wrapper in read.items() if best.get(option) or kwargs.get(option)]:
         wrappers = entry.get("env_wrapper") or []
-        entry["env_wrapper"] = [*([wrappers] if isinstance(wrappers, str) else wrappers), _name_of(LastActionObservation)]
+        entry["env_wrapper"] = [*([wrappers] if isinstance(wrappers, str) else wrappers), *added]
     same = {key: kwargs[key] for key in ("activation_fn", "ortho_init", "log_std_init") if key in kwargs}
     size = {"net_arch": [width, width]} if algo == "ppo" else {"lstm_hidden_size": width}
     return {"algo": algo, **entry, "policy": policy, "policy_kwargs": {**same, **size}}
@@ -405,12 +438,14 @@ def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
     """
     :param values: Settings.
     :param evaluation: Numbers that say how it is evaluated.
-    :return: A short name of them, and of all defaults that they leave as they are: another default is another run.
+    :return: A short name of them, and of all defaults that they leave as they are: another default is another run. What is
+        off by default has no part in it, so that a new option leaves old runs what they are.
     """
     zoo.register()
     algorithm = rl_zoo3.ALGOS[values["algo"]]
     parts: list[Callable[..., Any]] = [algorithm, algorithm.policy_aliases[values["policy"]]]
     if values["algo"] == zoo.ALGO:
         parts += MEMORIES.values()
-    defaults = [sorted((name, _name_of(value)) for name, value in _defaults(part).items()) for part in parts]
+    on = [{name: value for name, value in _defaults(part).items() if value not in (None, False)} for part in parts]
+    defaults = [sorted((name, _name_of(value)) for name, value in each.items()) for each in on]
     return hashlib.sha256(f"{as_json(values)} {defaults} {evaluation}".encode()).hexdigest()[:8]

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks import learning, learning_report
@@ -23,6 +24,7 @@ from benchmarks.learning_tasks import (
     KINDS,
     TASKS,
     LastActionObservation,
+    TimeObservation,
     as_json,
     digest,
     settings,
@@ -30,6 +32,7 @@ from benchmarks.learning_tasks import (
 )
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from tests.toys import toy_vec_env
 
 TINY = ["--tasks", "MemoryChain-16", "--steps", "64", "--processes", "1"]
@@ -167,6 +170,15 @@ def test_a_changed_default_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -
     assert digest(given) != before
 
 
+def test_what_is_off_has_no_part_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, off = settings(TASKS["CartPole"], "CartPole", "memory_ppo"), MemoryPPO.__init__.__kwdefaults__
+    before = digest(given)
+    monkeypatch.setattr(MemoryPPO.__init__, "__kwdefaults__", off | {"amp": None})
+    assert digest(given) == before
+    monkeypatch.setattr(MemoryPPO.__init__, "__kwdefaults__", off | {"amp": True})
+    assert digest(given) != before
+
+
 def test_last_action_is_part_of_the_observation() -> None:
     env = LastActionObservation(gym.make("CartPole-v1"))
     obs, _ = env.reset(seed=0)
@@ -174,6 +186,17 @@ def test_last_action_is_part_of_the_observation() -> None:
     obs, *_ = env.step(1)
     np.testing.assert_array_equal(obs[4:], [0, 1])
     assert env.observation_space.contains(obs)
+
+
+def test_time_is_part_of_the_observation() -> None:
+    env = TimeObservation(gym.make("CartPole-v1"))
+    for _ in range(2):
+        obs, _ = env.reset(seed=0)
+        np.testing.assert_array_equal(obs[4:], [0] * TIME_WAVES + [1] * TIME_WAVES)
+        for step in (1, 2):
+            obs, *_ = env.step(1)
+            np.testing.assert_array_equal(obs[4:], encode_time(th.tensor(float(step))))
+            assert env.observation_space.contains(obs)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

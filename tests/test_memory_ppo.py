@@ -29,6 +29,7 @@ from torch import nn
 from sb3_cyborg import MemoryActorCriticCnnPolicy, MemoryActorCriticPolicy, MemoryMultiInputActorCriticPolicy, MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from tests.toys import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
@@ -651,7 +652,8 @@ def test_get_and_set_parameters() -> None:
 
 @pytest.mark.parametrize("as_file", [False, True])
 def test_save_and_load(tmp_path: Path, as_file: bool) -> None:
-    model = toy_model(burn_in=2, use_last_action=True, clip_range_vf=0.5, policy_kwargs={"memory": "pmm", "encoder": "lstm"})
+    policy_kwargs = {"memory": "pmm", "encoder": "lstm", "use_time": True}
+    model = toy_model(burn_in=2, use_last_action=True, clip_range_vf=0.5, policy_kwargs=policy_kwargs)
     model.learn(36)
     target: Any = io.BytesIO() if as_file else tmp_path / "model"
     model.save(target)
@@ -738,11 +740,33 @@ def test_predict_starts_anew_without_a_state() -> None:
 
 
 def test_predict_does_not_write_into_the_state_that_it_is_given() -> None:
-    model = toy_model(use_last_action=True, policy_kwargs={"memory": "pmm"})
+    model = toy_model(use_last_action=True, policy_kwargs={"memory": "pmm", "use_time": True})
     _, state = predict(model, np.ones((2, 3), np.float32))
     before = {name: leaf.copy() for name, leaf in state.items()}
     predict(model, np.zeros((2, 3), np.float32), state, episode_start=np.array([True, False]))
     assert all((state[name] == before[name]).all() for name in state)
+
+
+def test_the_time_is_that_of_the_episode() -> None:
+    """Counted while acting and along sequences, from the start of each episode, wherever a rollout begins."""
+    model = toy_model(burn_in=2, policy_kwargs={"use_time": True})
+    for _ in range(2):  # the second begins in mid-episode
+        age = np.zeros(3) if model._last_episode_starts is None else model._last_state["time"].numpy().copy()
+        buffer = rollout(model).rollout_buffer
+        starts, anchors = buffer.episode_starts.numpy(), iter(buffer.states["time"].numpy())
+        for t in range(buffer.n_steps):
+            if t in buffer._anchors:
+                np.testing.assert_array_equal(next(anchors), age)  # before it is reset
+            age = np.where(starts[t] > 0.5, 0, age) + 1
+        np.testing.assert_array_equal(model._last_state["time"].numpy(), age)
+
+
+def test_times_are_told_apart() -> None:
+    waves = encode_time(th.arange(1000.0))
+    assert waves.shape == (1000, 2 * TIME_WAVES)
+    assert waves.abs().max() <= 1
+    assert th.pdist(waves).min() > 0.5
+    th.testing.assert_close(encode_time(th.tensor([[0.0]])), th.tensor([[[0.0] * TIME_WAVES + [1.0] * TIME_WAVES]]))
 
 
 def test_predict_of_one_observation_is_a_row_of_many() -> None:

@@ -22,7 +22,9 @@ from tests.toys import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_up
 UPDATES = 3
 
 
-def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str, **kwargs: Any) -> list[float]:
+def ratio_errors(
+    encoder: str, memory: str, burn_in: int, action_space: str, use_time: bool = False, **kwargs: Any
+) -> list[float]:
     """:return: The largest |ratio - 1| of the first minibatch of each update; the minibatch is the whole rollout."""
 
     def make() -> gym.Env[Any, Any]:
@@ -49,6 +51,7 @@ def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str, **k
             "net_arch": [8],
             "encoder_kwargs": encoder_kwargs,
             "memory_kwargs": memory_kwargs,
+            "use_time": use_time,
         },
         **kwargs,
     )
@@ -71,6 +74,13 @@ def test_ratio_is_one(encoder: str, memory: str, burn_in: int, action_space: str
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
 def test_ratio_is_one_with_the_last_action(action_space: str, burn_in: int) -> None:
     errors = ratio_errors("gru", "ring", burn_in, action_space, use_last_action=True)
+    assert max(errors) <= RATIO_TOLERANCE, errors
+
+
+@pytest.mark.parametrize("burn_in", [0, 9])
+@pytest.mark.parametrize("memory", ["none", "ring"])
+def test_ratio_is_one_with_the_time(memory: str, burn_in: int) -> None:
+    errors = ratio_errors("gru", memory, burn_in, "discrete", use_time=True, use_last_action=True)
     assert max(errors) <= RATIO_TOLERANCE, errors
 
 

@@ -237,9 +237,10 @@ def post_step_states(model: MemoryPPO) -> list[State]:
 
 @pytest.mark.parametrize("memory", ["ring", "slot", "pmm"])
 @pytest.mark.parametrize("use_last_action", [False, True])
-def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_action: bool) -> None:
+@pytest.mark.parametrize("use_time", [False, True])
+def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_action: bool, use_time: bool) -> None:
     """With the state after the last step; that look writes nothing into any state (S633)."""
-    model = clock_model(use_last_action=use_last_action, policy_kwargs={"memory": memory})
+    model = clock_model(use_last_action=use_last_action, policy_kwargs={"memory": memory, "use_time": use_time})
     buffer, states = model.rollout_buffer, post_step_states(model)
     for n, (length, truncate) in enumerate(CLOCKS):
         for t in range(buffer.n_steps):

@@ -21,13 +21,15 @@ from sb3_cyborg.checks import check_finite_observations, check_positive, nearest
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
 from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, evaluate_categorical, sample_categorical
+from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
 from sb3_cyborg.ops.linear import Layers
+from sb3_cyborg.ops.window_attention import steps_since_start
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
 
-LAST_ACTION = "last_action"
-"""Key of the last action in the state of a policy that reads it."""
+LAST_ACTION, TIME = OWN_LEAVES = "last_action", "time"
+"""Keys of the last action and of the steps so far in the state of a policy that reads them; all others are the core's."""
 
 OBSERVATION = "observation"
 """Name of an observation that is no dictionary of several."""
@@ -37,10 +39,10 @@ NumpyState = dict[str, np.ndarray]
 
 class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
-    Features → [last action] → :class:`EncoderV7` → :class:`MemoryV7` → ``[latent, read, features]`` → actor and critic.
+    Features → [last action, time] → :class:`EncoderV7` → :class:`MemoryV7` → ``[latent, read, features]`` → actor and critic.
 
-    Actor and critic share the core, and both train it. They also see the features themselves: what needs no memory takes no
-    way through one, and what is seen for the first time looks new to them, whatever the core's state is full of.
+    Actor and critic share the core, and both train it. They also see what the core reads: what needs no memory takes no way
+    through one, and what is seen for the first time looks new to them, whatever the core's state is full of.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -68,6 +70,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     :param encoder_kwargs: Options of the encoder's mode.
     :param memory_kwargs: Options of the memory's kind, e.g. ``{"num_slots": 64}``.
     :param use_last_action: Also read the action before, carried in the state; zeros at the start of an episode.
+    :param use_time: Also read how many steps old the episode is, carried in the state, as sines and cosines: see
+        :func:`~sb3_cyborg.memory_ppo.episode_time.encode_time`. For tasks where what is asked for depends on when it is.
     :param normalize_observations: Normalize observations that are no images (Boxes of three dimensions) by running moments,
         see :class:`ObservationNormalizer`; ``VecNormalize`` is not needed for them.
     :param lstm_hidden_size: RecurrentPPO's name of ``hidden_dim``; takes its place if given.
@@ -112,6 +116,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         encoder_kwargs: dict[str, Any] | None = None,
         memory_kwargs: dict[str, Any] | None = None,
         use_last_action: bool = False,
+        use_time: bool = False,
         normalize_observations: bool = True,
         lstm_hidden_size: int | None = None,
         n_lstm_layers: int | None = None,
@@ -130,6 +135,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             "encoder_kwargs": encoder_kwargs or {},
             "memory_kwargs": memory_kwargs or {},
             "use_last_action": use_last_action,
+            "use_time": use_time,
             "normalize_observations": normalize_observations,
         }
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
@@ -159,15 +165,16 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         """Build the core and the heads behind it; SB3 calls this where it creates networks, before the optimizer."""
         settings = self._core_kwargs
-        self.use_last_action = settings["use_last_action"]
+        self.use_last_action, self.use_time = settings["use_last_action"], settings["use_time"]
         self.observation_normalizers = nn.ModuleDict()
         if settings["normalize_observations"]:
             for name, space in _parts(self.observation_space).items():
                 if len(space.shape or ()) != 3:  # not an image
                     self.observation_normalizers[name] = ObservationNormalizer(get_flattened_obs_dim(space))
         action_features = action_encoding_dim(self.action_space) if self.use_last_action else 0
+        input_dim = self.features_dim + action_features + 2 * TIME_WAVES * self.use_time
         encoder = EncoderV7(
-            self.features_dim + action_features,
+            input_dim,
             settings["hidden_dim"],
             settings["latent_dim"],
             settings["encoder"],
@@ -182,8 +189,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
             if isinstance(p, (int, float)) and p > 0:
                 raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
-        # What RecurrentActorCriticPolicy builds its heads on.
-        self.lstm_output_dim = self.core.output_dim + self.features_dim + action_features
+        self.lstm_output_dim = self.core.output_dim + input_dim  # what RecurrentActorCriticPolicy builds its heads on
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
         heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
@@ -232,6 +238,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         state = self.core.get_initial_state(batch_size, self.device)
         if self.use_last_action:
             state[LAST_ACTION] = th.zeros(batch_size, action_encoding_dim(self.action_space), device=self.device)
+        if self.use_time:
+            state[TIME] = th.zeros(batch_size, device=self.device)
         return state
 
     def _remember_action(self, state: State, actions: th.Tensor) -> State:
@@ -256,9 +264,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 if mask is not None:
                     last = th.where(mask.unsqueeze(-1) > 0.5, last, 0.0)
                 x = th.cat([x, last], dim=-1)
+            if self.use_time:
+                time = state[TIME] if mask is None else th.where(mask > 0.5, state[TIME], 0.0)
+                x = th.cat([x, encode_time(time)], dim=-1)
             latent, new_state, _ = self.core.forward_step(x, state, mask)
         if self.use_last_action:
             new_state[LAST_ACTION] = last
+        if self.use_time:
+            new_state[TIME] = time + 1
         return th.cat([latent, x], dim=-1), new_state
 
     def _core_sequence(
@@ -267,7 +280,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """:return: ``[latent, read, features]`` (B, T, D) of observations (B, T, ...), the state after, diagnostics."""
         flat = {key: _flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else _flatten(obs)
         # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
-        core_state = {name: leaf for name, leaf in state.items() if name != LAST_ACTION}
+        core_state = {name: leaf for name, leaf in state.items() if name not in OWN_LEAVES}
         core_state = self.core.reset_states(core_state, masks[:, 0])
         with self._autocast():
             x = self.extract_features(flat).unflatten(0, masks.shape)
@@ -275,9 +288,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 encoded = encode_actions(actions.flatten(0, 1), self.action_space, self.squash_output)
                 encoded = encoded.unflatten(0, masks.shape)
                 x = th.cat([x, shift_steps(encoded, state[LAST_ACTION], masks)], dim=-1)
+            if self.use_time:
+                time = steps_since_start(state[TIME], masks, masks.shape[1])
+                x = th.cat([x, encode_time(time)], dim=-1)
             latent, new_state, logs = self.core.forward_sequence(x, core_state, masks)
         if self.use_last_action:
             new_state[LAST_ACTION] = encoded[:, -1]
+        if self.use_time:
+            new_state[TIME] = time[:, -1] + 1
         return th.cat([latent, x], dim=-1), new_state, logs
 
     # --- acting -----------------------------------------------------------------------------------------------------

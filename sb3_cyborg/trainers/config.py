@@ -160,6 +160,7 @@ class TrainerConfig(BaseModel):
     )
     activation_fn: str = Field("tanh", description=f"Activation of those layers: {', '.join(ACTIVATIONS)}.")
     use_last_action: bool = Field(False, description="The policy also reads its last action.")
+    use_time: bool = Field(False, description="The policy also reads how many steps old the episode is.")
     normalize_observations: bool = Field(True, description="Observations that are no images are normalized in the policy.")
     policy_kwargs: dict[str, Any] = Field({}, description="Further arguments of the policy, e.g. {ortho_init: false}.")
 
@@ -361,6 +362,7 @@ class TrainerConfig(BaseModel):
             "memory": memory,
             "memory_kwargs": memory_options,
             "net_arch": self.net_arch,
+            "use_time": self.use_time,
             "normalize_observations": self.normalize_observations,
             "activation_fn": ACTIVATIONS[self.activation_fn],
         }
