@@ -28,7 +28,7 @@ WITH_SLOTS = ("gru/ring", "gru/kv", "gru/slot", "gru/pmm")
 def make(agent: str, width: int = WIDTH, slots: int = SLOTS) -> SequenceModel:
     encoder, memory = agent.split("/")
     options = {} if memory == "none" else {"memory_dim": width // 2, "num_slots": slots}
-    return Stack(EncoderV7(width, width, mode=encoder), MemoryV7(width, memory, **options))
+    return Stack(EncoderV7(width, width, mode=encoder), MemoryV7(2 * width, memory, **options))
 
 
 def sequence(model: SequenceModel, steps: int, width: int) -> Callable[[], None]:

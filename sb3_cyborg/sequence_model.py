@@ -187,9 +187,9 @@ class Composite(SequenceModel):
         outputs: list[th.Tensor] = []
         new_state: State = {}
         logs: Logs = {}
-        part_input = x
         for name, part in self.parts.items():
             prefix = f"{name}."
+            part_input = self.next_input(x, outputs[-1]) if outputs else x
             part_state = {key[len(prefix) :]: leaf for key, leaf in state.items() if key.startswith(prefix)}
             output, part_state, part_logs = getattr(part, method)(part_input, part_state, mask)
             new_state |= {prefix + key: leaf for key, leaf in part_state.items()}
@@ -197,7 +197,6 @@ class Composite(SequenceModel):
             if AUX_LOSS in part_logs:
                 logs[AUX_LOSS] = logs.get(AUX_LOSS, 0.0) + part_logs[AUX_LOSS]
             outputs.append(output)
-            part_input = self.next_input(x, output)
         return self.combine(x, outputs), new_state, logs
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
@@ -247,17 +246,24 @@ class Parallel(Composite):
 
 class Stack(Composite):
     """
-    An encoder with a memory behind it: the memory reads the encoder's latent, the output is ``[latent, read]``.
+    An encoder with a memory behind it: the memory reads ``[latent, input]``, the output is ``[latent, read, input]``.
+
+    What a memory keeps of the input itself stays what it is while the encoder learns. Latents of before the sequence have no
+    gradient that would keep the encoder from changing what they are about.
 
     :param encoder: Reads the input.
-    :param memory: Reads the encoder's output.
+    :param memory: Reads the encoder's output and the input.
     """
 
     def __init__(self, encoder: SequenceModel, memory: SequenceModel) -> None:
         super().__init__(encoder=encoder, memory=memory)
-        assert memory.input_dim == encoder.output_dim, (memory.input_dim, encoder.output_dim)
         self.input_dim = encoder.input_dim
-        self.output_dim = encoder.output_dim + memory.output_dim
+        wanted = encoder.output_dim + encoder.input_dim
+        assert memory.input_dim == wanted, (memory.input_dim, wanted)
+        self.output_dim = encoder.output_dim + memory.output_dim + encoder.input_dim
+
+    def next_input(self, x: th.Tensor, output: th.Tensor) -> th.Tensor:
+        return th.cat([output, x], dim=-1)
 
     def combine(self, x: th.Tensor, outputs: list[th.Tensor]) -> th.Tensor:
-        return th.cat(outputs, dim=-1)
+        return th.cat([*outputs, x], dim=-1)

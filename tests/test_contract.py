@@ -38,7 +38,7 @@ def test_memory(kind: str) -> None:
 @pytest.mark.parametrize("mode", ENCODERS)
 def test_stack(mode: str, kind: str) -> None:
     encoder = make_encoder(mode)
-    verify_contract(Stack(encoder, make_memory(kind, encoder.output_dim)), steps=STEPS)
+    verify_contract(Stack(encoder, make_memory(kind, encoder.output_dim + encoder.input_dim)), steps=STEPS)
 
 
 @pytest.mark.parametrize("mode", ENCODERS)

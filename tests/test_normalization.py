@@ -173,4 +173,4 @@ def test_the_heads_see_the_features_themselves() -> None:
     state["last_action"][0, 1] = 1.0
     latent, _ = policy._core_step(obs, state, th.zeros(1))
     assert latent[0, -6:].tolist() == [0.5, -0.25, 1.0, 0.0, 1.0, 0.0]
-    assert latent.shape[1] == policy.core.output_dim + 6 == policy.lstm_output_dim
+    assert latent.shape[1] == policy.core.output_dim == policy.lstm_output_dim

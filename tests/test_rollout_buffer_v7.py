@@ -312,7 +312,7 @@ def test_states_take_less_than_a_tenth_of_the_memory_of_sb3_contrib(encoder: str
     n_steps, n_envs, width = 512, 16, 256
     box = spaces.Box(-1, 1, (4,))
     options = {} if memory == "none" else {"memory_dim": width, "num_slots": 16}
-    stack = Stack(EncoderV7(4, width, mode=encoder), MemoryV7(width, memory, **options))
+    stack = Stack(EncoderV7(4, width, mode=encoder), MemoryV7(width + 4, memory, **options))
     seq_len, _ = plan_minibatches(n_steps, n_envs, None, None)
     ours = RolloutBufferV7(n_steps, box, DISCRETE, stack.get_initial_state(n_envs), n_envs=n_envs, seq_len=seq_len)
     theirs = RecurrentRolloutBuffer(n_steps, box, DISCRETE, (n_steps, 1, n_envs, width), n_envs=n_envs)

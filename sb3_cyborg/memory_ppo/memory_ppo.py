@@ -48,7 +48,7 @@ DAMAGE = (
 """What SB3 raises for files that are damaged, or of something else."""
 
 
-LEARNING_RATE = LinearSchedule(1e-3, 1e-4, 1.0)
+LEARNING_RATE = LinearSchedule(7e-4, 7e-5, 1.0)
 """The default: a rate that learns soon what to remember, and falls to a tenth, so that what was learned stays."""
 
 

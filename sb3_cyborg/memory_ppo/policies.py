@@ -39,10 +39,11 @@ NumpyState = dict[str, np.ndarray]
 
 class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
-    Features → [last action, time] → :class:`EncoderV7` → :class:`MemoryV7` → ``[latent, read, features]`` → actor and critic.
+    Features, [last action, time] → :class:`EncoderV7` → :class:`MemoryV7` → actor and critic; memory and heads also see what
+    comes in: ``[latent, input]`` and ``[latent, read, input]``, see :class:`Stack`.
 
-    Actor and critic share the core, and both train it. They also see what the core reads: what needs no memory takes no way
-    through one, and what is seen for the first time looks new to them, whatever the core's state is full of.
+    Actor and critic share the core, and both train it. What needs no memory takes no way through one, and what is seen for
+    the first time looks new to them, whatever the core's state is full of.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -183,13 +184,13 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         )
         memory_dim = encoder.output_dim if settings["memory_dim"] is None else settings["memory_dim"]
         memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
-        self.core = Stack(encoder, MemoryV7(encoder.output_dim, settings["memory"], **memory_kwargs))
+        self.core = Stack(encoder, MemoryV7(encoder.output_dim + input_dim, settings["memory"], **memory_kwargs))
         for name, module in self.core.named_modules():
             # Acting and updating run in different modes, so they would not agree.
             p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
             if isinstance(p, (int, float)) and p > 0:
                 raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
-        self.lstm_output_dim = self.core.output_dim + input_dim  # what RecurrentActorCriticPolicy builds its heads on
+        self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
         heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
@@ -253,7 +254,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         return th.autocast(self.device.type, th.bfloat16) if self.amp else nullcontext()
 
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
-        """:return: ``[latent, read, features]`` (B, D) of observations (B, ...), and the state of the core after them."""
+        """:return: ``[latent, read, input]`` (B, D) of observations (B, ...), and the state of the core after them."""
         # On a CPU a look is cheaper than a mask that changes nothing; elsewhere it would wait for the device.
         unbroken = episode_starts.device.type == "cpu" and not episode_starts.any()
         mask = None if unbroken else keep_mask(episode_starts)
@@ -272,12 +273,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             new_state[LAST_ACTION] = last
         if self.use_time:
             new_state[TIME] = time + 1
-        return th.cat([latent, x], dim=-1), new_state
+        return latent, new_state
 
     def _core_sequence(
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
     ) -> tuple[th.Tensor, State, Logs]:
-        """:return: ``[latent, read, features]`` (B, T, D) of observations (B, T, ...), the state after, diagnostics."""
+        """:return: ``[latent, read, input]`` (B, T, D) of observations (B, T, ...), the state after, diagnostics."""
         flat = {key: _flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else _flatten(obs)
         # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
         core_state = {name: leaf for name, leaf in state.items() if name not in OWN_LEAVES}
@@ -296,7 +297,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             new_state[LAST_ACTION] = encoded[:, -1]
         if self.use_time:
             new_state[TIME] = time[:, -1] + 1
-        return th.cat([latent, x], dim=-1), new_state, logs
+        return latent, new_state, logs
 
     # --- acting -----------------------------------------------------------------------------------------------------
 

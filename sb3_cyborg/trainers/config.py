@@ -180,7 +180,7 @@ class TrainerConfig(BaseModel):
         description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024.",
     )
     n_epochs: Whole = Field(4, ge=1, description="Passes over a rollout.")
-    learning_rate: Scheduled = Field("lin_1e-3_1e-4", description="Learning rate (schedule).")
+    learning_rate: Scheduled = Field("lin_7e-4_7e-5", description="Learning rate (schedule).")
     gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
     gae_lambda: Number = Field(0.8, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
