@@ -172,6 +172,7 @@ def test_a_changed_default_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_off_has_no_part_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     given, off = settings(TASKS["CartPole"], "CartPole", "memory_ppo"), MemoryPPO.__init__.__kwdefaults__
+    assert off is not None
     before = digest(given)
     monkeypatch.setattr(MemoryPPO.__init__, "__kwdefaults__", off | {"amp": None})
     assert digest(given) == before

@@ -239,7 +239,7 @@ def test_the_arguments_of_ppo() -> None:
     assert updates[0]["train/n_updates"] == 2
     assert updates[0]["train/clip_range"] == pytest.approx(0.1)
     assert updates[0]["train/clip_range_vf"] == pytest.approx(0.3)
-    assert updates[0]["train/learning_rate"] == pytest.approx(7e-4)
+    assert updates[0]["train/learning_rate"] == pytest.approx(1e-3)
     assert model.rollout_buffer.gamma == 0.9
     assert model.rollout_buffer.gae_lambda == 0.8
     assert model.ep_info_buffer is not None
