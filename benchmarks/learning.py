@@ -437,15 +437,23 @@ def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
 
 
 def prune(out: Path) -> None:
-    """Rewrite the CSVs with what :func:`latest` keeps."""
+    """Rewrite the CSVs with what :func:`latest` keeps of the settings that tasks and agents have today."""
+
+    @functools.cache
+    def today(task: str, agent: str) -> str | None:
+        return Run(TASKS[task], task, agent, 0).digest if task in TASKS else None
+
     for path in (out / RUNS, out / CURVES):
         rows = read(path)
-        if kept := latest(rows):
-            fresh = path.with_suffix(".new")
-            fresh.unlink(missing_ok=True)
+        kept = [row for row in latest(rows) if row["digest"] == today(row["task"], row["agent"])]
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        if kept:
             append(fresh, kept)
             fresh.replace(path)
-            print(f"{path}: {len(kept)} of {len(rows)} rows kept")
+        else:
+            path.unlink(missing_ok=True)
+        print(f"{path}: {len(kept)} of {len(rows)} rows kept")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -308,9 +308,12 @@ def test_budgets_of_your_own_stay_out_of_the_results(capsys: pytest.CaptureFixtu
 
 def test_the_latest_settings_count(tmp_path: Path) -> None:
     append(tmp_path / RUNS, [row("CartPole", "ppo", seed, 1.0) for seed in (0, 1)])
-    append(tmp_path / RUNS, [row("CartPole", "ppo", 0, 2.0, digest="d1"), row("CartPole", "ppo", 0, 3.0, digest="d1")])
-    append(tmp_path / CURVES, curve("CartPole", "ppo", 0, [0, 1]) + curve("CartPole", "ppo", 0, [0, 3], "d1"))
-    assert [(each["seed"], each["return"]) for each in latest(read(tmp_path / RUNS))] == [("0", "3.0")]
+    today = Run(TASKS["CartPole"], "CartPole", "ppo", 0).digest
+    append(tmp_path / RUNS, [row("CartPole", "ppo", 0, 2.0, digest=today), row("CartPole", "ppo", 0, 3.0, digest=today)])
+    append(tmp_path / CURVES, curve("CartPole", "ppo", 0, [0, 1]) + curve("CartPole", "ppo", 0, [0, 3], today))
+    append(tmp_path / RUNS, [row("TMaze-100", "ppo", 0, 1.0)])
+    append(tmp_path / CURVES, curve("TMaze-100", "ppo", 0, [0, 1]))
+    assert [(each["seed"], each["return"]) for each in latest(read(tmp_path / RUNS))] == [("0", "3.0"), ("0", "1.0")]
     assert main(["--prune", "--out", str(tmp_path)]) == 0
     assert [each["return"] for each in read(tmp_path / RUNS)] == ["3.0"]
     assert [each["return"] for each in read(tmp_path / CURVES)] == ["0", "3"]

@@ -108,7 +108,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("train --env CartPole-v1 --memory {type:pmm}", ["`memory`", "one `type`"]),
     ("train --env CartPole-v1 --num-envs 0", ["`num_envs`", "0", "greater than or equal to 1"]),
     ("train --env CartPole-v1 --horizon 128 --seq-len 48", ["`seq_len`=48", "`horizon`=128", "32 and 64"]),
-    ("train --env CartPole-v1 --burn-in 500", ["`burn_in`=500", "`horizon`=128"]),
+    ("train --env CartPole-v1 --horizon 128 --burn-in 500", ["`burn_in`=500", "`horizon`=128"]),
     ("train --env CartPole-v1 --learning-rate lin_fast", ["'lin_fast'", "lin_3e-4"]),
     ("train --env CartPole-v1 --policy CnnPolicy", ["'CnnPolicy' needs images", "'auto'"]),
     ("train --env CartPole-v1 --env-kwargs {length:3}", ["`env_kwargs`", "'length:3'"]),
@@ -299,7 +299,7 @@ def test_every_command_has_help_with_examples() -> None:
 )
 def test_configs_train(folder: Path, name: str, package: str) -> None:
     pytest.importorskip(package)
-    short = "--num-envs 2 --timesteps 256 --batch-size 64 --seq-len 32 --n-epochs 1 --eval-interval 0 --vec-env dummy"
+    short = "--num-envs 2 --horizon 128 --timesteps 256 --batch-size 64 --seq-len 32 --n-epochs 1 --eval-interval 0 --vec-env dummy"
     run("train", "--config", str(ROOT / "configs" / f"{name}.yaml"), *short.split())
     (path,) = (folder / "runs").glob("*/final_model.zip")
     assert MemoryPPO.load(path).num_timesteps == 256
