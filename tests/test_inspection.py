@@ -146,14 +146,15 @@ def test_an_unknown_quantity() -> None:
 def test_attention_says_exactly_what_was_read(kind: str) -> None:
     """The read is made anew from the attention over steps and what each step put in; shares are whole."""
     model = agent(kind)
-    memory, latents, contexts = memory_of(model), [], []
+    memory, inputs, latents, contexts = memory_of(model), [], [], []
     encoder: Any = model.policy.core.parts["encoder"]
+    encoder.input_projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0]))
     encoder.output_projection.register_forward_hook(lambda _, __, latent: latents.append(latent[0]))
     memory.out.register_forward_pre_hook(lambda _, args: contexts.append(args[0][0].view(2, -1)))
     inspection = inspect_episode(model)
     assert inspection.steps == len(latents) == STEPS
     assert inspection.ended
-    x = th.stack(latents)
+    x = th.cat([th.stack(latents), th.stack(inputs)], dim=-1)
     with th.no_grad():
         stored = memory.item(x) if kind in ("pmm", "slot") else x
         values = (stored if kind == "slot" else memory.value(stored)).view(STEPS, 2, -1).double().numpy()
