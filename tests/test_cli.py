@@ -299,7 +299,8 @@ def test_every_command_has_help_with_examples() -> None:
 )
 def test_configs_train(folder: Path, name: str, package: str) -> None:
     pytest.importorskip(package)
-    short = "--num-envs 2 --horizon 128 --batch-size 64 --seq-len 32 --n-epochs 1 --vec-env dummy"
-    run("train", "--config", str(ROOT / "configs" / f"{name}.yaml"), *short.split(), "--timesteps", "256", "--eval-interval", "0")
+    sizes = "--num-envs 2 --horizon 128 --batch-size 64 --seq-len 32 --n-epochs 1"
+    short = f"{sizes} --timesteps 256 --eval-interval 0 --vec-env dummy"
+    run("train", "--config", str(ROOT / "configs" / f"{name}.yaml"), *short.split())
     (path,) = (folder / "runs").glob("*/final_model.zip")
     assert MemoryPPO.load(path).num_timesteps == 256
