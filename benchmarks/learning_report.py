@@ -59,10 +59,15 @@ def solved(values: np.ndarray, task: Task) -> int | None:
     return None if task.solved is None else int(np.sum(values >= task.solved))
 
 
+def asked(name: str, cells: Cells) -> Rows:
+    """:return: Rows of the agent that a task asks something of."""
+    return cells.get((name, the_same(TASKS[name], name, TASKS[name].agent)), [])
+
+
 def is_met(name: str, cells: Cells) -> bool | None:
     """:return: Whether MemoryPPO reached what is asked of it, as far as it was run; ``None`` if that cannot be said yet."""
     task = TASKS[name]
-    rows = cells.get((name, the_same(task, name, task.agent)))
+    rows = asked(name, cells)
     if not rows:
         return None
     values = scores(rows, task)
@@ -77,8 +82,7 @@ def is_met(name: str, cells: Cells) -> bool | None:
 
 def seeds_short(name: str, cells: Cells) -> str:
     """:return: A remark, if there are fewer seeds than targets are asked of: five, or three where a run takes long."""
-    task = TASKS[name]
-    runs = len(cells.get((name, the_same(task, name, task.agent)), []))
+    runs = len(asked(name, cells))
     return f" so far, {runs} seed{'s' * (runs > 1)}" if is_met(name, cells) is not None and runs < 3 else ""
 
 

@@ -216,6 +216,13 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
 """Tasks and agents of each grid."""
 
 
+def _wider(space: spaces.Space[Any], low: float, high: float, size: int) -> spaces.Box:
+    """:return: A flat space of observations with ``size`` more features, from ``low`` to ``high``."""
+    assert isinstance(space, spaces.Box)
+    ends = ((space.low, low), (space.high, high))
+    return spaces.Box(*(np.append(end, np.full(size, value, np.float32)) for end, value in ends), dtype=np.float32)
+
+
 class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordConstructorArgs):
     """
     Append the last action to the observation, for peers of a MemoryPPO that reads its own: one-hot, zeros at the start.
@@ -226,12 +233,9 @@ class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], Recor
     def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        assert isinstance(env.observation_space, spaces.Box)
         assert isinstance(env.action_space, spaces.Discrete)
         self.one_hot = np.eye(int(env.action_space.n), dtype=np.float32)
-        low, high = env.observation_space.low, env.observation_space.high
-        none, one = np.zeros(len(self.one_hot), np.float32), np.ones(len(self.one_hot), np.float32)
-        self.observation_space = spaces.Box(np.concatenate([low, none]), np.concatenate([high, one]), dtype=np.float32)
+        self.observation_space = _wider(env.observation_space, 0.0, 1.0, len(self.one_hot))
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """:return: The first observation, with zeros."""
@@ -254,10 +258,7 @@ class TimeObservation(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], Recor
     def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        assert isinstance(env.observation_space, spaces.Box)
-        ones = np.ones(2 * TIME_WAVES, np.float32)
-        low, high = env.observation_space.low, env.observation_space.high
-        self.observation_space = spaces.Box(np.concatenate([low, -ones]), np.concatenate([high, ones]), dtype=np.float32)
+        self.observation_space = _wider(env.observation_space, -1.0, 1.0, 2 * TIME_WAVES)
         self.steps = 0
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:

@@ -29,7 +29,7 @@ from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.envs.memory_chain import MemoryChainVecEnv
 from sb3_cyborg.envs.worker_vec_env import WorkerError
 from sb3_cyborg.memories.memory_v7 import MEMORIES
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 from sb3_cyborg.zoo import (
     ALGO,
     GIVEN_BY_ZOO,
@@ -444,7 +444,7 @@ def test_entry_by_spaces(name: str, tmp_path: Path) -> None:
             model, _ = manager.setup_experiment()
     finally:
         del gym.registry["tests/Spaces-v0"]
-    assert model.n_steps == entry.get("n_steps", model.n_steps)
+    assert model.n_steps == entry.get("n_steps", plan_n_steps(model.n_envs, entry.get("seq_len")))
 
 
 @pytest.mark.slow

@@ -218,8 +218,6 @@ class MemoryPPO(RecurrentPPO):
         # Sizes are checked before anything is built.
         check_positive(n_epochs=self.n_epochs)
         check_whole(0, burn_in=self.burn_in)
-        if self.seq_len is not None:
-            check_positive(seq_len=self.seq_len)
         asked: int | None = self.n_steps
         self.n_steps = plan_n_steps(self.n_envs, self.seq_len) if asked is None else asked
         seq_len, self._minibatch_size = plan_minibatches(self.n_steps, self.n_envs, self.seq_len, self.batch_size)
