@@ -219,8 +219,8 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
 def _wider(space: spaces.Space[Any], low: float, high: float, size: int) -> spaces.Box:
     """:return: A flat space of observations with ``size`` more features, from ``low`` to ``high``."""
     assert isinstance(space, spaces.Box)
-    ends = ((space.low, low), (space.high, high))
-    return spaces.Box(*(np.append(end, np.full(size, value, np.float32)) for end, value in ends), dtype=np.float32)
+    more = np.ones(size, np.float32)
+    return spaces.Box(np.append(space.low, low * more), np.append(space.high, high * more), dtype=np.float32)
 
 
 class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordConstructorArgs):
