@@ -182,7 +182,7 @@ class TrainerConfig(BaseModel):
     n_epochs: Whole = Field(4, ge=1, description="Passes over a rollout.")
     learning_rate: Scheduled = Field("lin_7e-4_7e-5", description="Learning rate (schedule).")
     gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
-    gae_lambda: Number = Field(0.8, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
+    gae_lambda: Number = Field(0.9, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
     clip_range_vf: Scheduled | None = Field(None, description="Clipping of the value (schedule); null does not clip.")
     normalize_advantage: bool = Field(True, description="Normalize the advantages of each minibatch.")
