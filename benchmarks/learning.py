@@ -74,8 +74,9 @@ class Run:
     def __str__(self) -> str:
         return f"{self.name}, {self.agent}, seed {self.seed}"
 
-    @property
+    @functools.cached_property
     def settings(self) -> Settings:
+        """As they were when the run was planned: what its process runs, and its row holds, is what the digest is of."""
         return settings(self.task, self.name, self.agent)
 
     @functools.cached_property

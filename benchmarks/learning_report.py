@@ -37,6 +37,8 @@ Cells = Mapping[tuple[str, str], Rows]
 """Rows of each task and agent."""
 
 RESAMPLES = 2000
+LONG_RUN = 300.0
+"""Seconds from which on three seeds are enough."""
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
 BEGIN, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 
@@ -82,8 +84,11 @@ def is_met(name: str, cells: Cells) -> bool | None:
 
 def seeds_short(name: str, cells: Cells) -> str:
     """:return: A remark, if there are fewer seeds than targets are asked of: five, or three where a run takes long."""
-    runs = len(asked(name, cells))
-    return f" so far, {runs} seed{'s' * (runs > 1)}" if is_met(name, cells) is not None and runs < 3 else ""
+    if is_met(name, cells) is None:
+        return ""
+    rows = asked(name, cells)
+    wanted = 5 if min(float(row["wall_s"]) for row in rows) < LONG_RUN else 3
+    return f" so far, {len(rows)} seed{'s' * (len(rows) > 1)}" if len(rows) < wanted else ""
 
 
 def cell(rows: Rows | None, task: Task) -> str:

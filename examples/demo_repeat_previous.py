@@ -34,7 +34,7 @@ HYPERPARAMS: dict[str, Any] = {
     "n_epochs": 4,
     "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
     "gamma": 0.9,  # each answer is rewarded at once; what comes later is noise to it
-    "gae_lambda": 0.8,
+    "gae_lambda": 0.8,  # likewise; with MemoryPPO's default, 0.9, some seeds begin too late for half a million steps
 }
 MEMORY: dict[str, Any] = {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}}
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,15 @@ def test_budgets_of_your_own_stay_out_of_the_results(capsys: pytest.CaptureFixtu
     assert "--out" in capsys.readouterr().err
 
 
+def test_what_was_planned_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone may edit the file of hyperparameters while a grid runs: a row's settings are those of its digest."""
+    run = Run(TASKS["CartPole"], "CartPole", "memory_ppo_best", 0)
+    planned, written = run.digest, as_json(run.settings)
+    monkeypatch.setattr(learning, "settings", lambda *_: {"algo": "ppo", "env": "CartPole-v1", "policy": "MlpPolicy"})
+    sent = pickle.loads(pickle.dumps(run))
+    assert (sent.digest, as_json(sent.settings)) == (planned, written)
+
+
 def test_the_latest_settings_count(tmp_path: Path) -> None:
     append(tmp_path / RUNS, [row("CartPole", "ppo", seed, 1.0) for seed in (0, 1)])
     today = Run(TASKS["CartPole"], "CartPole", "ppo", 0).digest
@@ -337,6 +347,8 @@ def test_report_of_a_part_of_the_grid(tmp_path: Path) -> None:
     rows += [row("ConcentrationEasy", "memory_ppo", 0, 0.0), row("ConcentrationEasy", "recurrent_ppo", 0, -0.25)]
     rows += [row("LunarLander", "memory_ppo", 0, 210.0), row("LunarLander", "ppo", 0, 250.0)]
     rows += [row("CartPole", "memory_ppo", 0, 500.0)]
+    rows += [row("RepeatFirstEasy", "memory_ppo", seed, 1.0, wall_s=299.0) for seed in range(3)]
+    rows += [row("RepeatFirstHard", "memory_ppo", seed, 1.0, wall_s=300.0) for seed in range(3)]
     append(tmp_path / RUNS, rows)
     append(tmp_path / CURVES, curve("MemoryChain-16", "memory_ppo", 0, [0, 0.5, 1]))
     learning_report.main(["--out", str(tmp_path)])
@@ -348,6 +360,8 @@ def test_report_of_a_part_of_the_grid(tmp_path: Path) -> None:
     assert cells_of(text, "TMaze-100")[4:6] == ["**missed** so far, 1 seed", "0.90 ± 0.00 (0/1)"]
     assert cells_of(text, "ConcentrationEasy")[4:6] == ["met so far, 1 seed", "0.00 ± 0.00 (1 seeds)"]
     assert cells_of(text, "LunarLander")[4:6] == ["**missed** so far, 1 seed", "210.0 ± 0.0 (1/1)"]
+    assert cells_of(text, "RepeatFirstEasy")[4] == "met so far, 3 seeds"
+    assert cells_of(text, "RepeatFirstHard")[4] == "met"
     assert cells_of(text, "CartPole")[4:6] == ["-", "500.0 ± 0.0 (1/1)"]
     assert cells_of(text, "PendulumNoVel")[4:] == ["-"] * (1 + len(AGENTS))
     assert "- TMaze-100, memory_ppo, seed 0: best 1.000, final 0.900" in text

@@ -53,7 +53,9 @@ def plan_n_steps(n_envs: int, seq_len: int | None) -> int:
     :return: Steps of each environment in a rollout where the user does not say: 128, or as many times that as few
         environments need for 2048 steps together, which is SB3's PPO for one. ``seq_len`` divides it.
     """
-    check_positive(n_envs=n_envs, **({} if seq_len is None else {"seq_len": seq_len}))
+    check_positive(n_envs=n_envs)
+    if seq_len is not None:
+        check_positive(seq_len=seq_len)
     unit = MIN_STEPS if seq_len is None else math.ceil(MIN_STEPS / seq_len) * seq_len
     return unit * math.ceil(MIN_ROLLOUT / (unit * n_envs))
 
