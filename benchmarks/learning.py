@@ -100,7 +100,7 @@ class Trial:
     """
 
     def __init__(self, run: Run) -> None:
-        self.task, self.settings = run.task, run.settings
+        self.settings, self.steps = run.settings, int(run.settings["n_timesteps"])
         entry = deepcopy(self.settings)
         algo, env_id = entry.pop("algo"), entry.pop("env")
         zoo.register()  # its manager knows MemoryPPO, and refuses names that nobody reads
@@ -164,7 +164,7 @@ class Evaluations(BaseCallback):
         grid = multiprocessing.parent_process()
         if grid is not None and not grid.is_alive():
             sys.exit("the grid of this run was killed")
-        steps = self.trial.task.steps
+        steps = self.trial.steps
         if self.num_timesteps >= len(self.curve) * steps / EVALUATIONS and self.num_timesteps < steps:
             start = time.perf_counter()
             result = self.trial.evaluate(self.trial.curve_envs)
@@ -181,7 +181,7 @@ def execute(run: Run) -> tuple[Row, list[Row]]:
     trial = Trial(run)
     evaluations = Evaluations(trial)
     start, cpu_start = time.perf_counter(), time.process_time()
-    trial.model.learn(run.task.steps, callback=evaluations, log_interval=None)  # type: ignore[arg-type]  # None is no log
+    trial.model.learn(trial.steps, callback=evaluations, log_interval=None)  # type: ignore[arg-type]  # None is no log
     learned = time.perf_counter()
     final = trial.evaluate(trial.final_envs)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start

@@ -24,9 +24,12 @@ from benchmarks.learning_tasks import (
     DEFAULT,
     FRAME_STACK,
     KIND_TASKS,
+    KINDS,
+    STUDY_STEPS,
     TASKS,
     Task,
     burn_in_agent,
+    kind_agent,
     the_same,
 )
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
@@ -166,7 +169,7 @@ def bootstrap_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def kinds_table(name: str, cells: Cells) -> str:
     rows = [
-        [encoder, *(cell(cells.get((name, f"{encoder}+{memory}")), TASKS[name]) for memory in MEMORIES)]
+        [encoder, *(cell(cells.get((name, kind_agent(encoder, memory))), TASKS[name]) for memory in MEMORIES)]
         for encoder in ENCODERS
     ]
     return table(["encoder", *MEMORIES], rows)
@@ -231,7 +234,7 @@ def draw_curves(curves: Cells, path: Path) -> bool:
 
 def draw_kinds(cells: Cells, path: Path) -> bool:
     """Draw a heat map of encoders and memories for each task. :return: Whether there was anything."""
-    names = [name for name in KIND_TASKS if any((name, f"{e}+{m}") in cells for e in ENCODERS for m in MEMORIES)]
+    names = [name for name in KIND_TASKS if any((name, agent) in cells for agent in KINDS)]
     if not names:
         return False
     figure, axes = _pyplot().subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
@@ -239,7 +242,7 @@ def draw_kinds(cells: Cells, path: Path) -> bool:
         values = np.full((len(ENCODERS), len(MEMORIES)), np.nan)
         for i, encoder in enumerate(ENCODERS):
             for j, memory in enumerate(MEMORIES):
-                if rows := cells.get((name, f"{encoder}+{memory}")):
+                if rows := cells.get((name, kind_agent(encoder, memory))):
                     values[i, j] = scores(rows, TASKS[name]).mean()
                 text = "-" if np.isnan(values[i, j]) else f"{values[i, j]:.2f}"
                 axis.text(j, i, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0})
@@ -303,14 +306,15 @@ def report(out: Path) -> str:
         parts += ["Solved at an evaluation during training, but not at the end:", "\n".join(gone)]
     if draw_curves(curves, out / "learning_curves.png"):
         parts += ["Mean over seeds and its bootstrap 95% band; dotted: solved.", "![Learning curves](learning_curves.png)"]
+    studied = f", after {STUDY_STEPS:,} steps"
     if draw_kinds(cells, out / "learning_kinds.png"):
         for name in KIND_TASKS:
-            parts += [f"**Encoders and memories on {name}**", kinds_table(name, cells)]
+            parts += [f"**Encoders and memories on {name}{studied}**", kinds_table(name, cells)]
         parts.append("![Encoders and memories](learning_kinds.png)")
     if draw_burn_in(curves, out / "learning_burn_in.png"):
         for name in BURN_IN_TASKS:
             if lines := burn_in_rows(name, cells, curves):
-                parts += [f"**Burn-in on {name}**", table(["settings", "final", "mean over training"], lines)]
+                parts += [f"**Burn-in on {name}{studied}**", table(["settings", "final", "mean over training"], lines)]
         parts.append("![Burn-in](learning_burn_in.png)")
     if rows:
         commits, versions = {row["commit"] for row in rows}, {row["versions"] for row in rows}
