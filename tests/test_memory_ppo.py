@@ -2,6 +2,8 @@
 
 import copy
 import io
+import itertools
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -21,6 +23,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
     StopTrainingOnRewardThreshold,
 )
+from stable_baselines3.common.distributions import make_proba_distribution
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -29,6 +32,7 @@ from torch import nn
 from sb3_cyborg import MemoryActorCriticCnnPolicy, MemoryActorCriticPolicy, MemoryMultiInputActorCriticPolicy, MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from tests.toys import (
     ACTION_SPACES,
@@ -579,6 +583,59 @@ def test_the_memory_loss_is_logged_and_weighed() -> None:
     assert without["train/memory_loss"] == with_it["train/memory_loss"] > 0
     assert with_it["train/loss"] - without["train/loss"] == pytest.approx(10 * with_it["train/memory_loss"], rel=1e-4)
     assert not same(weights_without, weights_with)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(3)], ids=lambda space: type(space).__name__
+)
+def test_the_log_barrier_is_the_divergence_of_a_uniform_policy_from_ours(space: spaces.Space[Any]) -> None:
+    distribution = make_proba_distribution(space)
+    sizes = {spaces.Discrete: [3], spaces.MultiDiscrete: [2, 4], spaces.MultiBinary: [2, 2, 2]}[type(space)]
+    n_logits = 3 if isinstance(space, spaces.MultiBinary) else sum(sizes)
+    logits = th.randn(5, n_logits, generator=th.Generator().manual_seed(0))
+    every_action = th.tensor(list(itertools.product(*map(range, sizes))))
+
+    def barrier(scale: float) -> th.Tensor:
+        return losses.log_barrier_loss(distribution.proba_distribution(action_logits=scale * logits))
+
+    assert barrier(0.0).item() == pytest.approx(0, abs=1e-6)
+    value = barrier(2.0)
+    actions = every_action.float() if isinstance(space, spaces.MultiBinary) else every_action
+    log_probs = th.stack([distribution.log_prob(a.expand(5, -1) if len(sizes) > 1 else a.expand(5)) for a in actions])
+    assert value.item() == pytest.approx((-log_probs.mean() - math.log(len(every_action))).item(), rel=1e-5)
+
+
+def test_the_log_barrier_is_logged_and_weighed() -> None:
+    results = []
+    for coefficient in (0.0, 1e-9, 1e4):  # a new policy is all but uniform
+        model = toy_model(log_barrier_coef=coefficient, batch_size=36, n_epochs=1)
+        updates = record_updates(model)
+        model.learn(36)
+        results.append((updates[0], weights(model.policy)))
+    (without, weights_without), (next_to_none, weights_next), (with_it, weights_with) = results
+    assert "train/log_barrier_loss" not in without
+    for name, value in without.items():
+        assert next_to_none[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert with_it["train/log_barrier_loss"] > 0
+    assert with_it["train/loss"] - without["train/loss"] == pytest.approx(1e4 * with_it["train/log_barrier_loss"], rel=1e-3)
+    th.testing.assert_close(weights_next, weights_without, rtol=0, atol=1e-5)
+    with pytest.raises(AssertionError):
+        th.testing.assert_close(weights_with, weights_without, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("coefficient", [-0.1, np.nan, np.inf, "much"])
+def test_a_log_barrier_of_no_weight_is_refused(coefficient: Any) -> None:
+    with pytest.raises(ValueError, match="`log_barrier_coef` must be a finite number of at least 0"):
+        toy_model(log_barrier_coef=coefficient)
+
+
+def test_a_log_barrier_needs_discrete_actions() -> None:
+    with pytest.raises(ValueError, match=r"is for discrete actions, got 0\.01 with Box"):
+        MemoryPPO("MlpPolicy", "Pendulum-v1", log_barrier_coef=0.01)
+    with pytest.raises(ValueError, match="is for discrete actions, got those of Normal"):
+        losses.log_barrier_loss(
+            make_proba_distribution(spaces.Box(-1, 1, (2,))).proba_distribution(th.zeros(1, 2), th.zeros(2))
+        )
 
 
 def test_schedules() -> None:

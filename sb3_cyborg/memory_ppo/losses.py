@@ -1,6 +1,11 @@
 """The losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) as pure functions of tensors."""
 
+import math
+
 import torch as th
+from stable_baselines3.common.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical
+from torch.nn import functional as F
 
 
 def normalize_advantages(advantages: th.Tensor, least_std: float = 0.0) -> th.Tensor:
@@ -55,6 +60,32 @@ def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
     :return: 0-d tensor.
     """
     return log_prob.mean() if entropy is None else -entropy.mean()
+
+
+def log_barrier_loss(distribution: Distribution) -> th.Tensor:
+    """
+    ``mean(KL(uniform || pi))``: the mean of ``-log pi(a)`` over all actions, less that of a uniform policy.
+
+    It has no bound: the less likely an action, the more it weighs, where the entropy's gradient vanishes with the probability.
+    Source: log-barrier regularization, Agarwal et al. 2021, https://arxiv.org/abs/1908.00261, there for tabular policies.
+
+    :param distribution: Of discrete actions; of several at once, their sum counts.
+    :return: 0-d tensor, at least 0.
+    :raises ValueError: for actions that are not discrete.
+    """
+    parts = distribution.distribution
+    total = th.zeros(())
+    for part in parts if isinstance(parts, list) else [parts]:
+        if isinstance(part, Categorical):
+            barrier = -part.logits.mean(-1) - math.log(part.logits.shape[-1])  # torch keeps them normalized
+        elif isinstance(part, Bernoulli):
+            barrier = (
+                -(F.logsigmoid(part.logits) + F.logsigmoid(-part.logits)).sum(-1) / 2 - math.log(2) * part.logits.shape[-1]
+            )
+        else:
+            raise ValueError(f"`log_barrier_coef` is for discrete actions, got those of {type(part).__name__}.")
+        total = total + barrier.mean()
+    return total
 
 
 def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:

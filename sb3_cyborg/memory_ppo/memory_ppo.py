@@ -23,6 +23,7 @@ from sb3_cyborg.checks import check_finite_observations, check_options, check_po
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.normalization import RunningMoments
 from sb3_cyborg.memory_ppo.policies import (
+    LOG_BARRIER,
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
     MemoryMultiInputActorCriticPolicy,
@@ -98,6 +99,9 @@ class MemoryPPO(RecurrentPPO):
     :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).
     :param normalize_value: Let the critic learn in units of the return's standard deviation (PopArt, see
         :class:`ValueHead`), so that it matters as much beside the actor whatever the rewards' scale.
+    :param log_barrier_coef: Weight of the log barrier, which keeps every action possible: see
+        :func:`~sb3_cyborg.memory_ppo.losses.log_barrier_loss`. For discrete actions, where one that is right for long is
+        wrong once; then 0.01 to 0.03. 0, the default, is none.
     :param use_last_action: Let the policy read its last action, too (the same as in ``policy_kwargs``).
     :param amp: Compute features and the encoder's projections in bf16 (autocast); recurrence, memory, state and heads stay in
         fp32. It pays for image observations, and for wide networks on a GPU; ``train/ratio_error`` then is up to 0.05.
@@ -148,6 +152,7 @@ class MemoryPPO(RecurrentPPO):
         seq_len: int | None = None,
         burn_in: int = 0,
         memory_loss_coef: float = 1.0,
+        log_barrier_coef: float = 0.0,
         normalize_value: bool = True,
         use_last_action: bool = False,
         amp: bool = False,
@@ -189,6 +194,7 @@ class MemoryPPO(RecurrentPPO):
         self.seq_len = seq_len
         self.burn_in = burn_in
         self.memory_loss_coef = memory_loss_coef
+        self.log_barrier_coef = log_barrier_coef
         self.normalize_value = normalize_value
         # Rewards may be rare, and what is solved stays so for long: the usual size is remembered. Returns grow with skill.
         self._advantage_moments, self._return_moments = RunningMoments(horizon=128), RunningMoments(horizon=32)
@@ -218,6 +224,7 @@ class MemoryPPO(RecurrentPPO):
         # Sizes are checked before anything is built.
         check_positive(n_epochs=self.n_epochs)
         check_whole(0, burn_in=self.burn_in)
+        self._check_log_barrier()
         asked: int | None = self.n_steps
         self.n_steps = plan_n_steps(self.n_envs, self.seq_len) if asked is None else asked
         seq_len, self._minibatch_size = plan_minibatches(self.n_steps, self.n_envs, self.seq_len, self.batch_size)
@@ -225,6 +232,7 @@ class MemoryPPO(RecurrentPPO):
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
         ).to(self.device)
         self.policy.amp = self.amp
+        self.policy.log_barrier = self.log_barrier_coef > 0
         self._last_state = self.policy.get_initial_state(self.n_envs)
         self.rollout_buffer = RolloutBufferV7(
             self.n_steps,
@@ -244,6 +252,15 @@ class MemoryPPO(RecurrentPPO):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"`clip_range_vf` must be positive, or None for no clipping, got {self.clip_range_vf}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def _check_log_barrier(self) -> None:
+        coef = self.log_barrier_coef
+        if not (isinstance(coef, (int, float, np.number)) and 0 <= coef < np.inf):
+            raise ValueError(f"`log_barrier_coef` must be a finite number of at least 0, got {coef!r}.")
+        if coef and isinstance(self.action_space, spaces.Box):
+            raise ValueError(
+                f"`log_barrier_coef` is for discrete actions, got {coef} with {self.action_space}; see `use_sde`."
+            )
 
     def _keeps_channels_last(self) -> bool:
         """:return: Whether images come channels-last in memory to convolutions, which a CPU computes faster that way."""
@@ -422,6 +439,9 @@ class MemoryPPO(RecurrentPPO):
         if AUX_LOSS in logs:
             parts["memory_loss"] = logs[AUX_LOSS]
             loss = loss + self.memory_loss_coef * logs[AUX_LOSS]
+        if LOG_BARRIER in logs:
+            parts["log_barrier_loss"] = logs[LOG_BARRIER]
+            loss = loss + self.log_barrier_coef * logs[LOG_BARRIER]
         with th.no_grad():
             error = (ratio - 1).abs()
             if not stats:  # the first minibatch of the update: nothing has been learned yet, so nothing may differ
@@ -432,7 +452,7 @@ class MemoryPPO(RecurrentPPO):
             for name, part in parts.items():
                 stats[f"train/{name}"].append(part.detach())
             for name, value in logs.items():
-                if name != AUX_LOSS:
+                if name not in (AUX_LOSS, LOG_BARRIER):
                     stats[name.replace(".", "/", 1)].append(value)
         return loss
 

@@ -20,6 +20,7 @@ from torch import nn
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
+from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, ValueHead
@@ -30,6 +31,9 @@ from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask
 
 LAST_ACTION, TIME = OWN_LEAVES = "last_action", "time"
 """Keys of the last action and of the steps so far in the state of a policy that reads them; all others are the core's."""
+
+LOG_BARRIER = "log_barrier"
+"""Name of the log barrier among the diagnostics of evaluated actions; it stays attached, the algorithm adds it to its loss."""
 
 OBSERVATION = "observation"
 """Name of an observation that is no dictionary of several."""
@@ -88,6 +92,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     value_net: ValueHead
     amp: bool = False
     """Whether features and projections are computed in bf16; set by ``MemoryPPO(amp=True)``."""
+    log_barrier: bool = False
+    """Whether :meth:`evaluate_actions` also returns the log barrier; set by ``MemoryPPO(log_barrier_coef=...)``."""
 
     def __init__(
         self,
@@ -485,18 +491,21 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param actions: Actions as sampled, (B, T, A).
         :param state: The state before the first step.
         :param masks: Keep-masks, (B, T).
-        :return: Values (B, T), log-probabilities (B, T), entropies (B, T) or ``None``, diagnostics.
+        :return: Values (B, T), log-probabilities (B, T), entropies (B, T) or ``None``, diagnostics, and with ``log_barrier``
+            under that name among them the loss.
         """
         latent, _, logs = self._core_sequence(obs, actions, state, masks)
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
         flat, shape = actions.flatten(0, 1), masks.shape
         entropy: th.Tensor | None
-        if self._is_plain_categorical():
+        if self._is_plain_categorical() and not self.log_barrier:
             log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
         else:
             distribution = self._get_action_dist_from_latent(latent_pi)
             log_prob = distribution.log_prob(flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat)
             entropy = distribution.entropy()
+            if self.log_barrier:
+                logs = {**logs, LOG_BARRIER: losses.log_barrier_loss(distribution)}
         values = self.value_net(latent_vf).view(shape)
         return values, log_prob.view(shape), None if entropy is None else entropy.view(shape), logs
 

@@ -47,6 +47,7 @@ SAME_NAMES = (
     "max_grad_norm",
     "target_kl",
     "memory_loss_coef",
+    "log_barrier_coef",
     "use_last_action",
     "use_sde",
     "sde_sample_freq",
@@ -192,6 +193,7 @@ class TrainerConfig(BaseModel):
     max_grad_norm: Number = Field(0.5, gt=0, description="Largest norm of the gradient.")
     target_kl: Number | None = Field(None, gt=0, description="End an update once the KL divergence exceeds 1.5 times this.")
     memory_loss_coef: Number = Field(1.0, ge=0, description="Weight of the loss that a memory may return.")
+    log_barrier_coef: Number = Field(0.0, ge=0, description="Weight of the log barrier, which keeps every action possible.")
     use_sde: bool = Field(False, description="State-dependent exploration, for continuous actions.")
     sde_sample_freq: Whole = Field(-1, ge=-1, description="Steps between two of its noise matrices; -1 is one a rollout.")
     stats_window_size: Whole = Field(100, ge=1, description="Episodes that logged means are over.")
