@@ -395,7 +395,9 @@ def _peer(task: Task, name: str, algo: str) -> Settings:
     entry = {key: best[key] for key in ZOO_KEYS if key in best}
     entry |= {key: value for key, value in shared.items() if value is not None}
     if kwargs.get("normalize_observations", _defaults(MemoryActorCriticPolicy)["normalize_observations"]):
-        entry.setdefault("normalize", {"norm_obs": True, "norm_reward": False})
+        asked = entry.get("normalize")
+        rewards = {"norm_reward": bool(asked), **({} if isinstance(asked, bool) else _mapping(asked))}
+        entry["normalize"] = {**rewards, "norm_obs": True}
     read = {"use_last_action": LastActionObservation, "use_time": TimeObservation}
     if added := [_name_of(wrapper) for option, wrapper in read.items() if best.get(option) or kwargs.get(option)]:
         wrappers = entry.get("env_wrapper") or []

@@ -110,9 +110,10 @@ def test_peers_train_as_the_best_memory_ppo_does() -> None:
     assert settings(TASKS[name], name, "frame_stack_ppo") == {**ppo, "frame_stack": 33}
 
 
-def test_peers_read_the_last_action_where_memory_ppo_does() -> None:
+def test_peers_read_what_memory_ppo_reads() -> None:
     recurrent = settings(TASKS["TMaze-100"], "TMaze-100", "recurrent_ppo")
     assert recurrent["env_wrapper"] == ["benchmarks.learning_tasks.LastActionObservation"]
+    assert recurrent["normalize"] == {"norm_obs": True, "norm_reward": True}  # observations as its policy, rewards as its entry
     assert "env_wrapper" not in settings(TASKS["MemoryChain-64"], "MemoryChain-64", "recurrent_ppo")
 
 
