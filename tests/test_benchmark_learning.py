@@ -23,6 +23,7 @@ from benchmarks.learning_tasks import (
     DEFAULT,
     GRIDS,
     KINDS,
+    STUDY_STEPS,
     TASKS,
     LastActionObservation,
     TimeObservation,
@@ -84,7 +85,8 @@ def test_every_cell_of_every_grid_has_settings_of_its_own(grid: str) -> None:
         found = [settings(TASKS[name], name, agent) for agent in agents]
         assert len({digest(each) for each in found}) == len(different)
         for each in found:
-            assert json.loads(as_json(each))["n_timesteps"] == TASKS[name].steps
+            budget = TASKS[name].steps if grid == "table" else STUDY_STEPS
+            assert json.loads(as_json(each))["n_timesteps"] == budget
             assert each["n_envs"] >= 1
             assert TASKS[name].env_kwargs.items() <= each["env_kwargs"].items()
 
@@ -113,7 +115,7 @@ def test_peers_train_as_the_best_memory_ppo_does() -> None:
 def test_peers_read_what_memory_ppo_reads() -> None:
     recurrent = settings(TASKS["TMaze-100"], "TMaze-100", "recurrent_ppo")
     assert recurrent["env_wrapper"] == ["benchmarks.learning_tasks.LastActionObservation"]
-    assert recurrent["normalize"] == {"norm_obs": True, "norm_reward": True}  # observations as its policy, rewards as its entry
+    assert recurrent["normalize"] == {"norm_obs": True, "norm_reward": True}  # rewards as its entry says
     assert "env_wrapper" not in settings(TASKS["MemoryChain-64"], "MemoryChain-64", "recurrent_ppo")
 
 
