@@ -417,10 +417,13 @@ def test_entry(name: str, tmp_path: Path) -> None:
         warnings.filterwarnings("error", ".*mini-batch")
         manager, model = set_up(name, tmp_path)
     entry = HYPERPARAMS[name]
-    for option in set(entry) & {"n_steps", "seq_len", "burn_in", "n_envs", "gamma", "use_sde"}:
+    for option in set(entry) & {"n_steps", "seq_len", "burn_in", "n_envs", "gamma", "use_sde", "log_barrier_coef"}:
         assert getattr(model, option) == entry[option]
     assert manager.n_timesteps == entry["n_timesteps"]
-    assert manager.normalize == entry.get("normalize", False)
+    normalize = entry.get("normalize", False)
+    assert manager.normalize == bool(normalize)
+    if isinstance(normalize, dict):
+        assert normalize.items() <= manager.normalize_kwargs.items()
     assert model.env is not None
     model.env.close()
 
