@@ -399,7 +399,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core, %(default)s here")
     parser.add_argument("--limit-minutes", type=float, help="start no run that would end later")
     parser.add_argument("--run-minutes", type=float, help="end a run that takes longer")
-    parser.add_argument("--steps", type=int, help="a budget in place of the tasks', to try things out")
+    parser.add_argument("--steps", type=int, help="a budget in place of the tasks', not of the agents' own n_timesteps")
     parser.add_argument("--redo", action="store_true", help="run what has finished, too")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show tasks, agents and budgets, and what is done")
@@ -430,11 +430,12 @@ def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
         print(f"{agent:20} {what}")
     print(f"\n{'task':28}{'budget':>10}  {'goal':20} {'to beat':34} seeds done")
     for name in dict.fromkeys(run.name for run in runs):
-        task = next(run.task for run in runs if run.name == name)
+        first = next(run for run in runs if run.name == name)
+        task, budget = first.task, int(first.settings["n_timesteps"])  # an agent's name may hold one of its own
         cells = dict.fromkeys((run.agent, run.digest) for run in runs if run.name == name)
         done = {(row["agent"], row["digest"], row["seed"]) for row in rows if row["task"] == name}
         counts = [f"{agent}: {sum(cell[:2] == (agent, known) for cell in done)}" for agent, known in cells]
-        print(f"{name:28}{task.steps:>10,}  {task.goal:20} {task.beat:34} {', '.join(counts)}")
+        print(f"{name:28}{budget:>10,}  {task.goal:20} {task.beat:34} {', '.join(counts)}")
 
 
 def prune(out: Path) -> None:
