@@ -22,10 +22,11 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## create .venv and install the package and its tools with the pinned versions
 
-# The build backend goes first, pinned too, so that nothing is built from versions that constraints.txt does not name.
+# The build backends go first, pinned too, so that nothing is built from versions that constraints.txt does not name: hatchling
+# for this package, setuptools for Crafter, which is a source archive (the setuptools of a new venv may be too old for it).
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
