@@ -199,7 +199,7 @@ TASKS: dict[str, Task] = {
 KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
 STUDY_STEPS = 400_000
 """Budget of kinds and burn-in, below the table's, for they are many: the default has learned their tasks by then."""
-BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
+BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousEasy", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
 BURN_INS, BURN_IN_EPOCHS = (0, 32, 64), (4, 10)
 
 
