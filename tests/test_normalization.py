@@ -85,6 +85,39 @@ def test_after_a_rollout_of_noise_the_policy_is_what_it_was() -> None:
     assert 0 < distance(usual_std=10.0) < 0.01 * distance(usual_std=1e-3)
 
 
+@pytest.mark.parametrize(("std", "scale"), [(0.0, 0.0), (0.01, 0.02), (0.25, 0.5), (0.5, 1.0), (4.0, 1.0)])
+def test_steps_are_shorter_where_there_is_less_to_learn(std: float, scale: float) -> None:
+    model = toy_model(seed=0, learning_rate=1e-3)
+    model.learn(36)
+    model._advantage_moments = RunningMoments(10**6, 10**6, 0.0, 1.0)  # one rollout more changes next to nothing
+    advantages = model.rollout_buffer.advantages
+    advantages.copy_(std * (1 - 2 * (th.arange(advantages.numel()) % 2)).view_as(advantages))
+    for _ in range(2):  # anew from the schedule each time
+        model.train()
+        assert model.logger.name_to_value["train/lr_scale"] == pytest.approx(scale, rel=1e-4)
+        assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * scale, rel=1e-4)
+        assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(1e-3)
+
+
+def test_steps_can_stay_as_long_as_they_are() -> None:
+    model = toy_model(seed=0, learning_rate=1e-3, scale_lr_by_advantage=False)
+    model.learn(36)
+    model._advantage_moments = RunningMoments(10**6, 10**6, 0.0, 1e12)
+    model.train()
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert "train/lr_scale" not in model.logger.name_to_value
+
+
+def test_without_any_advantage_steps_are_full() -> None:
+    """All advantages ever were the same: nothing says what is usual."""
+    model = toy_model(seed=0, learning_rate=1e-3)
+    model.learn(36)
+    model._advantage_moments = RunningMoments(128)
+    model.rollout_buffer.advantages.zero_()
+    model.train()
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
 @pytest.mark.parametrize("reward_scale", [1e-3, 1.0, 1e3])
 def test_the_value_loss_is_of_one_size(reward_scale: float) -> None:
     env = toy_vec_env(make=lambda: TransformReward(ToyEnv(), lambda reward: reward_scale * float(reward)))

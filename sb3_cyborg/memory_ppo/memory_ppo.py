@@ -99,6 +99,9 @@ class MemoryPPO(RecurrentPPO):
     :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).
     :param normalize_value: Let the critic learn in units of the return's standard deviation (PopArt, see
         :class:`ValueHead`), so that it matters as much beside the actor whatever the rewards' scale.
+    :param scale_lr_by_advantage: Shorten the steps of an update whose advantages are less than half as large as usual, in
+        proportion (``train/lr_scale`` is logged, 1 for full steps). Adam divides by the size of the gradient: rollouts in
+        which nothing is won or lost would move the policy as far as any other.
     :param log_barrier_coef: Weight of the log barrier, which keeps every action possible: see
         :func:`~sb3_cyborg.memory_ppo.losses.log_barrier_loss`. For discrete actions, where one that is right for long is
         wrong once; then 0.01 to 0.03. 0, the default, is none.
@@ -154,6 +157,7 @@ class MemoryPPO(RecurrentPPO):
         memory_loss_coef: float = 1.0,
         log_barrier_coef: float = 0.0,
         normalize_value: bool = True,
+        scale_lr_by_advantage: bool = True,
         use_last_action: bool = False,
         amp: bool = False,
         rollout_buffer_class: None = None,
@@ -196,6 +200,7 @@ class MemoryPPO(RecurrentPPO):
         self.memory_loss_coef = memory_loss_coef
         self.log_barrier_coef = log_barrier_coef
         self.normalize_value = normalize_value
+        self.scale_lr_by_advantage = scale_lr_by_advantage
         # Rewards may be rare, and what is solved stays so for long: the usual size is remembered. Returns grow with skill.
         self._advantage_moments, self._return_moments = RunningMoments(horizon=128), RunningMoments(horizon=32)
         self.amp = amp
@@ -382,13 +387,12 @@ class MemoryPPO(RecurrentPPO):
     def train(self) -> None:
         """Update the policy with the rollout in the buffer."""
         self.policy.set_training_mode(True)
+        self._advantage_moments.update(self.rollout_buffer.advantages)
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]  # a schedule by now
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        if self.normalize_advantage:
-            self._advantage_moments.update(self.rollout_buffer.advantages)
         if self.normalize_value:
             self._return_moments.update(self.rollout_buffer.returns)
             self.policy.value_net.follow(self._return_moments)
@@ -414,6 +418,17 @@ class MemoryPPO(RecurrentPPO):
                 break
         self.policy.update_normalization(self.rollout_buffer.observations)
         self._log_update(stats, clip_range, clip_range_vf)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if not self.scale_lr_by_advantage:
+            return
+        usual = self._advantage_moments.std
+        # Half the usual size counts as usual: advantages become smaller with every skill, and steps need not.
+        scale = min(1.0, 2 * self.rollout_buffer.advantages.std(correction=0).item() / usual) if usual > 0 else 1.0
+        for group in self.policy.optimizer.param_groups:
+            group["lr"] *= scale
+        self.logger.record("train/lr_scale", scale)
 
     def _minibatch_loss(
         self, batch: SequenceBatch, clip_range: float, clip_range_vf: float | None, stats: dict[str, list[th.Tensor]]

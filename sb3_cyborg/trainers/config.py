@@ -42,6 +42,7 @@ SAME_NAMES = (
     "gae_lambda",
     "normalize_advantage",
     "normalize_value",
+    "scale_lr_by_advantage",
     "ent_coef",
     "vf_coef",
     "max_grad_norm",
@@ -188,6 +189,7 @@ class TrainerConfig(BaseModel):
     clip_range_vf: Scheduled | None = Field(None, description="Clipping of the value (schedule); null does not clip.")
     normalize_advantage: bool = Field(True, description="Normalize the advantages of each minibatch.")
     normalize_value: bool = Field(True, description="The critic learns in units of the return's standard deviation.")
+    scale_lr_by_advantage: bool = Field(True, description="Shorter steps where advantages are less than half the usual size.")
     ent_coef: Number = Field(0.01, ge=0, description="Weight of the entropy.")
     vf_coef: Number = Field(0.5, ge=0, description="Weight of the value loss.")
     max_grad_norm: Number = Field(0.5, gt=0, description="Largest norm of the gradient.")
