@@ -253,6 +253,12 @@ def latest(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return list(kept.values())
 
 
+@functools.cache
+def digest_today(task: str, agent: str) -> str:
+    """:return: The digest that a run of the task would have now."""
+    return Run(TASKS[task], task, agent, 0).digest
+
+
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
 
@@ -403,7 +409,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--redo", action="store_true", help="run what has finished, too")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show tasks, agents and budgets, and what is done")
-    parser.add_argument("--prune", action="store_true", help="drop rows of earlier settings from the CSVs, run nothing")
+    parser.add_argument("--prune", action="store_true", help="drop rows from the CSVs that the report leaves out, run nothing")
     args = parser.parse_args(argv)
     tasks, agents = GRIDS[args.grid]
     args.tasks, args.agents = args.tasks or list(tasks), args.agents or agents
@@ -439,15 +445,10 @@ def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
 
 
 def prune(out: Path) -> None:
-    """Rewrite the CSVs with what :func:`latest` keeps of the settings that tasks and agents have today."""
-
-    @functools.cache
-    def today(task: str, agent: str) -> str | None:
-        return Run(TASKS[task], task, agent, 0).digest if task in TASKS else None
-
+    """Rewrite the CSVs with what the report shows: what :func:`latest` keeps of tasks that there are."""
     for path in (out / RUNS, out / CURVES):
         rows = read(path)
-        kept = [row for row in latest(rows) if row["digest"] == today(row["task"], row["agent"])]
+        kept = [row for row in latest(rows) if row["task"] in TASKS]
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         if kept:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning import CURVES, RESULTS, RUNS, latest, read
+from benchmarks.learning import CURVES, RESULTS, RUNS, digest_today, latest, read
 from benchmarks.learning_tasks import (
     AGENTS,
     BEST,
@@ -43,6 +43,8 @@ RESAMPLES = 2000
 LONG_RUN = 300.0
 """Seconds from which on three seeds are enough."""
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
+EARLIER = "†"
+"""At runs whose settings, defaults among them, are no longer those of the agent: they are to be made again."""
 BEGIN, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 
 
@@ -95,14 +97,16 @@ def seeds_short(name: str, cells: Cells) -> str:
 
 
 def cell(rows: Rows | None, task: Task) -> str:
-    """:return: Mean and standard deviation over the seeds, and how many of them are solved."""
+    """:return: Mean and deviation over the seeds, how many of them are solved, and a mark if settings changed since."""
     if not rows:
         return "-"
     values = scores(rows, task)
     digits = 1 if np.abs(values).max() >= 10 else 2
     done = solved(values, task)
     seeds = f"{len(values)} seeds" if done is None else f"{done}/{len(values)}"
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({seeds})"
+    first = rows[0]  # `latest` keeps those of one digest
+    mark = "" if first["digest"] == digest_today(first["task"], first["agent"]) else EARLIER
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({seeds}){mark}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -297,6 +301,7 @@ def report(out: Path) -> str:
         "standard deviation over seeds, and in brackets how many seeds are solved. "
         f"`best` targets are {BEST}'s, the others {DEFAULT}'s. "
         f"{FRAME_STACK} sees as many frames as must be remembered where 257 are enough, else 4. "
+        f"{EARLIER}: made with settings, or defaults, that have changed since. "
         f"Written by `python -m benchmarks.learning_report` from `{RUNS}` and `{CURVES}`.",
         main_table(cells),
         "Minutes a run, and steps a second without evaluation, one thread each:",

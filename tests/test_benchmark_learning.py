@@ -61,15 +61,15 @@ def row(task: str, agent: str, seed: int, score: float, **changes: Any) -> dict[
         "commit": "abc",
         "versions": "torch=2",
         "threads": 1,
-        "digest": "d0",
+        "digest": learning.digest_today(task, agent),
         "settings": "{}",
         **changes,
     }
 
 
-def curve(task: str, agent: str, seed: int, values: list[float], digest: str = "d0") -> list[dict[str, Any]]:
+def curve(task: str, agent: str, seed: int, values: list[float], digest: str = "") -> list[dict[str, Any]]:
     steps = np.linspace(0, TASKS[task].steps, len(values)).astype(int)
-    key = {"task": task, "agent": agent, "seed": seed, "digest": digest}
+    key = {"task": task, "agent": agent, "seed": seed, "digest": digest or learning.digest_today(task, agent)}
     return [{**key, "steps": int(s), "return": v, "success": v} for s, v in zip(steps, values, strict=True)]
 
 
@@ -320,16 +320,21 @@ def test_what_was_planned_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_latest_settings_count(tmp_path: Path) -> None:
-    append(tmp_path / RUNS, [row("CartPole", "ppo", seed, 1.0) for seed in (0, 1)])
-    today = Run(TASKS["CartPole"], "CartPole", "ppo", 0).digest
-    append(tmp_path / RUNS, [row("CartPole", "ppo", 0, 2.0, digest=today), row("CartPole", "ppo", 0, 3.0, digest=today)])
-    append(tmp_path / CURVES, curve("CartPole", "ppo", 0, [0, 1]) + curve("CartPole", "ppo", 0, [0, 3], today))
-    append(tmp_path / RUNS, [row("TMaze-100", "ppo", 0, 1.0)])
-    append(tmp_path / CURVES, curve("TMaze-100", "ppo", 0, [0, 1]))
-    assert [(each["seed"], each["return"]) for each in latest(read(tmp_path / RUNS))] == [("0", "3.0"), ("0", "1.0")]
+    append(tmp_path / RUNS, [row("CartPole", "ppo", seed, 1.0, digest="d0") for seed in (0, 1)])
+    append(tmp_path / RUNS, [row("CartPole", "ppo", 0, 2.0), row("CartPole", "ppo", 0, 3.0)])
+    append(tmp_path / CURVES, curve("CartPole", "ppo", 0, [0, 1], "d0") + curve("CartPole", "ppo", 0, [0, 3]))
+    append(tmp_path / RUNS, [row("TMaze-100", "ppo", 0, 1.0, digest="d0")])
+    append(tmp_path / CURVES, curve("TMaze-100", "ppo", 0, [0, 1], "d0"))
+    append(tmp_path / RUNS, [{**row("TMaze-100", "ppo", 0, 1.0), "task": "no longer there"}])
+    rows = [(each["task"], each["seed"], each["return"]) for each in latest(read(tmp_path / RUNS))]
+    assert rows == [("CartPole", "0", "3.0"), ("TMaze-100", "0", "1.0"), ("no longer there", "0", "1.0")]
     assert main(["--prune", "--out", str(tmp_path)]) == 0
-    assert [each["return"] for each in read(tmp_path / RUNS)] == ["3.0"]
-    assert [each["return"] for each in read(tmp_path / CURVES)] == ["0", "3"]
+    assert [each["return"] for each in read(tmp_path / RUNS)] == ["3.0", "1.0"]
+    assert [each["return"] for each in read(tmp_path / CURVES)] == ["0", "3", "0", "1"]
+    learning_report.main(["--out", str(tmp_path)])
+    text = (tmp_path / "learning.md").read_text()
+    assert cells_of(text, "CartPole")[-1] == "3.00 ± 0.00 (0/1)"
+    assert cells_of(text, "TMaze-100")[-1] == "1.00 ± 0.00 (1/1)†"
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
