@@ -264,9 +264,9 @@ def test_advantages_are_normalized_only_if_wanted(monkeypatch: pytest.MonkeyPatc
         return real(tensor, *args, **kwargs)
 
     monkeypatch.setattr(th.Tensor, "std", counted)
-    toy_model(normalize_advantage=False, burn_in=2).learn(36)
+    toy_model(normalize_advantage=False, burn_in=2, scale_lr_by_advantage=False).learn(36)
     assert calls == []
-    toy_model(normalize_advantage=True, burn_in=2).learn(36)
+    toy_model(normalize_advantage=True, burn_in=2, scale_lr_by_advantage=False).learn(36)
     assert calls == [12] * 6  # three minibatches of 12 training steps, two epochs
 
 
