@@ -73,7 +73,8 @@ def test_after_a_rollout_of_noise_the_policy_is_what_it_was() -> None:
     """Rewards that come in some rollouts only: without the memory of the scale, the others would undo what was learned."""
 
     def distance(usual_std: float) -> float:
-        model = toy_model(seed=0, policy_kwargs={"optimizer_class": th.optim.SGD})  # whose steps are as large as the gradient
+        # SGD's steps are as large as the gradient; at one learning rate the size of the advantages alone counts.
+        model = toy_model(seed=0, scale_lr_by_advantage=False, policy_kwargs={"optimizer_class": th.optim.SGD})
         model.learn(36)
         model._advantage_moments = RunningMoments(128, 128, 0.0, usual_std**2)
         model.rollout_buffer.advantages.normal_(std=1e-3)
