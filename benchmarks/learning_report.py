@@ -103,7 +103,7 @@ def cell(rows: Rows | None, task: Task) -> str:
     values = scores(rows, task)
     digits = 1 if np.abs(values).max() >= 10 else 2
     done = solved(values, task)
-    seeds = f"{len(values)} seeds" if done is None else f"{done}/{len(values)}"
+    seeds = f"{len(values)} seed{'s' * (len(values) > 1)}" if done is None else f"{done}/{len(values)}"
     first = rows[0]  # `latest` keeps those of one digest
     mark = "" if first["digest"] == digest_today(first["task"], first["agent"]) else EARLIER
     return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({seeds}){mark}"

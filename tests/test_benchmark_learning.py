@@ -366,7 +366,7 @@ def test_report_of_a_part_of_the_grid(tmp_path: Path) -> None:
     assert cells_of(text, "MemoryChain-1000")[4:7] == ["met", "0.60 ± 0.49 (3/5)", "the same"]
     assert cells_of(text, "AutoencodeEasy")[4] == "**missed** so far, 1 seed"
     assert cells_of(text, "TMaze-100")[4:6] == ["**missed** so far, 1 seed", "0.90 ± 0.00 (0/1)"]
-    assert cells_of(text, "ConcentrationEasy")[4:6] == ["met so far, 1 seed", "0.00 ± 0.00 (1 seeds)"]
+    assert cells_of(text, "ConcentrationEasy")[4:6] == ["met so far, 1 seed", "0.00 ± 0.00 (1 seed)"]
     assert cells_of(text, "LunarLander")[4:6] == ["**missed** so far, 1 seed", "210.0 ± 0.0 (1/1)"]
     assert cells_of(text, "RepeatFirstEasy")[4] == "met so far, 3 seeds"
     assert cells_of(text, "RepeatFirstHard")[4] == "met"
