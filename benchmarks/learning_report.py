@@ -87,13 +87,18 @@ def is_met(name: str, cells: Cells) -> bool | None:
     return bool(values.mean() >= task.solved)
 
 
+def seeds_counted(number: int) -> str:
+    """:return: The number of seeds, in words."""
+    return f"{number} seed{'s' * (number != 1)}"
+
+
 def seeds_short(name: str, cells: Cells) -> str:
     """:return: A remark, if there are fewer seeds than targets are asked of: five, or three where a run takes long."""
     if is_met(name, cells) is None:
         return ""
     rows = asked(name, cells)
     wanted = 5 if min(float(row["wall_s"]) for row in rows) < LONG_RUN else 3
-    return f" so far, {len(rows)} seed{'s' * (len(rows) > 1)}" if len(rows) < wanted else ""
+    return f" so far, {seeds_counted(len(rows))}" if len(rows) < wanted else ""
 
 
 def cell(rows: Rows | None, task: Task) -> str:
@@ -103,7 +108,7 @@ def cell(rows: Rows | None, task: Task) -> str:
     values = scores(rows, task)
     digits = 1 if np.abs(values).max() >= 10 else 2
     done = solved(values, task)
-    seeds = f"{len(values)} seed{'s' * (len(values) > 1)}" if done is None else f"{done}/{len(values)}"
+    seeds = seeds_counted(len(values)) if done is None else f"{done}/{len(values)}"
     first = rows[0]  # `latest` keeps those of one digest
     mark = "" if first["digest"] == digest_today(first["task"], first["agent"]) else EARLIER
     return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({seeds}){mark}"
