@@ -4,7 +4,7 @@ A memory of your own: a class, one line that registers it, and its name in `poli
     python examples/custom_memory.py
 
 It keeps running averages of all inputs, some quick to forget and some slow (memory traces: Eberhard et al. 2025,
-https://arxiv.org/abs/2503.15200). `tests/test_examples.py` holds it to the contract in `tests/contract.py`; do so with yours.
+https://arxiv.org/abs/2503.15200). `tests/test_examples.py` holds it to the contract (`sb3_cyborg.testing`); do so with yours.
 """
 
 import argparse

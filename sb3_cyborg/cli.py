@@ -199,7 +199,7 @@ def enjoy(
       sb3-cyborg enjoy runs/CartPole-v1_1 --video agent.gif --episodes 1
     """
     with errors_as_lines():
-        from sb3_cyborg.trainers.recording import enjoy_run
+        from sb3_cyborg.viewers.recording import enjoy_run
 
         enjoy_run(
             run,
@@ -233,7 +233,7 @@ def plot(
       sb3-cyborg plot logs/memory_ppo --output zoo.png
     """
     with errors_as_lines():
-        from sb3_cyborg.trainers.plotting import plot_learning_curves
+        from sb3_cyborg.viewers.plotting import plot_learning_curves
 
         curves = plot_learning_curves(runs, output, x_axis=x, y_axis=y, window=window, max_steps=max_steps, group=not each)
         print(f"{output}: {', '.join(curve.label for curve in curves)}")
@@ -259,7 +259,7 @@ def inspect_memory(
       sb3-cyborg inspect runs/sb3_cyborg-TMaze-v0_1 --output maze.png --heads max
     """
     with errors_as_lines():
-        from sb3_cyborg.trainers.inspection import inspect_run
+        from sb3_cyborg.viewers.inspection import inspect_run
 
         episode = inspect_run(
             run,

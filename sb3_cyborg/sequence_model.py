@@ -2,7 +2,7 @@
 The contract that everything with a memory keeps: ``State`` in, ``State`` out.
 
 A :class:`SequenceModel` can be stepped (acting) or run over a whole sequence (training), and both give the
-same outputs, final states and gradients. ``tests/contract.py`` verifies that for every model there is.
+same outputs, final states and gradients. ``sb3_cyborg/testing.py`` verifies it.
 """
 
 from abc import ABC, abstractmethod

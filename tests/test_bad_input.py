@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_cyborg import MemoryPPO
-from tests.toys import (
+from tests.helpers import (
     OBSERVATION_SPACES,
     ToyEnv,
     assert_honest,

@@ -35,7 +35,7 @@ from benchmarks.learning_tasks import (
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
-from tests.toys import toy_vec_env
+from tests.helpers import toy_vec_env
 
 TINY = ["--tasks", "MemoryChain-16", "--steps", "64", "--processes", "1"]
 

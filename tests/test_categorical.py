@@ -6,7 +6,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 
 from sb3_cyborg.memory_ppo.actions import evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
-from tests.toys import assert_honest, record_updates, rollout, toy_model
+from tests.helpers import assert_honest, record_updates, rollout, toy_model
 
 
 def test_samples_are_those_of_sb3() -> None:

@@ -17,7 +17,7 @@ from sb3_cyborg.trainers.callbacks import MonitorLog
 from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
 from sb3_cyborg.trainers.config import TrainerConfig
 from sb3_cyborg.trainers.config_flags import effective_config, read_flags
-from tests.trainer_toys import FIXED, run_folder, tiny
+from tests.trainer_helpers import FIXED, run_folder, tiny
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--timesteps", "64", "--horizon", "16", "--n-epochs", "1", "--hidden-dim", "8", "--eval-interval", "0"]

@@ -6,7 +6,7 @@ import torch as th
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS, EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Stack, State
-from tests.contract import verify_contract, verify_gradcheck
+from sb3_cyborg.testing import verify_contract, verify_gradcheck
 
 STEPS = 13  # crosses chunks of 4, windows of 5
 

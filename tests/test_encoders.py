@@ -8,7 +8,7 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS, EncoderV7, register_encoder
 from sb3_cyborg.encoders.gru import GRU
 from sb3_cyborg.encoders.lstm import LSTM
 from sb3_cyborg.sequence_model import SequenceModel
-from tests.contract import verify_contract
+from sb3_cyborg.testing import verify_contract
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(GRU, nn.GRU), (LSTM, nn.LSTM)])

@@ -10,7 +10,7 @@ import pytest
 
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.sequence_model import SequenceModel
-from tests.contract import verify_contract, verify_gradcheck
+from sb3_cyborg.testing import verify_contract, verify_gradcheck
 
 ROOT = Path(__file__).resolve().parent.parent
 # What each example prints at the end, and the folder that it is told to write to.

@@ -20,10 +20,10 @@ from sb3_cyborg.memories.ring import RingMemory
 from sb3_cyborg.memories.slot import SlotMemory
 from sb3_cyborg.memories.trace import QUANTITIES, record, trace, tracing
 from sb3_cyborg.sequence_model import Logs
-from sb3_cyborg.trainers.inspection import Inspection, inspect_episode, inspect_run, write_gates
-from sb3_cyborg.trainers.inspection_figure import draw_inspection, inspection_figure
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from tests.toys import OBSERVATION_SPACES, ToyEnv, predict, rollout, same, toy_model, toy_vec_env, weights
+from sb3_cyborg.viewers.inspection import Inspection, inspect_episode, inspect_run, write_gates
+from sb3_cyborg.viewers.inspection_figure import draw_inspection, inspection_figure
+from tests.helpers import OBSERVATION_SPACES, ToyEnv, predict, rollout, same, toy_model, toy_vec_env, weights
 
 KINDS = ("pmm", "slot", "kv", "ring")
 STEPS = 24

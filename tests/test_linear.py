@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cyborg.ops import linear as module
-from sb3_cyborg.ops.linear import ACTIVATIONS, Activation, Layers, Linear, linear, matmul_t
+from sb3_cyborg.ops.linear import ACTIVATIONS, Activation, FusedSequential, Linear, linear, matmul_t
 
 LARGE = (512, 64, 96)  # rows, features in, features out: enough of them for oneDNN
 
@@ -64,14 +64,14 @@ def test_autocast_reaches_a_linear(library: bool) -> None:
 @pytest.mark.parametrize("rows", [4, LARGE[0]], ids=["few rows", "many rows"])
 def test_layers_are_a_sequential(library: bool, rows: int) -> None:
     parts = [nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64), nn.SiLU(), nn.LayerNorm(64)]
-    usual, ours = nn.Sequential(*parts), Layers(*parts)
+    usual, ours = nn.Sequential(*parts), FusedSequential(*parts)
     assert usual.state_dict().keys() == ours.state_dict().keys()
     x = th.randn(rows, 64)
     th.testing.assert_close(ours(x), usual(x), atol=1e-5, rtol=1e-5)
-    assert th.equal(Layers()(x), x)
+    assert th.equal(FusedSequential()(x), x)
 
 
-@pytest.mark.parametrize("layers", [Linear(LARGE[1], LARGE[2]), Layers(nn.Linear(LARGE[1], LARGE[2]), nn.Tanh())])
+@pytest.mark.parametrize("layers", [Linear(LARGE[1], LARGE[2]), FusedSequential(nn.Linear(LARGE[1], LARGE[2]), nn.Tanh())])
 def test_a_compiler_chooses_itself(library: bool, layers: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """TorchInductor fails at oneDNN's operator where a weight is no constant."""
 

@@ -10,7 +10,7 @@ import torch as th
 from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, Mamba2, MambaLayer, make_mamba_core
 from sb3_cyborg.ops.causal_conv import causal_conv
 from sb3_cyborg.sequence_model import SequenceModel
-from tests.contract import (
+from sb3_cyborg.testing import (
     assert_close,
     chunked,
     mask_patterns,

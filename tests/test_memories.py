@@ -12,7 +12,7 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, register_memory
 from sb3_cyborg.memories.pmm import PersistentMemory
 from sb3_cyborg.memories.slot import SlotMemory
 from sb3_cyborg.sequence_model import AUX_LOSS, SequenceModel, State
-from tests.contract import verify_contract
+from sb3_cyborg.testing import verify_contract
 
 Task = Callable[[th.Generator], tuple[th.Tensor, th.Tensor, th.Tensor]]
 """Draws inputs (B, T, D), the right answers (B, T), and where an answer is asked for (B, T)."""

@@ -13,7 +13,7 @@ from torch import nn
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, RunningMoments, ValueHead
-from tests.toys import (
+from tests.helpers import (
     OBSERVATION_SPACES,
     ToyEnv,
     assert_honest,
@@ -56,7 +56,7 @@ def test_values_stay_what_they_are_while_the_scale_moves(means: list[float], sca
     th.testing.assert_close(before, layer(x))
     for mean in means:
         returns = RunningMoments(8, 1, mean, mean**2 + scale**2)
-        head.follow(returns)
+        head.rescale(returns)
         th.testing.assert_close(head(x), before, rtol=1e-9, atol=1e-6)
         assert head.mean.item() == pytest.approx(mean)
         assert head.scale.item() == pytest.approx(max(returns.std, ValueHead.LEAST_SCALE))

@@ -13,8 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import ts2xy
 
-from sb3_cyborg.trainers.plotting import find_runs, learning_curves, learning_figure, plot_learning_curves, read_episodes
-from tests.toys import ToyEnv, toy_model
+from sb3_cyborg.viewers.plotting import find_runs, learning_curves, learning_figure, plot_learning_curves, read_episodes
+from tests.helpers import ToyEnv, toy_model
 
 Row = tuple[float, int, float]
 

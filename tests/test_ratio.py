@@ -17,7 +17,7 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch
 from sb3_cyborg.sequence_model import State
-from tests.toys import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_updates, toy_vec_env
+from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_updates, toy_vec_env
 
 UPDATES = 3
 

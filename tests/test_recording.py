@@ -13,9 +13,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_cyborg import MemoryPPO
-from sb3_cyborg.trainers.recording import EpisodeResult, enjoy, enjoy_run
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from tests.toys import ToyEnv, predict, toy_model, toy_vec_env
+from sb3_cyborg.viewers.recording import EpisodeResult, enjoy, enjoy_run
+from tests.helpers import ToyEnv, predict, toy_model, toy_vec_env
 
 LENGTH = 5
 

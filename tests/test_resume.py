@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_cyborg import MemoryPPO, TrainerV7
 from sb3_cyborg.trainers.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
-from tests.toys import same, weights
-from tests.trainer_toys import ROLLOUT, run_folder, tiny
+from tests.helpers import same, weights
+from tests.trainer_helpers import ROLLOUT, run_folder, tiny
 
 HALF, WHOLE = 4 * ROLLOUT, 8 * ROLLOUT
 
@@ -222,7 +222,7 @@ import sys
 from pathlib import Path
 from stable_baselines3.common.callbacks import BaseCallback
 from sb3_cyborg import TrainerV7
-from tests.trainer_toys import tiny
+from tests.trainer_helpers import tiny
 
 class Report(BaseCallback):
     def _on_training_start(self):

@@ -18,7 +18,7 @@ from sb3_cyborg import RolloutBufferV7, Stack, State
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MemoryV7
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch, plan_minibatches, plan_n_steps
-from tests.toys import ACTION_SPACES, OBSERVATION_SPACES
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES
 
 DISCRETE = spaces.Discrete(7)
 PLACE = spaces.Box(-np.inf, np.inf, (3,))  # an observation that says where it is: step, environment, rollout

@@ -19,8 +19,8 @@ from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.mamba import Mamba2
 from sb3_cyborg.ops import ssd_official
 from sb3_cyborg.ops.ssd_official import choose_ssd, import_without_package
+from tests.helpers import toy_model
 from tests.test_ssd import Case, Run, make_case, ssd_chunked
-from tests.toys import toy_model
 
 run_official: Run = ssd_official.ssd_official
 

@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTra
 from sb3_cyborg import MemoryPPO, TrainerV7
 from sb3_cyborg.trainers import callbacks
 from sb3_cyborg.trainers.checkpoints import find_checkpoint, list_checkpoints, read_checkpoint
-from tests.toys import predict, same, weights
-from tests.trainer_toys import EPISODE_LENGTH, ROLLOUT, TINY, run_folder, tiny
+from tests.helpers import predict, same, weights
+from tests.trainer_helpers import EPISODE_LENGTH, ROLLOUT, TINY, run_folder, tiny
 
 
 class At(BaseCallback):
@@ -201,8 +201,8 @@ def test_normalization(tmp_path: Path) -> None:
     [
         ("CartPole-v1", "MlpPolicy", {}),
         ("CartPole-v1", "MlpPolicy", {"frame_stack": 3}),
-        ("tests.trainer_toys:tests/Image-v0", "CnnPolicy", {"frame_stack": 2}),
-        ("tests.trainer_toys:tests/Dict-v0", "MultiInputPolicy", {"normalize": {"norm_obs_keys": ["vector"]}}),
+        ("tests.trainer_helpers:tests/Image-v0", "CnnPolicy", {"frame_stack": 2}),
+        ("tests.trainer_helpers:tests/Dict-v0", "MultiInputPolicy", {"normalize": {"norm_obs_keys": ["vector"]}}),
     ],
 )
 def test_the_policy_fits_the_observations(tmp_path: Path, env: str, policy: str, settings: dict[str, Any]) -> None:
@@ -221,15 +221,15 @@ def test_the_policy_fits_the_observations(tmp_path: Path, env: str, policy: str,
 
 def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"normalize images.*norm_obs: false"):
-        tiny(tmp_path, env="tests.trainer_toys:tests/Image-v0", normalize=True)
+        tiny(tmp_path, env="tests.trainer_helpers:tests/Image-v0", normalize=True)
     with pytest.raises(ValueError, match="images 'image'"):
-        tiny(tmp_path, env="tests.trainer_toys:tests/Dict-v0", normalize=True)
+        tiny(tmp_path, env="tests.trainer_helpers:tests/Dict-v0", normalize=True)
     with pytest.raises(ValueError, match=r"'vektor'.*'vector'"):
-        tiny(tmp_path, env="tests.trainer_toys:tests/Dict-v0", normalize={"norm_obs_keys": ["vektor"]})
+        tiny(tmp_path, env="tests.trainer_helpers:tests/Dict-v0", normalize={"norm_obs_keys": ["vektor"]})
     with pytest.raises(ValueError, match="`frame_stack`=2 needs Box observations"):
-        tiny(tmp_path, env="tests.trainer_toys:tests/Discrete-v0", frame_stack=2)
+        tiny(tmp_path, env="tests.trainer_helpers:tests/Discrete-v0", frame_stack=2)
     with pytest.raises(ValueError, match="MultiInputPolicy"):
-        tiny(tmp_path, env="tests.trainer_toys:tests/Dict-v0", policy="MlpPolicy")
+        tiny(tmp_path, env="tests.trainer_helpers:tests/Dict-v0", policy="MlpPolicy")
     with pytest.raises(ValueError, match="num_slots"):
         tiny(tmp_path, memory={"type": "slot", "num_slots": 0})
     assert list(tmp_path.iterdir()) == []  # nothing is left of a run that never began

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from sb3_cyborg import MemoryPPO, make_memory_vec_env
 from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.envs.worker_vec_env import WorkerError, WorkerVecEnv
-from tests.toys import ToyEnv
+from tests.helpers import ToyEnv
 
 CHAIN = "sb3_cyborg/MemoryChain-v0"
 

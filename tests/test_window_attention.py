@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_cyborg.ops.window_attention import (
-    Extra,
+    ExtraEntries,
     block_starts,
     masked_softmax,
     steps_since_start,
@@ -39,7 +39,7 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, extras
         blocks = len(block_starts(steps, window))
         others = random(2, blocks, extras, heads, 4), random(2, blocks, extras, heads, 4), random(heads, extras)
         visible = th.rand(2, steps, extras, generator=generator) < 0.5
-        extra = Extra(others[0], others[1], others[2], visible)
+        extra = ExtraEntries(others[0], others[1], others[2], visible)
     arguments = (query, keys, values, reach, *nulls, *(by_age or (None, None)), extra)
     read = window_attention(*arguments)
     context, weights, null = window_attention_reference(*arguments)

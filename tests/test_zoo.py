@@ -40,7 +40,7 @@ from sb3_cyborg.zoo import (
     sample_memory_ppo_params,
     zoo_main,
 )
-from tests.toys import ToyEnv
+from tests.helpers import ToyEnv
 
 register()
 
@@ -75,7 +75,7 @@ MADE_HERE = sorted(set(HYPERPARAMS) - set(SPACES) - {"default"})
 
 @pytest.fixture(autouse=True)
 def toy() -> Any:
-    gym.register(TOY, entry_point="tests.toys:ToyEnv")
+    gym.register(TOY, entry_point="tests.helpers:ToyEnv")
     yield
     del gym.registry[TOY]
 
@@ -438,7 +438,7 @@ def test_entry_by_spaces(name: str, tmp_path: Path) -> None:
     conf.write_text(yaml.safe_dump({"tests/Spaces-v0": entry}))
     observations, actions = SPACES[name]
     kwargs = {"observation_space": observations, "action_space": actions}
-    gym.register("tests/Spaces-v0", entry_point="tests.toys:ToyEnv", kwargs=kwargs)
+    gym.register("tests/Spaces-v0", entry_point="tests.helpers:ToyEnv", kwargs=kwargs)
     quiet: dict[str, Any] = {"seed": 0, "verbose": 0, "eval_freq": -1, "device": "cpu", "config": str(conf)}
     try:
         manager = OurExperimentManager(argparse.Namespace(), ALGO, "tests/Spaces-v0", str(tmp_path), **quiet)

@@ -65,7 +65,7 @@ def register_encoder(mode: str, build: Callable[..., SequenceModel], options: Co
 
     :param mode: Its name; one that is taken is replaced.
     :param build: ``build(hidden_dim, num_layers, **options)`` returns a :class:`SequenceModel` with
-        ``input_dim == hidden_dim`` that keeps the contract (``tests/contract.py``).
+        ``input_dim == hidden_dim`` that keeps the contract (``sb3_cyborg.testing.verify_contract``).
     :param options: Names of the options that ``encoder_kwargs`` may hold for it.
     :raises ValueError: for an option that :class:`EncoderV7` takes itself.
     """

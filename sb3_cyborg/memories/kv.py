@@ -4,7 +4,7 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
-from sb3_cyborg.memories.ring import clear_dead
+from sb3_cyborg.memories.ring import zero_expired
 from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
@@ -73,8 +73,8 @@ class KeyValueMemory(AttentionMemory):
             self.record_window(read.weights(), read.null(), reach)
         count = (reach[:, -1] + 1).clamp(max=self.num_slots)
         new_state = {
-            "keys": clear_dead(keys[:, steps:], count, masks),
-            "values": clear_dead(values[:, steps:], count, masks),
+            "keys": zero_expired(keys[:, steps:], count, masks),
+            "values": zero_expired(values[:, steps:], count, masks),
             "previous": x[:, -1],
             "count": count,
         }

@@ -51,7 +51,7 @@ def register_memory(kind: str, memory_class: type[SequenceModel]) -> None:
 
     :param kind: Its name; one that is taken is replaced.
     :param memory_class: A :class:`SequenceModel` whose constructor takes ``input_dim`` and any options by name, and that
-        keeps the contract (``tests/contract.py``).
+        keeps the contract (``sb3_cyborg.testing.verify_contract``).
     :raises ValueError: for an option named ``kind``, which is :class:`MemoryV7`'s own.
     """
     if "kind" in inspect.signature(memory_class).parameters:

@@ -9,7 +9,7 @@ from sb3_cyborg.checks import check_whole
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.linear import Linear, linear
-from sb3_cyborg.ops.window_attention import Extra, block_starts, steps_since_start, window_attention
+from sb3_cyborg.ops.window_attention import ExtraEntries, block_starts, steps_since_start, window_attention
 from sb3_cyborg.sequence_model import Logs, State
 
 
@@ -99,14 +99,14 @@ class RingMemory(AttentionMemory):
         extra = None
         if self.num_first:
             first_keys, first_values = projected[:, entries.shape[1] :].unflatten(1, firsts.shape[1:3]).unbind(3)
-            extra = Extra(first_keys + self.first_key, first_values, self.first_bias, self._visible_firsts(since))
+            extra = ExtraEntries(first_keys + self.first_key, first_values, self.first_bias, self._visible_firsts(since))
         ages = self.age_key, self.age_bias
         read = window_attention(self.queries(x), keys, values, since, self.null_key, self.null_value, *ages, extra)
         if tracing():
             self.record_window(th.cat([read.extra(), read.weights()], dim=-1), read.null(), since)
         count = since[:, -1] + 1
         new_state = {
-            "entries": clear_dead(entries[:, steps:], count, masks),
+            "entries": zero_expired(entries[:, steps:], count, masks),
             "first": self._last_firsts(x, state["first"], count, masks),
             "count": count,
         }
@@ -155,7 +155,7 @@ def _shares(num_heads: int, size: int) -> th.Tensor:
     return 3.0 * (th.arange(size) % num_heads == th.arange(num_heads).unsqueeze(1))
 
 
-def clear_dead(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
+def zero_expired(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
     """
     :param entries: The newest S entries after a sequence, oldest first, (B, S, ...).
     :param count: Steps since the episode began, (B,).

@@ -34,7 +34,7 @@ from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
-DAMAGE = (
+CORRUPT_FILE_ERRORS = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
     json.JSONDecodeError,
@@ -395,7 +395,7 @@ class MemoryPPO(RecurrentPPO):
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
         if self.normalize_value:
             self._return_moments.update(self.rollout_buffer.returns)
-            self.policy.value_net.follow(self._return_moments)
+            self.policy.value_net.rescale(self._return_moments)
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
         parameters = list(self.policy.parameters())
         for epoch in range(self.n_epochs):
@@ -526,5 +526,5 @@ class MemoryPPO(RecurrentPPO):
         """
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except DAMAGE as error:
+        except CORRUPT_FILE_ERRORS as error:
             raise ValueError(f"{path} is not a whole file of a MemoryPPO model: {error}") from error

@@ -67,7 +67,7 @@ class ValueHead(nn.Linear):
         return th.addcmul(self.mean, super().forward(x), self.scale)
 
     @th.no_grad()
-    def follow(self, returns: RunningMoments) -> None:
+    def rescale(self, returns: RunningMoments) -> None:
         """
         Take on the scale of the returns; the values stay what they are.
 

@@ -25,7 +25,7 @@ from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, e
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
-from sb3_cyborg.ops.linear import Layers
+from sb3_cyborg.ops.linear import FusedSequential
 from sb3_cyborg.ops.window_attention import steps_since_start
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
 
@@ -199,7 +199,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
-        heads.policy_net, heads.value_net = Layers(*heads.policy_net), Layers(*heads.value_net)
+        heads.policy_net, heads.value_net = FusedSequential(*heads.policy_net), FusedSequential(*heads.value_net)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)

@@ -101,7 +101,7 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-class Layers(nn.Sequential):
+class FusedSequential(nn.Sequential):
     """``torch.nn.Sequential`` of linear layers and activations, of which those in ``ACTIVATIONS`` go along with a product."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:

@@ -116,7 +116,7 @@ class Read(NamedTuple):
         return total / self.context[..., 0].numel()  # steps that pad the last block read only the null entry: entropy 0
 
 
-class Extra(NamedTuple):
+class ExtraEntries(NamedTuple):
     """
     Entries besides those of the window, E of them for each block of C steps; see :func:`block_starts`.
 
@@ -146,7 +146,7 @@ def window_attention_reference(
     null_value: th.Tensor,
     age_key: th.Tensor | None = None,
     age_bias: th.Tensor | None = None,
-    extra: Extra | None = None,
+    extra: ExtraEntries | None = None,
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
     One step after the other; arguments as in :func:`window_attention`.
@@ -187,7 +187,7 @@ def window_attention(
     null_value: th.Tensor,
     age_key: th.Tensor | None = None,
     age_bias: th.Tensor | None = None,
-    extra: Extra | None = None,
+    extra: ExtraEntries | None = None,
 ) -> Read:
     """
     Let step t attend to the S entries before it; it has no second derivative.

@@ -240,7 +240,7 @@ class WriteGates(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        from sb3_cyborg.trainers.inspection import write_gates
+        from sb3_cyborg.viewers.inspection import write_gates
 
         assert isinstance(self.model, MemoryPPO)
         gates = write_gates(self.model)

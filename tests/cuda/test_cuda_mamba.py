@@ -17,9 +17,9 @@ from sb3_cyborg.encoders.mamba import Mamba2
 from sb3_cyborg.ops import ssd_official
 from sb3_cyborg.ops.ssd_official import choose_ssd, load_kernels
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
-from tests.contract import assert_close, outcome, run_full, run_stepped, verify_contract, warm_state
+from sb3_cyborg.testing import assert_close, outcome, run_full, run_stepped, verify_contract, warm_state
+from tests.helpers import ACTION_SPACES, ToyEnv, assert_honest, predict, record_updates, toy_model, toy_vec_env
 from tests.test_ssd import NAMES, Case, Run, make_case, ssd_chunked
-from tests.toys import ACTION_SPACES, ToyEnv, assert_honest, predict, record_updates, toy_model, toy_vec_env
 
 run_official: Run = ssd_official.ssd_official
 

@@ -15,9 +15,9 @@ from sb3_cyborg.encoders.mamba import Mamba2
 from sb3_cyborg.ops import ssd_official
 from sb3_cyborg.ops.ssd_official import choose_ssd, import_without_package, load_kernels
 from sb3_cyborg.sequence_model import State
-from tests.contract import outcome, run_full, run_stepped, verify_isolation, verify_state, warm_state
+from sb3_cyborg.testing import outcome, run_full, run_stepped, verify_isolation, verify_state, warm_state
+from tests.helpers import assert_honest, record_updates, toy_model
 from tests.test_ssd import NAMES, Case, Run, make_case, ssd_chunked, ssd_reference
-from tests.toys import assert_honest, record_updates, toy_model
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-5
 
@@ -215,7 +215,7 @@ def encoder(mode: str = "mamba") -> EncoderV7:
 
 @pytest.mark.parametrize("mode", ["mamba", "hybrid", "fusion"])
 def test_contract(mode: str) -> None:
-    """What ``tests/contract.py`` asks, in fp32: sequences in the official kernels against steps in PyTorch."""
+    """What the contract asks, in fp32: sequences in the official kernels against steps in PyTorch."""
     model = encoder(mode)
     generator = th.Generator().manual_seed(0)
     x = th.randn(3, 13, 3, generator=generator)

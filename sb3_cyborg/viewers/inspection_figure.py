@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_cyborg.checks import check_whole
-from sb3_cyborg.trainers.figures import check_picture, new_figure, save_figure
-from sb3_cyborg.trainers.inspection import Inspection
+from sb3_cyborg.viewers.figures import check_picture, new_figure, save_figure
+from sb3_cyborg.viewers.inspection import Inspection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from tests.toys import IMAGE, VECTOR
+from tests.helpers import IMAGE, VECTOR
 
 FIXED = "tests/Fixed-v0"
 EPISODE_LENGTH = 8
@@ -52,9 +52,9 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
 }
 
 if FIXED not in gym.registry:
-    gym.register(FIXED, entry_point="tests.trainer_toys:FixedEnv")
+    gym.register(FIXED, entry_point="tests.trainer_helpers:FixedEnv")
     for name, space in OBSERVATIONS.items():
-        gym.register(f"tests/{name}-v0", entry_point="tests.toys:ToyEnv", kwargs={"observation_space": space})
+        gym.register(f"tests/{name}-v0", entry_point="tests.helpers:ToyEnv", kwargs={"observation_space": space})
 
 TINY: dict[str, Any] = {
     "env": FIXED,

@@ -15,7 +15,7 @@ from sb3_cyborg.checks import check_positive, unknown_name
 from sb3_cyborg.trainers.checkpoints import CONFIG_FILE
 from sb3_cyborg.trainers.config import RESUME_KEYS
 from sb3_cyborg.trainers.config_file import read_yaml
-from sb3_cyborg.trainers.figures import check_picture, new_figure, save_figure
+from sb3_cyborg.viewers.figures import check_picture, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,7 +26,7 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES, NoMemory
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch
 from sb3_cyborg.sequence_model import Logs
-from tests.toys import (
+from tests.helpers import (
     ACTION_SPACES,
     DropoutBatchNorm,
     ToyEnv,

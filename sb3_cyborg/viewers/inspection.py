@@ -15,7 +15,7 @@ from sb3_cyborg.memories.memory_v7 import MemoryV7
 from sb3_cyborg.memories.trace import QUANTITIES, Record, trace
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.sequence_model import keep_mask
-from sb3_cyborg.trainers.figures import check_picture
+from sb3_cyborg.viewers.figures import check_picture
 
 MAX_OBSERVATION = 8
 """Observations of at most this many numbers are kept, to be drawn."""
@@ -196,8 +196,8 @@ def inspect_run(
     :raises ValueError: for a run that cannot be loaded, or an agent without a memory that shows what it does.
     """
     # Those two import this module.
-    from sb3_cyborg.trainers.inspection_figure import draw_inspection
     from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+    from sb3_cyborg.viewers.inspection_figure import draw_inspection
 
     check_picture(output)
     trainer = TrainerV7.load(run, which, device=device)

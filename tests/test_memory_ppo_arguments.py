@@ -1,0 +1,256 @@
+"""Arguments of ``MemoryPPO`` and of its policies."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from torch import nn
+
+from sb3_cyborg import MemoryPPO
+from tests.helpers import (
+    DropoutBatchNorm,
+    ToyEnv,
+    assert_honest,
+    predict,
+    record_updates,
+    rollout,
+    same,
+    small,
+    toy_model,
+    toy_vec_env,
+    weights,
+)
+
+
+def test_small_settings_of_recurrent_ppo_run_in_silence() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = MemoryPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, n_epochs=1, device="cpu", policy_kwargs=small())
+    updates = record_updates(model)
+    model.learn(32)
+    assert_honest(updates, 2)
+
+
+def test_an_explicit_batch_size_larger_than_the_rollout_warns_and_runs() -> None:
+    with pytest.warns(UserWarning, match="mini-batch size of 128, but .* mini-batches of 16 are used"):
+        model = toy_model(toy_vec_env(1), n_steps=16, batch_size=128, seq_len=None)
+    updates = record_updates(model)
+    model.learn(16)
+    assert_honest(updates)
+
+
+def test_the_arguments_of_ppo() -> None:
+    model = MemoryPPO(
+        "MlpPolicy",
+        toy_vec_env(1),
+        learning_rate=1e-3,
+        n_steps=128,
+        batch_size=64,
+        n_epochs=2,
+        gamma=0.9,
+        gae_lambda=0.8,
+        clip_range=0.1,
+        clip_range_vf=0.3,
+        normalize_advantage=False,
+        ent_coef=0.01,
+        vf_coef=0.7,
+        max_grad_norm=0.4,
+        use_sde=False,
+        sde_sample_freq=-1,
+        rollout_buffer_class=None,
+        rollout_buffer_kwargs=None,
+        target_kl=10.0,
+        stats_window_size=3,
+        tensorboard_log=None,
+        policy_kwargs=small(),
+        verbose=0,
+        seed=1,
+        device="auto",
+        _init_setup_model=True,
+    )
+    updates = record_updates(model)
+    model.learn(
+        total_timesteps=128, callback=None, log_interval=1, tb_log_name="x", reset_num_timesteps=True, progress_bar=False
+    )
+    assert_honest(updates)
+    assert updates[0]["train/n_updates"] == 2
+    assert updates[0]["train/clip_range"] == pytest.approx(0.1)
+    assert updates[0]["train/clip_range_vf"] == pytest.approx(0.3)
+    assert updates[0]["train/learning_rate"] == pytest.approx(1e-3)
+    assert model.rollout_buffer.gamma == 0.9
+    assert model.rollout_buffer.gae_lambda == 0.8
+    assert model.ep_info_buffer is not None
+    assert model.ep_info_buffer.maxlen == 3
+
+
+def test_positional_arguments_are_those_of_recurrent_ppo() -> None:
+    ours, theirs = (cls.__init__.__code__ for cls in (MemoryPPO, RecurrentPPO))
+    assert ours.co_varnames[: ours.co_argcount] == theirs.co_varnames[: theirs.co_argcount]
+
+
+def test_advantages_are_normalized_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = th.Tensor.std
+
+    def counted(tensor: th.Tensor, *args: Any, **kwargs: Any) -> th.Tensor:
+        calls.append(tensor.numel())
+        return real(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(th.Tensor, "std", counted)
+    toy_model(normalize_advantage=False, burn_in=2, scale_lr_by_advantage=False).learn(36)
+    assert calls == []
+    toy_model(normalize_advantage=True, burn_in=2, scale_lr_by_advantage=False).learn(36)
+    assert calls == [12] * 6  # three minibatches of 12 training steps, two epochs
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    model = toy_model(n_epochs=1, batch_size=36, ent_coef=0.3, vf_coef=0.7)
+    updates = record_updates(model)
+    model.learn(36)
+    logged = updates[0]
+    want = logged["train/policy_gradient_loss"] + 0.3 * logged["train/entropy_loss"] + 0.7 * logged["train/value_loss"]
+    assert logged["train/loss"] == pytest.approx(want, rel=1e-5)
+    assert abs(logged["train/entropy_loss"]) > 0.1
+    assert logged["train/value_loss"] > 0.1
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, 0.02])
+def test_gradients_are_clipped(max_grad_norm: float) -> None:
+    model = toy_model(
+        n_epochs=1,
+        batch_size=36,
+        learning_rate=1.0,
+        max_grad_norm=max_grad_norm,
+        normalize_value=False,  # no weight and no buffer moves but by a gradient
+        policy_kwargs={"optimizer_class": th.optim.SGD, "normalize_observations": False},
+    )
+    before = weights(model.policy)
+    model.learn(36)
+    moved = sum((before[name] - now).square().sum().item() for name, now in weights(model.policy).items())
+    assert moved**0.5 == pytest.approx(max_grad_norm, rel=1e-3)
+
+
+class Squashed(nn.Module):
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return x.tanh() * 0.5
+
+
+def test_policy_kwargs_of_sb3() -> None:
+    kwargs = {
+        "net_arch": {"pi": [7], "vf": [6, 5]},
+        "activation_fn": Squashed,
+        "ortho_init": False,
+        "features_extractor_class": DropoutBatchNorm,
+        "features_extractor_kwargs": {"scale": 2.0},
+        "optimizer_class": th.optim.SGD,
+        "optimizer_kwargs": {"momentum": 0.5},
+    }
+    model = toy_model(policy_kwargs=kwargs)
+    model.learn(36)
+    policy = model.policy
+    assert [layer.out_features for layer in policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)] == [7]
+    assert [layer.out_features for layer in policy.mlp_extractor.value_net if isinstance(layer, nn.Linear)] == [6, 5]
+    assert any(isinstance(layer, Squashed) for layer in policy.mlp_extractor.policy_net)
+    assert isinstance(policy.features_extractor, DropoutBatchNorm)
+    assert policy.features_extractor.scale == 2
+    assert isinstance(policy.optimizer, th.optim.SGD)
+    assert policy.optimizer.param_groups[0]["momentum"] == 0.5
+    optimized = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in policy.parameters()}
+
+
+def test_train_eval_mode() -> None:
+    """Acting, predicting and looking ahead are in evaluation mode, updates in training mode."""
+    model = toy_model(policy_kwargs={"features_extractor_class": DropoutBatchNorm})
+    extractor = model.policy.features_extractor
+    assert isinstance(extractor, DropoutBatchNorm)
+    before = weights(extractor.batch_norm)
+    rollout(model)
+    assert not any(extractor.modes)
+    assert same(before, weights(extractor.batch_norm))
+    extractor.modes.clear()
+    model.train()
+    assert extractor.modes == [True] * 6
+    assert not same(before, weights(extractor.batch_norm))
+    obs = np.ones((4, 3), np.float32)
+    after = weights(extractor.batch_norm)
+    first, state = predict(model, obs, deterministic=True)
+    second, again = predict(model, obs, deterministic=True)
+    assert (first == second).all()
+    assert all((state[name] == again[name]).all() for name in state)
+    assert same(after, weights(extractor.batch_norm))
+
+
+def test_lstm_sizes_set_ours() -> None:
+    policy = toy_model(policy_kwargs={"lstm_hidden_size": 12, "n_lstm_layers": 2, "encoder": "lstm"}).policy
+    assert policy.get_initial_state(1)["encoder.layer1.h"].shape == (1, 12)
+    assert "encoder.layer2.h" not in policy.get_initial_state(1)
+
+
+@pytest.mark.parametrize("size", [1, 6, 10, 30])
+@pytest.mark.parametrize("memory", ["ring", "slot", "pmm", "kv"])
+def test_any_lstm_hidden_size_runs(size: int, memory: str) -> None:
+    """A script for RecurrentPPO does not know of heads, so their number adapts to what divides."""
+    model = MemoryPPO("MlpLstmPolicy", toy_vec_env(1), n_steps=4, policy_kwargs={"lstm_hidden_size": size, "memory": memory})
+    action, _ = predict(model, np.zeros(3, np.float32))
+    assert model.action_space.contains(int(action))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"enable_critic_lstm": False}, ["enable_critic_lstm"]),
+        ({"shared_lstm": True, "enable_critic_lstm": False}, ["shared_lstm", "enable_critic_lstm"]),
+        ({"lstm_kwargs": {"dropout": 0.1}}, ["lstm_kwargs"]),
+        ({"share_features_extractor": False}, ["share_features_extractor=False"]),
+    ],
+)
+def test_lstm_options_warn_once_and_run(kwargs: dict[str, Any], named: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = toy_model(policy_kwargs=kwargs)
+        updates = record_updates(model)
+        model.learn(36)
+    messages = [str(warning.message) for warning in caught if "no effect here" in str(warning.message)]
+    assert len(messages) == 1
+    assert all(name in messages[0] for name in named)
+    assert "Actor and critic share" in messages[0]
+    assert_honest(updates)
+
+
+@pytest.mark.parametrize("squash_output", [False, True])
+@pytest.mark.parametrize("use_last_action", [False, True])
+def test_gsde(squash_output: bool, use_last_action: bool) -> None:
+    space = spaces.Box(-2, 6, (2,))
+    env: Any = toy_vec_env(make=lambda: ToyEnv(action_space=space))
+    model = toy_model(
+        env,
+        use_sde=True,
+        sde_sample_freq=4,
+        use_last_action=use_last_action,
+        policy_kwargs={"squash_output": squash_output, "log_std_init": -1.0},
+    )
+    noises: list[int] = []
+    reset_noise = model.policy.reset_noise
+
+    def counted(n_envs: int = 1) -> None:
+        noises.append(n_envs)
+        reset_noise(n_envs)
+
+    setattr(model.policy, "reset_noise", counted)  # noqa: B010
+    updates = record_updates(model)
+    model.learn(3 * 36)
+    assert noises == [3] * 3 * 4  # each rollout at its start, and in it every 4 of 12 steps
+    assert_honest(updates, 3)
+    assert updates[-1]["train/std"] > 0
+    actions = model.rollout_buffer.actions
+    assert squash_output == bool((actions.abs() <= 1).all())
+    taken = np.stack([toy.actions[-12:] for toy in env.envs], axis=1)
+    want = 4 * actions.numpy() + 2 if squash_output else actions.numpy().clip(-2, 6)
+    np.testing.assert_allclose(taken, want, atol=1e-5)
+    action, _ = predict(model, np.zeros((4, 3), np.float32))
+    assert all(space.contains(row) for row in action)

@@ -1,0 +1,101 @@
+"""``predict`` of ``MemoryPPO`` as a drop-in."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
+from tests.helpers import (
+    ACTION_SPACES,
+    ToyEnv,
+    predict,
+    rollout,
+    toy_model,
+    toy_vec_env,
+)
+
+
+def test_predict_starts_anew_without_a_state() -> None:
+    model = toy_model(policy_kwargs={"memory": "ring"})
+    obs = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
+    _, fresh = predict(model, obs[0])
+    _, warm = predict(model, obs[1], fresh)
+    _, other = predict(model, obs[1])
+    _, reset = predict(model, obs[1], fresh, episode_start=np.array([True, False, True]))
+    for name in fresh:
+        assert isinstance(fresh[name], np.ndarray)
+        assert fresh[name].shape[0] == 3
+        np.testing.assert_array_equal(reset[name][[0, 2]], other[name][[0, 2]])
+        np.testing.assert_array_equal(reset[name][1], warm[name][1])
+    assert any((warm[name][0] != other[name][0]).any() for name in warm)
+
+
+def test_predict_does_not_write_into_the_state_that_it_is_given() -> None:
+    model = toy_model(use_last_action=True, policy_kwargs={"memory": "pmm", "use_time": True})
+    _, state = predict(model, np.ones((2, 3), np.float32))
+    before = {name: leaf.copy() for name, leaf in state.items()}
+    predict(model, np.zeros((2, 3), np.float32), state, episode_start=np.array([True, False]))
+    assert all((state[name] == before[name]).all() for name in state)
+
+
+def test_the_time_is_that_of_the_episode() -> None:
+    """Counted while acting and along sequences, from the start of each episode, wherever a rollout begins."""
+    model = toy_model(burn_in=2, policy_kwargs={"use_time": True})
+    for _ in range(2):  # the second begins in mid-episode
+        age = np.zeros(3) if model._last_episode_starts is None else model._last_state["time"].numpy().copy()
+        buffer = rollout(model).rollout_buffer
+        starts, anchors = buffer.episode_starts.numpy(), iter(buffer.states["time"].numpy())
+        for t in range(buffer.n_steps):
+            if t in buffer._anchors:
+                np.testing.assert_array_equal(next(anchors), age)  # before it is reset
+            age = np.where(starts[t] > 0.5, 0, age) + 1
+        np.testing.assert_array_equal(model._last_state["time"].numpy(), age)
+
+
+def test_times_are_told_apart() -> None:
+    waves = encode_time(th.arange(1000.0))
+    assert waves.shape == (1000, 2 * TIME_WAVES)
+    assert waves.abs().max() <= 1
+    assert th.pdist(waves).min() > 0.5
+    th.testing.assert_close(encode_time(th.tensor([[0.0]])), th.tensor([[[0.0] * TIME_WAVES + [1.0] * TIME_WAVES]]))
+
+
+def test_predict_of_one_observation_is_a_row_of_many() -> None:
+    model = toy_model(toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES["box_2x3"])))
+    obs = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    many, states = predict(model, obs, deterministic=True)
+    one, state = predict(model, obs[1], deterministic=True)
+    assert many.shape == (2, 2, 3)
+    assert one.shape == (2, 3)
+    np.testing.assert_allclose(one, many[1], atol=1e-6)
+    for name in state:
+        np.testing.assert_allclose(state[name][0], states[name][1], atol=1e-6)
+    _, again = predict(model, obs[1], state, episode_start=np.array([True]))
+    assert all((again[name] == state[name]).all() for name in state)
+
+
+def test_deterministic_predictions_are_the_mode() -> None:
+    model = toy_model()
+    obs = np.zeros((200, 3), np.float32)
+    actions, _ = predict(model, obs, deterministic=True)
+    assert len(set(actions.tolist())) == 1
+    samples, _ = predict(model, obs)
+    assert len(set(samples.tolist())) > 1
+
+
+@pytest.mark.parametrize("memory", ["ring", "slot", "pmm"])
+def test_states_threaded_through_predict_are_those_of_the_rollout(memory: str) -> None:
+    model = rollout(toy_model(policy_kwargs={"memory": memory}, burn_in=2))
+    buffer = model.rollout_buffer
+    assert isinstance(buffer.observations, th.Tensor)
+    anchors = {0: 0, 2: 1, 6: 2}
+    state: dict[str, np.ndarray] | None = None
+    for t in range(buffer.n_steps):
+        if t in anchors and state is not None:
+            for name, leaf in buffer.states.items():
+                np.testing.assert_array_equal(leaf[anchors[t]].numpy(), state[name])
+        _, state = predict(model, buffer.observations[t].numpy(), state, buffer.episode_starts[t].numpy())
+    assert state is not None
+    for name, leaf in model._last_state.items():
+        np.testing.assert_array_equal(leaf.numpy(), state[name])
+    assert buffer.episode_starts[1:].sum() > 0, "no episode ended: the test shows less than it should"
