@@ -119,6 +119,19 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
     return int(seq_len), int(rows * seq_len)  # numpy's whole numbers are welcome, too
 
 
+def check_burn_in(burn_in: int, n_steps: int) -> None:
+    """
+    Refuse a burn-in that no sequence of a rollout has room for.
+
+    :param burn_in: Steps before each sequence that are replayed without gradient, >= 0.
+    :param n_steps: Steps of each environment in a rollout.
+    :raises ValueError: for a ``burn_in`` that is no whole number of at least 0, or not less than ``n_steps``.
+    """
+    check_whole(0, burn_in=burn_in)
+    if 0 < burn_in >= n_steps:
+        raise ValueError(f"`burn_in`={burn_in} must be less than `n_steps`={n_steps}: it replays steps of the same rollout.")
+
+
 def _fitting_seq_len(n_steps: int, batch_size: int | None, longest: int) -> int:
     """:return: A divisor of ``n_steps`` that is long enough to learn from and, if possible, divides ``batch_size``."""
     longest = min(longest, batch_size or longest)
