@@ -33,12 +33,12 @@ def make(agent: str, width: int = WIDTH, slots: int = SLOTS) -> SequenceModel:
 
 def sequence(model: SequenceModel, steps: int, width: int) -> Callable[[], None]:
     x, state = th.randn(ROWS, steps, width), model.get_initial_state(ROWS)
-    masks = (th.rand(ROWS, steps) > 0.02).float()
+    masks = th.rand(ROWS, steps) > 0.02
     return lambda: model.forward_sequence(x, state, masks)[0].sum().backward()
 
 
 def acting(model: SequenceModel, n_envs: int) -> Callable[[], None]:
-    x, state, mask = th.randn(n_envs, WIDTH), model.get_initial_state(n_envs), th.ones(n_envs)
+    x, state, mask = th.randn(n_envs, WIDTH), model.get_initial_state(n_envs), th.ones(n_envs, dtype=th.bool)
     model.eval()
 
     def step() -> None:

@@ -55,7 +55,7 @@ def resets(repeats: int) -> str:
     rows = []
     for batch_size, steps, width in ((8, 64, 128), (8, 64, 256), (32, 64, 128), (16, 128, 256)):
         x = th.randn(batch_size, steps, width, requires_grad=True)
-        masks = (th.rand(batch_size, steps) > RESET_RATE).float()
+        masks = th.rand(batch_size, steps) > RESET_RATE
         turns: dict[str, Callable[[], Any]] = {}
         for ours, theirs in ((GRU, nn.GRU), (LSTM, nn.LSTM)):
             layer, torch_layer = ours(width, width), theirs(width, width, batch_first=True)

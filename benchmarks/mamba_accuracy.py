@@ -32,7 +32,7 @@ def draw(rows: int, steps: int, heads: int, step_size: float) -> tuple[list[th.T
     x, b, c = (randn(rows, steps, count, size) for count, size in ((heads, WIDTH), (1, STATE_SIZE), (1, STATE_SIZE)))
     dt = (step_size * th.exp(randn(rows, steps, heads))).float().double()
     a = -(1 + 15 * th.rand(heads, generator=generator)).double()
-    masks = (th.rand(rows, steps, generator=generator) >= RESETS).float()
+    masks = th.rand(rows, steps, generator=generator) >= RESETS
     return [x, dt, a, b, c, randn(heads), randn(rows, heads, WIDTH, STATE_SIZE)], masks
 
 

@@ -36,7 +36,7 @@ def turn(run: Callable[[th.Tensor], th.Tensor], x: th.Tensor, parameters: list[n
 def contestants(batch_size: int, steps: int, width: int, device: str, args: argparse.Namespace) -> dict[str, Turn]:
     """:return: What takes turns; nn.GRU is first."""
     x = th.randn(batch_size, steps, width, device=device, requires_grad=True)
-    masks = (th.rand(batch_size, steps, device=device) >= RESETS).float()
+    masks = th.rand(batch_size, steps, device=device) >= RESETS
     turns: dict[str, Turn] = {}
     for name, layer in (("nn.GRU", nn.GRU), ("nn.LSTM", nn.LSTM)):
         peer = layer(width, width, batch_first=True).to(device)

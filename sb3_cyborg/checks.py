@@ -1,6 +1,8 @@
 """Checks of what users pass: every failure is a ``ValueError`` that names the value and what would work."""
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -8,8 +10,11 @@ from typing import Any
 import numpy as np
 import torch as th
 
-MANY = 20
-"""Names that are too many to list in an error, if one of them is near."""
+LONGEST_LIST = 20
+"""Largest number of known names that an error lists if one of them is near."""
+
+OWN_PACKAGES = ("sb3_cyborg.", "stable_baselines3.", "sb3_contrib.")
+"""Modules that call each other; a warning for the user is shown at the line that called the outermost of them."""
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
@@ -24,9 +29,21 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     options = sorted(known)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    if close and len(options) > MANY:
+    if close and len(options) > LONGEST_LIST:
         return ValueError(f"Unknown {what} {name!r}.{hint}")
     return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(map(repr, options)) or 'none'}.")
+
+
+def warn_caller(message: str) -> None:
+    """
+    Warn at the line of the user's code that called this package.
+
+    :param message: The warning.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(OWN_PACKAGES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def check_options(what: str, options: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -1,13 +1,14 @@
 """
-The contract that everything with a memory keeps: ``State`` in, ``State`` out.
+The contract of every model with a state: ``State`` in, ``State`` out.
 
-A :class:`SequenceModel` can be stepped (acting) or run over a whole sequence (training), and both give the
-same outputs, final states and gradients. ``sb3_cyborg/testing.py`` verifies it.
+A :class:`SequenceModel` can be stepped (acting) or run over a whole sequence (training); both give the same outputs,
+final states and gradients. :func:`sb3_cyborg.testing.verify_contract` verifies it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch as th
@@ -21,29 +22,53 @@ Logs = dict[str, th.Tensor]
 
 AUX_LOSS = "aux_loss"
 
+_select_only: ContextVar[bool] = ContextVar("select_only", default=False)
+
+
+def may_branch(device: th.device) -> bool:
+    """
+    Say whether code may branch on the values of tensors, which on a CPU saves work.
+
+    On another device the branch would wait for the device, and a graph that is exported or compiled holds one branch alone:
+    there, resets select rows with ``torch.where`` and nothing is looked at.
+
+    :param device: Where the tensors are.
+    :return: Whether a branch on their values is allowed.
+    """
+    return device.type == "cpu" and not th.compiler.is_compiling() and not _select_only.get()
+
+
+@contextmanager
+def select_only() -> Iterator[None]:
+    """:return: A context in which :func:`may_branch` is false on every device, to test or time that form on a CPU."""
+    token = _select_only.set(True)
+    try:
+        yield
+    finally:
+        _select_only.reset(token)
+
 
 def keep_mask(episode_starts: th.Tensor) -> th.Tensor:
     """
-    Turn episode starts into the mask that sequence models take.
+    Convert episode starts to the mask that sequence models take; no other place converts.
 
-    :param episode_starts: 1 where an episode starts, any shape.
-    :return: The keep-mask of the same shape: 1 carries the state on, 0 resets it.
+    :param episode_starts: Non-zero, or true, where an episode starts, any shape.
+    :return: The keep-mask of the same shape, bool: true carries the state on, false resets it.
     """
-    return 1.0 - episode_starts
+    return episode_starts == 0
 
 
 def select_state(mask: th.Tensor, kept: State, other: State) -> State:
     """
     Choose rows of two states. It selects and never multiplies, so a NaN of the row that is not chosen is gone.
 
-    :param mask: (B,), non-zero takes the row of ``kept``.
+    :param mask: Bool, (B,); true takes the row of ``kept``.
     :param kept: A state.
     :param other: Another one of the same structure; its leaves may have one row, which then stands for all.
     :return: The chosen rows.
     """
-    keep = mask > 0.5
     return {
-        name: th.where(keep.view(-1, *[1] * (leaf.dim() - 1)), leaf, other[name].to(leaf.dtype)) for name, leaf in kept.items()
+        name: th.where(mask.view(-1, *[1] * (leaf.dim() - 1)), leaf, other[name].to(leaf.dtype)) for name, leaf in kept.items()
     }
 
 
@@ -59,17 +84,6 @@ def full_precision(device: th.device) -> AbstractContextManager[Any]:
     return nullcontext()  # at each step of acting, an autocast that changes nothing would still take as long as a small layer
 
 
-def shift_steps(x: th.Tensor, previous: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
-    """
-    :param x: (B, T, D).
-    :param previous: The step before the first, (B, D).
-    :param masks: Keep-masks, (B, T), or ``None``.
-    :return: Each step's predecessor in its episode, (B, T, D); zeros for the first step of an episode.
-    """
-    shifted = th.cat([previous.unsqueeze(1), x[:, :-1]], dim=1)
-    return shifted if masks is None else th.where(masks.unsqueeze(-1) > 0.5, shifted, 0.0)
-
-
 def average_logs(logs: Sequence[Logs]) -> Logs:
     """:return: The mean of each entry over the dictionaries, e.g. over the steps of a sequence."""
     return {name: th.stack([entry[name] for entry in logs]).mean() for name in logs[0]} if logs else {}
@@ -80,8 +94,8 @@ class SequenceModel(nn.Module, ABC):
     A module with an explicit state.
 
     A state is passed and returned; it is never kept on the module, changed in place, or ``None``.
-    ``mask`` is the keep-mask: 1 carries the state on, 0 means that an episode starts here, and the row becomes the
-    initial state *before* ``x`` is read.
+    ``mask`` is the keep-mask, a bool: true carries the state on, false means that an episode starts here, and the row
+    becomes the initial state *before* ``x`` is read.
     """
 
     input_dim: int
@@ -104,7 +118,7 @@ class SequenceModel(nn.Module, ABC):
 
         :param x: Input, (B, input_dim).
         :param state: The state before the step.
-        :param mask: Keep-mask, (B,); ``None`` keeps every row.
+        :param mask: Keep-mask, bool, (B,); ``None`` keeps every row.
         :return: Output (B, output_dim), the state after the step, diagnostics.
         """
 
@@ -114,7 +128,7 @@ class SequenceModel(nn.Module, ABC):
 
         :param x: Inputs, (B, T, input_dim) with T >= 1.
         :param state: The state before the first step.
-        :param masks: Keep-masks, (B, T); ``None`` keeps every row.
+        :param masks: Keep-masks, bool, (B, T); ``None`` keeps every row.
         :return: Outputs (B, T, output_dim), the state after the last step, diagnostics averaged over the steps.
         """
         outputs, logs = [], []
@@ -127,14 +141,15 @@ class SequenceModel(nn.Module, ABC):
     def reset_states(self, state: State, mask: th.Tensor) -> State:
         """
         :param state: A state.
-        :param mask: Keep-mask, (B,).
-        :return: The state with the rows whose mask is 0 replaced by the initial state.
+        :param mask: Keep-mask, bool, (B,).
+        :return: The state with the rows whose mask is false replaced by the initial state.
         """
         if not state:
             return state
-        if mask.device.type != "cpu":  # to know the rows would wait for the device
+        mask = mask.bool()
+        if not may_branch(mask.device):
             return select_state(mask, state, self.get_initial_state(1, mask.device))
-        rows = (mask <= 0.5).nonzero().squeeze(1)
+        rows = (~mask).nonzero().squeeze(1)
         if len(rows) == 0:
             return state
         initial = self.get_initial_state(len(rows), mask.device)  # to copy and write a few rows is faster than to select

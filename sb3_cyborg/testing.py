@@ -42,13 +42,13 @@ def chunked(lengths: list[int]) -> Run:
 
 def mask_patterns(batch_size: int, steps: int, generator: th.Generator) -> dict[str, th.Tensor | None]:
     """Resets nowhere, at the edges, at every step, and at random places; rows differ."""
-    none = th.ones(batch_size, steps)
-    first, last, all_but_one = none.clone(), none.clone(), th.zeros(batch_size, steps)
-    first[::2, 0] = 0
-    last[:, -1] = 0
-    all_but_one[0] = 1
-    random = (th.rand(batch_size, steps, generator=generator) > 0.15).float()
-    random[0, 0] = 0
+    none = th.ones(batch_size, steps, dtype=th.bool)
+    first, last, all_but_one = none.clone(), none.clone(), th.zeros_like(none)
+    first[::2, 0] = False
+    last[:, -1] = False
+    all_but_one[0] = True
+    random = th.rand(batch_size, steps, generator=generator) > 0.15
+    random[0, 0] = False
     return {"no mask": None, "first": first, "last": last, "every step": all_but_one, "random": random}
 
 
@@ -64,12 +64,11 @@ def warm_state(model: Model, batch_size: int, dtype: th.dtype, generator: th.Gen
     """A state that acting has produced, as a leaf of the graph; row 1 is at the start of its episode if ``reset_row``."""
     steps = 7
     x = th.randn(batch_size, steps, model.input_dim, dtype=dtype, generator=generator)
-    masks = th.ones(batch_size, steps)
     with th.no_grad():
-        _, state = run_stepped(model, x, model.get_initial_state(batch_size), masks)
+        _, state = run_stepped(model, x, model.get_initial_state(batch_size), None)
         if reset_row:
-            keep = th.ones(batch_size)
-            keep[1] = 0
+            keep = th.ones(batch_size, dtype=th.bool)
+            keep[1] = False
             state = model.reset_states(state, keep)
     return {name: leaf.clone().requires_grad_() for name, leaf in state.items()}
 
@@ -113,16 +112,16 @@ def verify_state(model: Model, x: th.Tensor) -> None:
     assert all(leaf.shape[0] == batch_size for leaf in initial.values())
     assert not any(leaf.requires_grad for leaf in initial.values())
     x_before, before = x.clone(), {name: leaf.clone() for name, leaf in initial.items()}
-    _, stepped, step_logs = model.forward_step(x[:, 0], initial, th.ones(batch_size))
-    _, final, logs = model.forward_sequence(x, initial, th.ones(x.shape[:2]))
-    for state in (stepped, final, model.reset_states(final, th.zeros(batch_size)), model.detach_states(final)):
+    _, stepped, step_logs = model.forward_step(x[:, 0], initial, th.ones(batch_size, dtype=th.bool))
+    _, final, logs = model.forward_sequence(x, initial, th.ones(x.shape[:2], dtype=th.bool))
+    for state in (stepped, final, model.reset_states(final, th.zeros(batch_size, dtype=th.bool)), model.detach_states(final)):
         assert {name: (leaf.shape, leaf.dtype) for name, leaf in state.items()} == {
             name: (leaf.shape, leaf.dtype) for name, leaf in initial.items()
         }
     assert th.equal(x, x_before)
     assert all(th.equal(initial[name], before[name]) for name in initial)
     assert not any(leaf.requires_grad for leaf in model.detach_states(final).values())
-    reset = model.reset_states(final, th.zeros(batch_size))
+    reset = model.reset_states(final, th.zeros(batch_size, dtype=th.bool))
     assert all(th.equal(reset[name], initial[name]) for name in initial), "a reset row is not the initial state"
     for name, value in (step_logs | logs).items():
         assert value.dim() == 0, name
@@ -134,8 +133,8 @@ def verify_isolation(model: Model, x: th.Tensor, tolerance: float) -> None:
     """Whatever an episode held, the next one sees none of it; and rows of a batch do not see each other."""
     batch_size, steps = x.shape[:2]
     reset_at = steps // 2
-    masks = th.ones(batch_size, steps)
-    masks[:, reset_at] = 0
+    masks = th.ones(batch_size, steps, dtype=th.bool)
+    masks[:, reset_at] = False
     with th.no_grad():
         state = model.get_initial_state(batch_size)
         for run in (run_full, run_stepped):
@@ -148,8 +147,8 @@ def verify_isolation(model: Model, x: th.Tensor, tolerance: float) -> None:
                 assert_close({"output": dirty[:, reset_at:]}, {"output": clean[:, reset_at:]}, tolerance, what)
                 assert_close(dirty_state, clean_state, tolerance, what)
             poisoned = {name: th.full_like(leaf, float("nan")) for name, leaf in state.items()}
-            first = th.ones(batch_size, steps)
-            first[:, 0] = 0
+            first = th.ones_like(masks)
+            first[:, 0] = False
             after_nan, _ = run(model, x, poisoned, first)
             from_clean, _ = run(model, x, state, first)
             assert_close({"output": after_nan}, {"output": from_clean}, tolerance, "NaN state before a reset")
@@ -198,8 +197,8 @@ def verify_gradcheck(model: Model, *, steps: int = 4, seed: int = 0) -> None:
     candidate = copy.deepcopy(model).double()
     generator = th.Generator().manual_seed(seed)
     x = th.randn(2, steps, model.input_dim, dtype=th.float64, generator=generator, requires_grad=True)
-    masks = th.ones(2, steps)
-    masks[0, steps // 2] = 0
+    masks = th.ones(2, steps, dtype=th.bool)
+    masks[0, steps // 2] = False
     state = warm_state(candidate, 2, th.float64, generator, reset_row=False)
     names = [name for name, _ in candidate.named_parameters()]
 

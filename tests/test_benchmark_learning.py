@@ -104,7 +104,7 @@ def test_peers_train_as_the_best_memory_ppo_does() -> None:
         assert peer["n_envs"] == best["n_envs"] == 64
         for key in ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef"):
             assert peer[key] == getattr(model, key), key
-        assert peer["batch_size"] == model._minibatch_size
+        assert peer["batch_size"] == model.batch_size
         assert peer["learning_rate"] == f"lin_{model.lr_schedule(1.0)}"
         assert peer["normalize"] == {"norm_obs": True, "norm_reward": False}
     assert recurrent["policy_kwargs"] == {"lstm_hidden_size": 128}

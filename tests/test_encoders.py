@@ -54,7 +54,7 @@ def test_modes_are_no_aliases_of_each_other(mode: str) -> None:
 
 def test_hybrid_is_serial_with_a_residual_and_fusion_parallel() -> None:
     th.manual_seed(0)
-    x, masks = th.randn(2, 6, 16), th.ones(2, 6)
+    x, masks = th.randn(2, 6, 16), th.ones(2, 6, dtype=th.bool)
     hybrid = EncoderV7(3, 16, mode="hybrid").core
     mamba, gru = hybrid.get_submodule("mamba"), hybrid.get_submodule("gru")
     assert isinstance(mamba, SequenceModel)

@@ -74,7 +74,7 @@ def make_memory(kind: str) -> MemoryV7:
 def run(memory: SequenceModel, stepped: bool) -> tuple[th.Tensor, State]:
     """Two rows, nine steps, resets inside."""
     x = th.randn(2, 9, 3, generator=th.Generator().manual_seed(1))
-    masks = th.ones(2, 9)
+    masks = th.ones(2, 9, dtype=th.bool)
     masks[0, 5] = masks[1, 0] = 0
     method = SequenceModel.forward_sequence if stepped else type(memory).forward_sequence
     with th.no_grad():

@@ -24,7 +24,7 @@ from torch import nn
 from sb3_cyborg import MemoryPPO, SequenceModel, State, register_memory
 from sb3_cyborg.memories.memory_v7 import MEMORIES, NoMemory
 from sb3_cyborg.memory_ppo import losses
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import TrainingBatch
 from sb3_cyborg.sequence_model import Logs
 from tests.helpers import (
     ACTION_SPACES,
@@ -42,16 +42,16 @@ from tests.helpers import (
 
 
 def minibatch_loss(
-    model: MemoryPPO, batch: SequenceBatch, clip_range_vf: float | None = None
+    model: MemoryPPO, batch: TrainingBatch, clip_range_vf: float | None = None
 ) -> tuple[th.Tensor, dict[str, list[th.Tensor]]]:
     """:return: The loss of a minibatch and all that would be logged of it."""
     model.policy.set_training_mode(True)
     stats: dict[str, list[th.Tensor]] = defaultdict(list)
-    loss = model._minibatch_loss(batch, 0.2, clip_range_vf, stats)
+    loss = model._minibatch_loss(batch, model._loss_terms(0.2, clip_range_vf), 0.2, stats)
     return loss, stats
 
 
-def assert_same_loss(model: MemoryPPO, clean: SequenceBatch, poisoned: SequenceBatch) -> None:
+def assert_same_loss(model: MemoryPPO, clean: TrainingBatch, poisoned: TrainingBatch) -> None:
     """Loss, gradients and statistics are equal and finite."""
     results = []
     for batch in (clean, poisoned):
@@ -66,13 +66,15 @@ def assert_same_loss(model: MemoryPPO, clean: SequenceBatch, poisoned: SequenceB
     assert all(th.equal(*pair) for pair in zip(wanted, got, strict=True))
 
 
-def whole_batch(model: MemoryPPO) -> SequenceBatch:
-    (batch,) = model.rollout_buffer.sample_sequences()
+def whole_batch(model: MemoryPPO) -> TrainingBatch:
+    (batch,) = model.rollout_buffer.minibatches()
     return batch
 
 
 def poison(tensor: th.Tensor, where: th.Tensor) -> th.Tensor:
-    """:return: The tensor with NaN, or a number that is no action, in some places."""
+    """:return: The tensor with NaN, a number that is no action, or another truth value, in some places."""
+    if tensor.dtype == th.bool:
+        return tensor ^ where
     bad = float("nan") if tensor.is_floating_point() else -(10**6)
     return th.where(where.view(*where.shape, *[1] * (tensor.dim() - where.dim())), bad, tensor)
 
@@ -99,16 +101,18 @@ def test_a_one_sample_last_minibatch(n_steps: int, n_envs: int, batch_size: int)
 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_losses_and_statistics_see_no_burn_in(actions: str) -> None:
-    """Nor do normalized advantages (C75); what only a training step needs may be anything in the burn-in."""
+    """Nor do normalized advantages (C75); what only losses read may be anything in the burn-in."""
     env = toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES[actions]))
     model = rollout(toy_model(env, burn_in=3, use_last_action=True))
-    clean = whole_batch(model)
-    burn_in = clean["grad_mask"] == 0
-    assert burn_in.any()
-    poisoned: Any = copy.copy(clean)
-    for name in ("advantages", "returns", "old_values", "old_log_prob"):
-        poisoned[name] = poison(poisoned[name], burn_in)
-    assert_same_loss(model, clean, poisoned)
+    buffer = model.rollout_buffer
+    places = buffer._places(th.tensor([4]))  # the second sequence of the second environment
+    clean = buffer._training_batch(places)
+    assert places.prefix_lens == [3]
+    burn_in = th.zeros(buffer.n_steps, buffer.n_envs, dtype=th.bool)
+    burn_in[buffer.seq_len - 3 : buffer.seq_len, 1] = True
+    for name in ("advantages", "returns", "values", "log_probs"):
+        setattr(buffer, name, poison(getattr(buffer, name), burn_in))
+    assert_same_loss(model, clean, buffer._training_batch(places))
 
 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
@@ -121,7 +125,7 @@ def test_nothing_sees_padding(memory: str, actions: str) -> None:
     padding = th.arange(clean["masks"].shape[1]) < 6 - th.tensor(clean["prefix_lens"]).unsqueeze(1)
     assert padding.any(dim=1).sum() == 6  # of three environments, the first and the second sequence
     poisoned: Any = copy.copy(clean)
-    for name in ("obs", "actions", "masks", "advantages", "returns", "old_values", "old_log_prob"):
+    for name in ("obs", "actions", "masks"):
         poisoned[name] = poison(poisoned[name], padding)
     assert_same_loss(model, clean, poisoned)
 
@@ -164,8 +168,9 @@ def test_the_stored_state_at_an_episode_start_is_the_dead_episodes(encoder: str,
     env = toy_vec_env(make=lambda: ToyEnv(mean_length=2))
     policy_kwargs = {"encoder": encoder, "memory": memory}
     model = rollout(toy_model(env, n_steps=24, use_last_action=True, policy_kwargs=policy_kwargs))
-    clean = model.rollout_buffer._gather(th.arange(18))  # in order: the first three are of step 0
-    starts = clean["masks"][:, 0] == 0
+    buffer = model.rollout_buffer
+    clean = buffer._training_batch(buffer._places(th.arange(18)))  # in order: the first three are of step 0
+    starts = ~clean["masks"][:, 0]
     assert starts[3:].any(), "no episode started at an anchor after the first: the test shows nothing"
     assert any(leaf[3:][starts[3:]].any() for leaf in clean["state"].values())
     poisoned = copy.copy(clean)
@@ -275,8 +280,9 @@ def test_the_look_ahead_leaves_the_state_as_it_is() -> None:
     state = model._last_state
     before = {name: leaf.clone() for name, leaf in state.items()}
     infos = [{"TimeLimit.truncated": True, "terminal_observation": np.ones(1, np.float32)}] * len(CLOCKS)
-    extra = model._truncation_bootstrap(infos, np.ones(len(CLOCKS), dtype=bool), state)
-    assert extra.all()
+    rewards = th.zeros(len(CLOCKS))
+    assert model._add_truncation_bootstrap(rewards, infos, np.ones(len(CLOCKS), dtype=bool), state).all()
+    assert not rewards.any()
     assert same(before, state)
 
 
@@ -316,7 +322,7 @@ def test_actor_and_critic_both_train_the_core(policy_kwargs: dict[str, Any]) -> 
     """``shared_lstm`` of sb3-contrib cuts the value's gradient off."""
     model = rollout(toy_model(policy_kwargs=policy_kwargs))
     model.policy.set_training_mode(True)
-    values, log_prob, _, _ = model.policy.evaluate_sequences(whole_batch(model))
+    values, log_prob, *_ = model.policy.evaluate_sequences(whole_batch(model))
     core = dict(model.policy.core.named_parameters())
     for output in (values, log_prob):
         gradients = th.autograd.grad(output.square().sum(), list(core.values()), retain_graph=True)

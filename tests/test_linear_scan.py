@@ -22,7 +22,7 @@ def test_equals_the_loop(steps: int, slots: int, chunk: int, reset_rate: float, 
     write = write * strongest if strongest < MAX_WRITE else (write > 0.5).double() * strongest
     items = th.randn(2, steps, 3, 2, dtype=th.float64, generator=generator)
     state = th.randn(2, 3, slots, 2, dtype=th.float64, generator=generator)
-    masks = (th.rand(2, steps, generator=generator) >= reset_rate).float()
+    masks = th.rand(2, steps, generator=generator) >= reset_rate
     inputs = [tensor.requires_grad_() for tensor in (read, write, items, state)]
     got = slot_scan(read, write, items, state, masks, chunk)
     want = slot_scan_reference(read, write, items, state, masks)

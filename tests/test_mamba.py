@@ -247,7 +247,7 @@ def test_convolution_is_that_of_torch() -> None:
 
 def test_the_convolution_shows_what_is_not_finite_in_its_own_window_alone() -> None:
     """A window of four, poisoned at 2 and 8, with a reset at 4."""
-    x, masks = th.ones(1, 13, 2), th.ones(1, 13)
+    x, masks = th.ones(1, 13, 2), th.ones(1, 13, dtype=th.bool)
     x[0, [2, 8], 0] = float("nan")
     masks[0, 4] = 0
     got, _ = causal_conv(x, th.zeros(1, 2, 3), th.ones(2, 4), th.zeros(2), masks)
@@ -259,7 +259,7 @@ def test_an_episode_after_a_reset_is_a_new_episode() -> None:
     th.manual_seed(0)
     model = make_mamba_core(32, 2, chunk_size=8)
     x, past = th.randn(2, 16, 32), th.randn(2, 16, 32)
-    masks = th.ones(2, 32)
+    masks = th.ones(2, 32, dtype=th.bool)
     masks[:, 16] = 0
     initial = model.get_initial_state(2)
 
@@ -281,8 +281,8 @@ def test_an_episode_after_a_reset_is_a_new_episode() -> None:
 def test_autocast_leaves_the_state_in_full_precision(model: SequenceModel) -> None:
     x, state = th.randn(2, 5, 32), model.get_initial_state(2)
     with th.autocast("cpu", dtype=th.bfloat16):
-        output, final, _ = model.forward_sequence(x, state, th.ones(2, 5))
-        _, stepped, _ = model.forward_step(x[:, 0], state, th.ones(2))
+        output, final, _ = model.forward_sequence(x, state, th.ones(2, 5, dtype=th.bool))
+        _, stepped, _ = model.forward_step(x[:, 0], state, th.ones(2, dtype=th.bool))
     assert all(leaf.dtype == th.float32 for leaf in (*final.values(), *stepped.values()))
     want, want_final, _ = model.forward_sequence(x, state)
     assert th.allclose(output.float(), want, atol=0.1)

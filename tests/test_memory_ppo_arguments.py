@@ -1,6 +1,7 @@
 """Arguments of ``MemoryPPO`` and of its policies."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,8 +204,10 @@ def test_any_lstm_hidden_size_runs(size: int, memory: str) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [
-        ({"enable_critic_lstm": False}, ["enable_critic_lstm"]),
-        ({"shared_lstm": True, "enable_critic_lstm": False}, ["shared_lstm", "enable_critic_lstm"]),
+        ({"enable_critic_lstm": False}, ["enable_critic_lstm=False"]),
+        ({"enable_critic_lstm": True}, ["enable_critic_lstm=True"]),
+        ({"shared_lstm": False}, ["shared_lstm=False"]),
+        ({"shared_lstm": False, "enable_critic_lstm": True}, ["shared_lstm=False", "enable_critic_lstm=True"]),
         ({"lstm_kwargs": {"dropout": 0.1}}, ["lstm_kwargs"]),
         ({"share_features_extractor": False}, ["share_features_extractor=False"]),
     ],
@@ -215,11 +218,33 @@ def test_lstm_options_warn_once_and_run(kwargs: dict[str, Any], named: list[str]
         model = toy_model(policy_kwargs=kwargs)
         updates = record_updates(model)
         model.learn(36)
-    messages = [str(warning.message) for warning in caught if "no effect here" in str(warning.message)]
-    assert len(messages) == 1
-    assert all(name in messages[0] for name in named)
-    assert "Actor and critic share" in messages[0]
+    found = [warning for warning in caught if "no effect here" in str(warning.message)]
+    assert len(found) == 1
+    message = str(found[0].message)
+    assert all(name in message for name in named)
+    assert "Actor and critic share" in message
+    assert Path(found[0].filename).name == "helpers.py", "the warning is not at the line of the caller"
     assert_honest(updates)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"shared_lstm": True, "enable_critic_lstm": False}, {"shared_lstm": True}, {"lstm_kwargs": {}}]
+)
+def test_lstm_options_that_ask_for_one_shared_core_do_not_warn(kwargs: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        toy_model(policy_kwargs=kwargs)
+
+
+def test_a_small_batch_size_that_shortens_sequences_warns_at_the_line_of_the_caller() -> None:
+    with pytest.warns(UserWarning, match="`batch_size`=8 leaves sequences of 8 steps") as caught:
+        model = MemoryPPO("MlpPolicy", toy_vec_env(2), n_steps=64, batch_size=8, policy_kwargs=small(), device="cpu")
+    assert model.seq_len == 8
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what is asked for, or cannot be otherwise, is no surprise
+        toy_model(n_steps=64, batch_size=8, seq_len=8)
+        toy_model(n_steps=8, batch_size=8, seq_len=None)
 
 
 @pytest.mark.parametrize("squash_output", [False, True])

@@ -12,7 +12,8 @@ from torch import nn
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo import losses
-from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, RunningMoments, ValueHead
+from sb3_cyborg.memory_ppo.normalization import Moments, ObservationNormalizer, RunningMoments, ValueHead
+from sb3_cyborg.memory_ppo.objective import UpdateScales
 from tests.helpers import (
     OBSERVATION_SPACES,
     ToyEnv,
@@ -28,10 +29,15 @@ from tests.helpers import (
 NUMBERS = st.floats(-1e4, 1e4).map(lambda x: round(x, 3))
 
 
+def measured(samples: th.Tensor) -> Moments:
+    """:return: The moments of samples (n, ...), as an update measures them."""
+    return UpdateScales()._measure({"samples": samples.view(len(samples), -1)})["samples"]
+
+
 def test_moments_are_those_of_all_rollouts() -> None:
     moments, rollouts = RunningMoments(horizon=8), th.randn(5, 40).double() * 3 + 7
     for part in rollouts:
-        moments.update(part)
+        moments.update(measured(part))
     assert moments.mean == pytest.approx(rollouts.mean().item())
     assert moments.std == pytest.approx(rollouts.std(correction=0).item())
 
@@ -39,9 +45,9 @@ def test_moments_are_those_of_all_rollouts() -> None:
 def test_moments_forget() -> None:
     moments = RunningMoments(horizon=8)
     for _ in range(20):
-        moments.update(th.tensor([100.0, 200.0]))
+        moments.update(measured(th.tensor([100.0, 200.0])))
     for _ in range(100):
-        moments.update(th.tensor([-1.0, 1.0]))
+        moments.update(measured(th.tensor([-1.0, 1.0])))
     assert moments.mean == pytest.approx(0.0, abs=0.1)
     assert moments.std < 10
 
@@ -76,7 +82,7 @@ def test_after_a_rollout_of_noise_the_policy_is_what_it_was() -> None:
         # SGD's steps are as large as the gradient; at one learning rate the size of the advantages alone counts.
         model = toy_model(seed=0, scale_lr_by_advantage=False, policy_kwargs={"optimizer_class": th.optim.SGD})
         model.learn(36)
-        model._advantage_moments = RunningMoments(128, 128, 0.0, usual_std**2)
+        model._scales.advantages = RunningMoments(128, 128, 0.0, usual_std**2)
         model.rollout_buffer.advantages.normal_(std=1e-3)
         before = [parameter.detach().clone() for parameter in model.policy.action_net.parameters()]
         model.train()
@@ -90,7 +96,7 @@ def test_after_a_rollout_of_noise_the_policy_is_what_it_was() -> None:
 def test_steps_are_shorter_where_there_is_less_to_learn(std: float, scale: float) -> None:
     model = toy_model(seed=0, learning_rate=1e-3)
     model.learn(36)
-    model._advantage_moments = RunningMoments(10**6, 10**6, 0.0, 1.0)  # one rollout more changes next to nothing
+    model._scales.advantages = RunningMoments(10**6, 10**6, 0.0, 1.0)  # one rollout more changes next to nothing
     advantages = model.rollout_buffer.advantages
     advantages.copy_(std * (1 - 2 * (th.arange(advantages.numel()) % 2)).view_as(advantages))
     for _ in range(2):  # anew from the schedule each time
@@ -103,7 +109,7 @@ def test_steps_are_shorter_where_there_is_less_to_learn(std: float, scale: float
 def test_steps_can_stay_as_long_as_they_are() -> None:
     model = toy_model(seed=0, learning_rate=1e-3, scale_lr_by_advantage=False)
     model.learn(36)
-    model._advantage_moments = RunningMoments(10**6, 10**6, 0.0, 1e12)
+    model._scales.advantages = RunningMoments(10**6, 10**6, 0.0, 1e12)
     model.train()
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
     assert "train/lr_scale" not in model.logger.name_to_value
@@ -113,7 +119,7 @@ def test_without_any_advantage_steps_are_full() -> None:
     """All advantages ever were the same: nothing says what is usual."""
     model = toy_model(seed=0, learning_rate=1e-3)
     model.learn(36)
-    model._advantage_moments = RunningMoments(128)
+    model._scales.advantages = RunningMoments(128)
     model.rollout_buffer.advantages.zero_()
     model.train()
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
@@ -126,7 +132,7 @@ def test_the_value_loss_is_of_one_size(reward_scale: float) -> None:
     model.learn(36 * 4)
     assert 0 < model.logger.name_to_value["train/value_loss"] < 10
     if reward_scale >= 1:
-        assert model.policy.value_net.scale.item() == pytest.approx(model._return_moments.std)
+        assert model.policy.value_net.scale.item() == pytest.approx(model._scales.returns.std)
 
 
 def test_without_it_the_scale_stays_one() -> None:
@@ -145,7 +151,7 @@ def test_observations_are_normalized_by_all_that_were_seen(sizes: list[int], sca
     normalizer = ObservationNormalizer(6).double()
     parts = [th.randn(size, 2, 3, dtype=th.float64) * scale + mean for size in sizes]
     for part in parts:
-        normalizer.update(part)
+        normalizer.update(measured(part))
     seen = th.cat(parts)
     expected = (seen - seen.mean(0)) / (seen.var(0, correction=0) + 1e-8).sqrt()
     th.testing.assert_close(normalizer(seen), expected.clamp(-10, 10), rtol=1e-6, atol=1e-6)
@@ -154,7 +160,7 @@ def test_observations_are_normalized_by_all_that_were_seen(sizes: list[int], sca
 def test_what_was_never_seen_is_loud_but_bounded() -> None:
     normalizer = ObservationNormalizer(2)
     th.testing.assert_close(normalizer(th.tensor([[0.3, -20.0]])), th.tensor([[0.3, -10.0]]))  # as it is, before any rollout
-    normalizer.update(th.zeros(500, 2))
+    normalizer.update(measured(th.zeros(500, 2)))
     assert normalizer(th.tensor([[0.0, 0.0], [1.0, -1.0]])).tolist() == [[0, 0], [10, -10]]
 
 
@@ -166,7 +172,7 @@ def test_all_but_images_is_normalized(name: str) -> None:
     updates = record_updates(model)
     model.learn(4 * 36)
     assert_honest(updates, at_least=4)
-    normalizers = model.policy.observation_normalizers
+    normalizers = model.policy.inputs.normalizers
     assert list(normalizers) == {"dict": ["number", "vector"], "image": []}.get(name, ["observation"])
     for part, normalizer in normalizers.items():
         assert isinstance(normalizer, ObservationNormalizer)
@@ -180,23 +186,23 @@ def test_all_but_images_is_normalized(name: str) -> None:
 
 def test_the_scale_moves_between_rollouts_alone() -> None:
     model = toy_model().learn(36)
-    before = weights(model.policy.observation_normalizers)
+    before = weights(model.policy.inputs.normalizers)
     rollout(model)
-    assert same(before, weights(model.policy.observation_normalizers))
+    assert same(before, weights(model.policy.inputs.normalizers))
     model.train()
-    assert not same(before, weights(model.policy.observation_normalizers))
+    assert not same(before, weights(model.policy.inputs.normalizers))
 
 
 def test_a_loaded_model_sees_the_same(tmp_path: Path) -> None:
     model = toy_model().learn(72)
     model.save(tmp_path / "model")
     loaded = MemoryPPO.load(tmp_path / "model", device="cpu")
-    assert same(weights(model.policy.observation_normalizers), weights(loaded.policy.observation_normalizers))
+    assert same(weights(model.policy.inputs.normalizers), weights(loaded.policy.inputs.normalizers))
 
 
 def test_it_can_be_left_out() -> None:
     model = toy_model(policy_kwargs={"normalize_observations": False}).learn(36)
-    assert not model.policy.observation_normalizers
+    assert not model.policy.inputs.normalizers
     obs = th.tensor([[0.5, -0.25, 1.0]])
     th.testing.assert_close(model.policy.extract_features(obs), obs)
 

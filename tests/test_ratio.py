@@ -5,7 +5,7 @@ Looked at on the third update, with several environments and random episode ends
 environment, faults of the state cannot be seen (cf. sb3-contrib #290).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ import torch as th
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, TrainingBatch
 from sb3_cyborg.sequence_model import State
 from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_updates, toy_vec_env
 
@@ -98,20 +98,20 @@ def test_ratio_stays_near_one_with_amp(encoder: str, burn_in: int) -> None:
     assert errors[-1] <= 0.05, errors
 
 
-def _zero_states(batch: SequenceBatch) -> None:
+def _zero_states(batch: TrainingBatch) -> None:
     batch["state"] = {name: th.zeros_like(leaf) for name, leaf in batch["state"].items()}
 
 
-def _swap_environments(batch: SequenceBatch) -> None:
+def _swap_environments(batch: TrainingBatch) -> None:
     batch["state"] = {name: leaf.roll(1, dims=0) for name, leaf in batch["state"].items()}
 
 
-def _reset_one_step_late(batch: SequenceBatch) -> None:
+def _reset_one_step_late(batch: TrainingBatch) -> None:
     masks = batch["masks"]
     batch["masks"] = th.cat([th.ones_like(masks[:, :1]), masks[:, :-1]], dim=1)
 
 
-def _never_reset(batch: SequenceBatch) -> None:
+def _never_reset(batch: TrainingBatch) -> None:
     batch["masks"] = th.ones_like(batch["masks"])
 
 
@@ -119,16 +119,16 @@ def _never_reset(batch: SequenceBatch) -> None:
 @pytest.mark.parametrize(("encoder", "memory"), [("gru", "none"), ("lstm", "ring"), ("mamba", "slot"), ("gru", "pmm")])
 @pytest.mark.parametrize("fault", [_zero_states, _swap_environments, _reset_one_step_late, _never_reset])
 def test_a_planted_fault_shows(
-    monkeypatch: pytest.MonkeyPatch, fault: Callable[[SequenceBatch], None], encoder: str, memory: str, burn_in: int
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[TrainingBatch], None], encoder: str, memory: str, burn_in: int
 ) -> None:
-    gather = RolloutBufferV7._gather
+    minibatches = RolloutBufferV7.minibatches
 
-    def faulty(self: RolloutBufferV7, rows: th.Tensor) -> SequenceBatch:
-        batch = gather(self, rows)
-        fault(batch)
-        return batch
+    def faulty(self: RolloutBufferV7, batch_size: int | None = None) -> Iterator[TrainingBatch]:
+        for batch in minibatches(self, batch_size):
+            fault(batch)
+            yield batch
 
-    monkeypatch.setattr(RolloutBufferV7, "_gather", faulty)
+    monkeypatch.setattr(RolloutBufferV7, "minibatches", faulty)
     errors = ratio_errors(encoder, memory, burn_in, "discrete")
     assert errors[-1] > 10 * RATIO_TOLERANCE, errors
 

@@ -60,7 +60,7 @@ def make_case(
         return th.randn(shape, generator=generator, dtype=th.float64)
 
     a = -(1 + 15 * th.rand(heads, generator=generator, dtype=th.float64))
-    masks = (th.rand(rows, steps, generator=generator) >= resets).float() if resets else None
+    masks = th.rand(rows, steps, generator=generator) >= resets if resets else None
     return Case(
         x=randn(rows, steps, heads, width),
         dt=dt_scale * th.exp(randn(rows, steps, heads)),
@@ -161,7 +161,7 @@ def test_nothing_passes_a_reset(leaf: str, poison: float, chunk_size: int, dtype
     """Not one bit of what follows a reset depends on what was before it, gradients included."""
     reset_at = 6
     case = make_case(13, resets=0.0).to(dtype)
-    masks = th.ones(3, 13)
+    masks = th.ones(3, 13, dtype=th.bool)
     masks[:, reset_at] = 0
     case = case._replace(masks=masks)
     dirty = getattr(case, leaf).clone()
@@ -191,7 +191,7 @@ def test_nothing_passes_a_reset(leaf: str, poison: float, chunk_size: int, dtype
 def test_what_is_not_finite_shows_in_its_own_episode_alone(leaf: str, poison: float, chunk_size: int) -> None:
     """Row 0 resets at 5 and 11 and is poisoned at 7; row 1 is not."""
     case = make_case(16, rows=2, resets=0.0)
-    masks = th.ones(2, 16)
+    masks = th.ones(2, 16, dtype=th.bool)
     masks[:, 5] = masks[:, 11] = 0
     dirty = getattr(case, leaf).clone()
     dirty[0, 7] = poison

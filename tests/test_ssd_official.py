@@ -104,7 +104,7 @@ def test_the_arguments_are_the_official_ones(resets: float) -> None:
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
 def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> None:
     """As in the torch path, row by row and step by step; row 0 resets at 5 and 11, is poisoned at 7 or in its state."""
-    masks = th.ones(2, 16)
+    masks = th.ones(2, 16, dtype=th.bool)
     masks[:, 5] = masks[:, 11] = 0
     case = make_case(16, rows=2, resets=0.0)._replace(masks=masks)
     dirty = getattr(case, leaf).clone()

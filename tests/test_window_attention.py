@@ -4,14 +4,9 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_cyborg.ops.window_attention import (
-    ExtraEntries,
-    block_starts,
-    masked_softmax,
-    steps_since_start,
-    window_attention,
-    window_attention_reference,
-)
+from sb3_cyborg.ops.episodes import steps_since_start
+from sb3_cyborg.ops.masking import masked_softmax
+from sb3_cyborg.ops.window_attention import ExtraEntries, block_starts, window_attention, window_attention_reference
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,7 +75,7 @@ def test_an_invisible_nan_does_not_show_but_a_visible_one_does() -> None:
 
 def test_steps_since_start() -> None:
     count = th.tensor([5.0, 0.0])
-    masks = th.tensor([[1.0, 1, 0, 1, 0], [0, 1, 1, 1, 1]])
+    masks = th.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]]) == 1
     assert steps_since_start(count, masks, 5).tolist() == [[5, 6, 0, 1, 0], [0, 1, 2, 3, 4]]
     assert steps_since_start(count, None, 2).tolist() == [[5, 6], [0, 1]]
 

@@ -205,7 +205,7 @@ def test_what_a_file_may_say(zoo: Callable[..., str]) -> None:
     assert model.observation_space.shape == (2 * 5,)
     assert model.lr_schedule(0.5) == pytest.approx(5e-4)
     assert model.clip_range(0.5) == pytest.approx(0.1)  # type: ignore[operator]  # a schedule by now
-    assert (model.burn_in, model.seq_len) == (16, None)
+    assert model.burn_in == 16
     assert model.policy_kwargs["encoder"] == "lstm"
     assert Path(f"logs/{ALGO}/CartPole-v1_1/CartPole-v1/vecnormalize.pkl").is_file()
     output = zoo("evaluate", "--env", "CartPole-v1", "-n", "150")

@@ -124,7 +124,8 @@ class EncoderV7(SequenceModel):
         assert isinstance(first, Linear)
         dtype = first.weight.dtype  # `self.dtype` searches through all modules, which shows in a step of acting
         hidden = self.input_projection(x)
+        keep = None if mask is None else mask.bool()  # numbers are welcome here; inside, masks are bool
         with full_precision(x.device):  # the projections may be autocast, the recurrence and its state are not
-            hidden, state, logs = getattr(self.core, method)(hidden.to(dtype), state, mask)
+            hidden, state, logs = getattr(self.core, method)(hidden.to(dtype), state, keep)
         latent: th.Tensor = self.output_projection(hidden)
         return latent.to(dtype), state, logs

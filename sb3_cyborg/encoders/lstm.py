@@ -8,7 +8,7 @@ parameter layout.
 import torch as th
 
 from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State
+from sb3_cyborg.sequence_model import Logs, SequenceModel, State, may_branch
 
 SHUT = -1e4
 """Pre-activation of a gate that is shut: its sigmoid is 0 beside any number that matters. ``-SHUT`` opens it: 1."""
@@ -42,8 +42,10 @@ class LSTM(RecurrentLayer):
         return h, {"h": h, "c": c}, {}
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        if masks is not None and not may_branch(x.device):
+            return SequenceModel.forward_sequence(self, x, state, masks)
         first = state if masks is None else self.reset_states(state, masks[:, 0])
-        resets = None if masks is None else (masks[:, 1:] <= 0.5).t()  # those in mid-sequence, (T - 1, B)
+        resets = None if masks is None else ~masks[:, 1:].t()  # those in mid-sequence, (T - 1, B)
         if resets is None or not bool(resets.any()):
             outputs, c = self._run(x.transpose(0, 1), first, self.weight_ih)
             return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}

@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.checks import check_positive
-from sb3_cyborg.sequence_model import SequenceModel, State
+from sb3_cyborg.sequence_model import SequenceModel, State, may_branch
 
 
 class RecurrentLayer(SequenceModel):
@@ -59,11 +59,11 @@ class Resets(NamedTuple):
 
 
 def find_resets(masks: th.Tensor | None) -> Resets:
-    """:return: Where keep-masks (B, T) are 0."""
+    """:return: Where keep-masks (B, T) are false."""
     if masks is None:
         return Resets(())
-    keep = masks.t().unsqueeze(-1) > 0.5
-    if keep.device.type != "cpu":  # a look would wait for the device
+    keep = masks.t().unsqueeze(-1)
+    if not may_branch(keep.device):
         return Resets(range(len(keep)), keep)
     steps = frozenset((~keep).flatten(1).any(1).nonzero().flatten().tolist())
     return Resets(steps, keep if steps else None)

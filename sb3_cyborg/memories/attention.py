@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from sb3_cyborg.checks import check_divides, check_positive
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
-from sb3_cyborg.ops.window_attention import Read, masked_softmax
+from sb3_cyborg.ops.masking import masked_softmax
+from sb3_cyborg.ops.window_attention import Read
 from sb3_cyborg.sequence_model import Logs, SequenceModel
 
 

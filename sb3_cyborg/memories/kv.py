@@ -4,11 +4,11 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.memories.attention import AttentionMemory
-from sb3_cyborg.memories.ring import zero_expired
 from sb3_cyborg.memories.trace import tracing
+from sb3_cyborg.ops.episodes import shift_steps, steps_since_start, zero_expired
 from sb3_cyborg.ops.linear import Linear
-from sb3_cyborg.ops.window_attention import steps_since_start, window_attention
-from sb3_cyborg.sequence_model import Logs, State, shift_steps
+from sb3_cyborg.ops.window_attention import window_attention
+from sb3_cyborg.sequence_model import Logs, State
 
 
 class KeyValueMemory(AttentionMemory):

@@ -92,9 +92,13 @@ class MemoryV7(SequenceModel):
         return self.memory.get_initial_state(batch_size, device)
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        with full_precision(x.device):
-            return self.memory.forward_step(x, state, mask)
+        return self._run("forward_step", x, state, mask)
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        return self._run("forward_sequence", x, state, masks)
+
+    def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
+        keep = None if mask is None else mask.bool()  # numbers are welcome here; inside, masks are bool
         with full_precision(x.device):
-            return self.memory.forward_sequence(x, state, masks)
+            read: tuple[th.Tensor, State, Logs] = getattr(self.memory, method)(x, state, keep)
+        return read

@@ -9,7 +9,7 @@ from torch import nn
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
-from sb3_cyborg.ops.window_attention import finite, masked_softmax
+from sb3_cyborg.ops.masking import finite, masked_softmax
 from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State
 
 CHUNK = 64
@@ -187,7 +187,7 @@ class PersistentMemory(AttentionMemory):
         last_items = items.gather(1, last_item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
         last_strength = strength.gather(1, last_item)
         if masks is not None:  # an empty slot holds what it held at the start, unless a reset has cleared it
-            held = last_occupied | (masks > 0.5).all(dim=1, keepdim=True)
+            held = last_occupied | masks.all(dim=1, keepdim=True)
             last_items = th.where(held.unsqueeze(-1), last_items, 0.0)
             last_strength = th.where(held, last_strength, 0.0)
         new_state = {
@@ -209,7 +209,7 @@ class PersistentMemory(AttentionMemory):
         """
         by_step = _to_numpy(scores.transpose(1, 2))  # (B, T, H, S + T)
         null_by_step, open_gates = _to_numpy(null_logits.unsqueeze(-1)), _to_numpy(gate > 0.5)
-        starts = None if masks is None else _to_numpy(masks <= 0.5)
+        starts = None if masks is None else _to_numpy(~masks)
         indices = np.empty((*open_gates.shape, self.num_slots), dtype=np.int64)
         occupied = np.empty(indices.shape, dtype=bool)
         rows, heads = np.arange(len(indices))[:, None, None], np.arange(self.num_heads)[:, None]

@@ -8,8 +8,9 @@ from torch import nn
 from sb3_cyborg.checks import check_whole
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import tracing
+from sb3_cyborg.ops.episodes import steps_since_start, zero_expired
 from sb3_cyborg.ops.linear import Linear, linear
-from sb3_cyborg.ops.window_attention import ExtraEntries, block_starts, steps_since_start, window_attention
+from sb3_cyborg.ops.window_attention import ExtraEntries, block_starts, window_attention
 from sb3_cyborg.sequence_model import Logs, State
 
 
@@ -143,7 +144,7 @@ class RingMemory(AttentionMemory):
         firsts = self._firsts(x, stored, count.unsqueeze(1), end)[:, 0]
         missing = (th.arange(self.num_first, device=x.device) >= count.unsqueeze(-1)).unsqueeze(-1)
         # What is missing is what the state held there: zeros, if the episode is a new one.
-        before = stored if masks is None else th.where((masks > 0.5).all(1)[:, None, None], stored, 0.0)
+        before = stored if masks is None else th.where(masks.all(1)[:, None, None], stored, 0.0)
         return th.where(missing, before, firsts)
 
 
@@ -153,18 +154,3 @@ def _shares(num_heads: int, size: int) -> th.Tensor:
         random, some ages would begin with next to no weight in any head, and be found late or never.
     """
     return 3.0 * (th.arange(size) % num_heads == th.arange(num_heads).unsqueeze(1))
-
-
-def zero_expired(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
-    """
-    :param entries: The newest S entries after a sequence, oldest first, (B, S, ...).
-    :param count: Steps since the episode began, (B,).
-    :param masks: Keep-masks of the sequence, (B, T), or ``None``.
-    :return: The entries, zeros where a reset in the sequence has erased them.
-    """
-    if masks is None:
-        return entries
-    ages = th.arange(entries.shape[1], 0, -1, device=entries.device)
-    was_reset = (masks <= 0.5).any(dim=1, keepdim=True)
-    kept = (ages <= count.unsqueeze(-1)) | ~was_reset
-    return th.where(kept.view(*kept.shape, *[1] * (entries.dim() - 2)), entries, 0.0)

@@ -104,7 +104,7 @@ class SlotMemory(SequenceModel):
         shares = []
         for t in range(write.shape[1]):
             if masks is not None:
-                first = th.where(masks[:, t, None, None] > 0.5, first, 1.0)
+                first = th.where(masks[:, t, None, None], first, 1.0)
             shares.append(first)
             first = (1 - write[:, t]) * first
         return th.stack(shares, dim=1)

@@ -1,11 +1,14 @@
-"""Actions as an input: what a policy that reads its last action sees."""
+"""Actions: encoded as an input of the policy, and sampled and evaluated where they are discrete."""
 
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
-from torch.nn import functional as F
+
+from sb3_cyborg.sequence_model import may_branch
+
+DIVERGED = "The logits of the actions are nan: training has diverged. Try a smaller `learning_rate`."
 
 
 def action_encoding_dim(space: spaces.Space[Any]) -> int:
@@ -19,7 +22,7 @@ def action_encoding_dim(space: spaces.Space[Any]) -> int:
 
 def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool = False) -> th.Tensor:
     """
-    Make actions readable for a network.
+    Encode actions as an input of a network.
 
     :param actions: As sampled, (B, A); A is 1 for Discrete.
     :param space: Their space.
@@ -27,10 +30,10 @@ def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool 
     :return: One-hot for Discrete and MultiDiscrete, 0 or 1 for MultiBinary, in [-1, 1] (clipped) for Box; float32.
     """
     if isinstance(space, spaces.Discrete):
-        return F.one_hot(actions.reshape(-1).long(), int(space.n)).float()
+        return _one_hot(actions.reshape(-1), int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         sizes = space.nvec.flatten().tolist()
-        return th.cat([F.one_hot(actions[:, i].long(), int(size)).float() for i, size in enumerate(sizes)], dim=-1)
+        return th.cat([_one_hot(actions[:, i], int(size)) for i, size in enumerate(sizes)], dim=-1)
     if isinstance(space, spaces.Box) and not squashed:
         low = th.as_tensor(space.low, dtype=th.float32, device=actions.device).flatten()
         high = th.as_tensor(space.high, dtype=th.float32, device=actions.device).flatten()
@@ -39,19 +42,24 @@ def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool 
     return actions.float()
 
 
+def _one_hot(numbers: th.Tensor, size: int) -> th.Tensor:
+    """:return: (B, size) of whole numbers (B,); ``F.one_hot`` also checks their range, which takes a look at them."""
+    return (numbers.unsqueeze(-1) == th.arange(size, device=numbers.device)).float()
+
+
 def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
     """
-    What SB3's ``CategoricalDistribution`` does, without building one: at each step of acting that takes as long as a layer.
+    Sample as SB3's ``CategoricalDistribution`` does, without building one, which would take as long as a layer.
 
     :param logits: (B, n).
     :param deterministic: Take the mode instead of a sample.
     :return: Actions (B,) and their log-probabilities (B,).
-    :raises ValueError: for logits that are NaN, as SB3's distribution does.
+    :raises ValueError: for logits that are NaN, as SB3's distribution does, where a look at them is allowed.
     """
     log_probs = logits.log_softmax(-1)
-    if log_probs.sum().isnan():
-        raise ValueError("The logits of the actions are nan: training has diverged. Try a smaller `learning_rate`.")
-    # `multinomial(1)` draws just so, and looks at each probability before that.
+    if may_branch(logits.device) and log_probs.sum().isnan():
+        raise ValueError(DIVERGED)
+    # `multinomial(1)` draws in the same way, but checks each probability before.
     scores = log_probs if deterministic else log_probs.exp() / th.empty_like(log_probs).exponential_()
     actions = scores.argmax(-1, keepdim=True)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)

@@ -1,4 +1,4 @@
-"""``MemoryPPO``: PPO for policies with an encoder and a memory, trained from the very states that it acted with."""
+"""``MemoryPPO``: PPO for policies with an encoder and a memory, trained from the states stored during the rollout."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,21 +16,28 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
-from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, check_whole, unknown_name
+from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, unknown_name
 from sb3_cyborg.memory_ppo import losses
-from sb3_cyborg.memory_ppo.normalization import RunningMoments
+from sb3_cyborg.memory_ppo.actions import DIVERGED
+from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, ppo_terms, weighted_sum
 from sb3_cyborg.memory_ppo.policies import (
-    LOG_BARRIER,
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
     MemoryMultiInputActorCriticPolicy,
     policy_options,
 )
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, SequenceBatch, plan_minibatches, plan_n_steps
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import (
+    RolloutBufferV7,
+    TrainingBatch,
+    check_burn_in,
+    plan_minibatches,
+    plan_n_steps,
+)
+from sb3_cyborg.memory_ppo.schedules import AUTO, as_schedule, learning_rate_schedule
 from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
@@ -46,38 +54,39 @@ CORRUPT_FILE_ERRORS = (
     RuntimeError,
     TypeError,
 )
-"""What SB3 raises for files that are damaged, or of something else."""
+"""Exceptions that SB3 raises for files that are damaged, or of another kind."""
 
-
-LEARNING_RATE = LinearSchedule(7e-4, 7e-5, 1.0)
-"""The default: a rate that learns soon what to remember, and falls to a tenth, so that what was learned stays."""
+Stats = dict[str, list[th.Tensor]]
+"""Diagnostics of the minibatches of an update, as tensors: no minibatch waits for a number."""
 
 
 class MemoryPPO(RecurrentPPO):
     """
-    Proximal Policy Optimization (clip version) for agents that remember.
+    Proximal Policy Optimization (clip version) with an encoder and an external memory.
 
-    A drop-in for sb3-contrib's ``RecurrentPPO``: the paper is https://arxiv.org/abs/1707.06347, the treatment of
-    stored states and burn-in follows R2D2 (Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX), but
-    on-policy, where the stored states are exact in the first epoch.
+    A drop-in replacement of sb3-contrib's ``RecurrentPPO``. The paper is https://arxiv.org/abs/1707.06347; stored states and
+    burn-in follow R2D2 (Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX), but on-policy, where the stored
+    states are exact in the first epoch.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` (sb3-contrib's ``"MlpLstmPolicy"``… mean the
         same), or a subclass of :class:`MemoryActorCriticPolicy`.
     :param env: The environment to learn from (if registered in Gym, can be str).
-    :param learning_rate: The learning rate, or a function of the progress remaining (from 1 to 0).
-    :param n_steps: Steps of each environment in a rollout; ``None`` is 128, or as many times 128 as few environments need for
-        2048 steps together.
+    :param learning_rate: The learning rate: a number, a function of the progress remaining (from 1 to 0), or RL Zoo's
+        ``"lin_3e-4"`` (linear, from 3e-4 to 0) or ``"lin_3e-4_1e-5"`` (to 1e-5). ``"auto"`` is ``"lin_7e-4_7e-5"`` over a call
+        of :meth:`learn`; in calls with ``reset_num_timesteps=False`` it does not fall below its middle, 3.85e-4.
+    :param n_steps: Steps of each environment in a rollout; ``None`` is the smallest multiple of 128 that gives at least 2048
+        transitions per rollout.
     :param batch_size: Training transitions in a minibatch, a multiple of ``seq_len``; ``None`` is a quarter of the
-        rollout, but at least 128 and at most 1024, adapted to what divides.
+        rollout, at least 128 and at most 1024, adapted so that it divides the rollout.
     :param n_epochs: Passes over a rollout.
     :param gamma: Discount factor.
     :param gae_lambda: λ of generalized advantage estimation.
-    :param clip_range: Clipping of the ratio, or a function of the progress remaining.
-    :param clip_range_vf: Clipping of the value (the larger of clipped and unclipped loss counts), in units of the return, or
-        a function of the progress remaining; ``None`` does not clip.
+    :param clip_range: Clipping of the ratio: a number, a function of the progress remaining, or ``"lin_0.2"``.
+    :param clip_range_vf: Clipping of the value, in units of the return (the larger of the clipped and the unclipped loss
+        counts), in the same forms; ``None`` does not clip.
     :param normalize_advantage: Normalize the advantages of each minibatch: by their standard deviation, or by the average one
-        of the last rollouts if that is larger. Where nothing was won or lost, what is left is the noise of the values;
-        blown up to the usual size, it would undo what was learned.
+        of the last rollouts if that is larger. In rollouts whose rewards do not differ, advantages are mostly noise of the
+        values, which SB3's normalization would amplify.
     :param ent_coef: Weight of the entropy.
     :param vf_coef: Weight of the value loss.
     :param max_grad_norm: Largest norm of the gradient.
@@ -97,17 +106,19 @@ class MemoryPPO(RecurrentPPO):
     :param burn_in: Steps before each sequence that are replayed without gradient, with the weights of the moment, to
         refresh the state that it starts from.
     :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).
-    :param normalize_value: Let the critic learn in units of the return's standard deviation (PopArt, see
-        :class:`ValueHead`), so that it matters as much beside the actor whatever the rewards' scale.
-    :param scale_lr_by_advantage: Shorten the steps of an update whose advantages are less than half as large as usual, in
-        proportion (``train/lr_scale`` is logged, 1 for full steps). Adam divides by the size of the gradient: rollouts in
-        which nothing is won or lost would move the policy as far as any other.
-    :param log_barrier_coef: Weight of the log barrier, which keeps every action possible: see
-        :func:`~sb3_cyborg.memory_ppo.losses.log_barrier_loss`. For discrete actions, where one that is right for long is
-        wrong once; then 0.01 to 0.03. 0, the default, is none.
-    :param use_last_action: Let the policy read its last action, too (the same as in ``policy_kwargs``).
-    :param amp: Compute features and the encoder's projections in bf16 (autocast); recurrence, memory, state and heads stay in
-        fp32. It pays for image observations, and for wide networks on a GPU; ``train/ratio_error`` then is up to 0.05.
+    :param normalize_value: Train the critic in units of the return's standard deviation (PopArt, see :class:`ValueHead`),
+        which balances the value loss and the policy loss for rewards of any scale.
+    :param scale_lr_by_advantage: Multiply the learning rate of an update with ``min(1, 2 std(A) / s)``, logged as
+        ``train/lr_scale``: ``std(A)`` is the standard deviation of the rollout's advantages, ``s`` that of the last 128
+        rollouts. Adam divides by the size of the gradient, so rollouts with small advantages would otherwise move the policy
+        as far as any other.
+    :param log_barrier_coef: Weight of the log barrier, the divergence of the policy from a uniform one: see
+        :func:`~sb3_cyborg.memory_ppo.losses.log_barrier_loss`. For discrete actions, and tasks in which an action is right for
+        many steps and wrong once: 0.01 to 0.03. 0, the default, is none.
+    :param use_last_action: The policy also reads its last action (the same as in ``policy_kwargs``).
+    :param amp: Compute features and the encoder's projections in bf16 (autocast; the same as in ``policy_kwargs``).
+        Recurrence, memory, state and heads stay in fp32. It pays for image observations, and for wide networks on a GPU;
+        ``train/ratio_error`` then is up to 0.05.
     :param rollout_buffer_class: PPO's; must be ``None``, the buffer is :class:`RolloutBufferV7`.
     :param rollout_buffer_kwargs: PPO's; must be empty.
     :raises ValueError: for names, options and sizes that cannot work, with what would.
@@ -123,20 +134,26 @@ class MemoryPPO(RecurrentPPO):
     }
     policy: MemoryActorCriticPolicy
     rollout_buffer: RolloutBufferV7  # type: ignore[assignment]  # torch tensors and states: no subclass of SB3's
+    n_steps: int
+    """Steps of each environment in a rollout; like ``batch_size`` and ``seq_len``, a number once the model is set up."""
+    batch_size: int
+    """Training transitions in a minibatch."""
+    seq_len: int
+    """Steps of a training sequence."""
     _last_state: State
 
     def __init__(
         self,
         policy: str | type[MemoryActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = LEARNING_RATE,
+        learning_rate: float | str | Schedule = AUTO,
         n_steps: int | None = None,
         batch_size: int | None = None,
         n_epochs: int = 4,
         gamma: float = 0.99,
         gae_lambda: float = 0.9,
-        clip_range: float | Schedule = 0.2,
-        clip_range_vf: float | Schedule | None = None,
+        clip_range: float | str | Schedule = 0.2,
+        clip_range_vf: float | str | Schedule | None = None,
         normalize_advantage: bool = True,
         ent_coef: float = 0.01,
         vf_coef: float = 0.5,
@@ -172,14 +189,14 @@ class MemoryPPO(RecurrentPPO):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,  # type: ignore[arg-type]  # a number from `_setup_model` on
+            learning_rate=learning_rate,  # type: ignore[arg-type]  # text is converted in `_setup_lr_schedule`
+            n_steps=n_steps,  # type: ignore[arg-type]  # a number from `_setup_model` on, as `batch_size` and `seq_len`
             batch_size=batch_size,
             n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
+            clip_range=clip_range,  # type: ignore[arg-type]  # a schedule from `_setup_model` on, as `clip_range_vf`
+            clip_range_vf=clip_range_vf,  # type: ignore[arg-type]
             normalize_advantage=normalize_advantage,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
@@ -195,15 +212,15 @@ class MemoryPPO(RecurrentPPO):
             device=device,
             _init_setup_model=False,
         )
-        self.seq_len = seq_len
+        self.seq_len = seq_len  # type: ignore[assignment]
+        self._planned: dict[str, tuple[int | None, int]] = {}
         self.burn_in = burn_in
         self.memory_loss_coef = memory_loss_coef
         self.log_barrier_coef = log_barrier_coef
         self.normalize_value = normalize_value
         self.scale_lr_by_advantage = scale_lr_by_advantage
-        # Rewards may be rare, and what is solved stays so for long: the usual size is remembered. Returns grow with skill.
-        self._advantage_moments, self._return_moments = RunningMoments(horizon=128), RunningMoments(horizon=32)
-        self.amp = amp
+        self._scales = UpdateScales()
+        self.amp = amp or bool((policy_kwargs or {}).get("amp", False))
         if _init_setup_model:
             self._setup_model()
 
@@ -228,16 +245,15 @@ class MemoryPPO(RecurrentPPO):
         check_options("policy_kwargs", self.policy_kwargs, policy_options(self.policy_class))
         # Sizes are checked before anything is built.
         check_positive(n_epochs=self.n_epochs)
-        check_whole(0, burn_in=self.burn_in)
         self._check_log_barrier()
-        asked: int | None = self.n_steps
-        self.n_steps = plan_n_steps(self.n_envs, self.seq_len) if asked is None else asked
-        seq_len, self._minibatch_size = plan_minibatches(self.n_steps, self.n_envs, self.seq_len, self.batch_size)
+        self._plan_sizes()
         self.policy = self.policy_class(
-            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            **self.policy_kwargs | ({"amp": self.amp} if self.amp or "amp" in self.policy_kwargs else {}),
         ).to(self.device)
-        self.policy.amp = self.amp
-        self.policy.log_barrier = self.log_barrier_coef > 0
         self._last_state = self.policy.get_initial_state(self.n_envs)
         self.rollout_buffer = RolloutBufferV7(
             self.n_steps,
@@ -248,15 +264,40 @@ class MemoryPPO(RecurrentPPO):
             gae_lambda=self.gae_lambda,
             gamma=self.gamma,
             n_envs=self.n_envs,
-            seq_len=seq_len,
+            seq_len=self.seq_len,
             burn_in=self.burn_in,
             channels_last=self._keeps_channels_last(),
         )
-        self.clip_range = FloatSchedule(self.clip_range)
+        self.clip_range = as_schedule(self.clip_range)
         if self.clip_range_vf is not None:
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"`clip_range_vf` must be positive, or None for no clipping, got {self.clip_range_vf}.")
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+            self.clip_range_vf = as_schedule(self.clip_range_vf)
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = learning_rate_schedule(self.learning_rate)
+
+    def _plan_sizes(self) -> None:
+        """
+        Turn ``n_steps``, ``batch_size`` and ``seq_len`` that were left open into numbers that fit together.
+
+        A model that is loaded may have another number of environments: ``batch_size`` and ``seq_len`` that were planned are
+        planned anew, ``n_steps`` stays.
+        """
+        given: dict[str, int | None] = {"batch_size": self.batch_size, "seq_len": self.seq_len}
+        for name, (wanted, planned) in self._planned.items():
+            if given[name] == planned:  # and not changed since, as `load(path, batch_size=...)` does
+                given[name] = wanted
+        n_steps: int | None = self.n_steps
+        self.n_steps = plan_n_steps(self.n_envs, given["seq_len"]) if n_steps is None else n_steps
+        self.seq_len, self.batch_size = plan_minibatches(self.n_steps, self.n_envs, given["seq_len"], given["batch_size"])
+        self._planned = {name: (given[name], getattr(self, name)) for name in given}
+        check_burn_in(self.burn_in, self.n_steps)
+        if self.verbose >= 1:
+            print(
+                f"Rollouts of n_steps={self.n_steps} in {self.n_envs} environments, minibatches of "
+                f"batch_size={self.batch_size} in sequences of seq_len={self.seq_len}, burn_in={self.burn_in}"
+            )
 
     def _check_log_barrier(self) -> None:
         coef = self.log_barrier_coef
@@ -303,7 +344,7 @@ class MemoryPPO(RecurrentPPO):
             assert last_starts is not None
             obs_tensor = obs_as_tensor(last_obs, self.device)
             episode_starts = th.as_tensor(last_starts, dtype=th.float32, device=self.device)
-            with th.inference_mode():  # a tenth of the rollout less than `no_grad`
+            with th.inference_mode():  # 10% faster than `no_grad`
                 action_tensor, values, log_probs, state = self.policy(obs_tensor, self._last_state, episode_starts)
             values, log_probs = values.clone(), log_probs.clone()  # a callback may compute gradients from them
             actions = action_tensor.cpu().numpy()
@@ -317,10 +358,11 @@ class MemoryPPO(RecurrentPPO):
                 return False
             self._check_finite(new_obs, rewards)
             self._update_info_buffer(infos, dones)
+            targets = th.as_tensor(rewards, dtype=th.float32, device=self.device)
             if dones.any():
-                rewards = rewards + self._truncation_bootstrap(infos, dones, state)
+                targets = self._add_truncation_bootstrap(targets, infos, dones, state)
 
-            rollout_buffer.add(last_obs, action_tensor, rewards, last_starts, values, log_probs, self._last_state)
+            rollout_buffer.add(last_obs, action_tensor, targets, last_starts, values, log_probs, self._last_state)
             self._last_obs = new_obs
             self._last_episode_starts = dones
             self._last_state = state
@@ -329,6 +371,8 @@ class MemoryPPO(RecurrentPPO):
             values = self.policy.predict_values(
                 obs_as_tensor(new_obs, self.device), state, th.as_tensor(dones, dtype=th.float32, device=self.device)
             )
+        if rollout_buffer.log_probs.isnan().any():  # where acting could not look at the logits
+            raise ValueError(DIVERGED)
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -351,23 +395,25 @@ class MemoryPPO(RecurrentPPO):
                 f"Reward of environment {env} after {self.num_timesteps} steps is not finite: it is {rewards[env]}."
             )
 
-    def _truncation_bootstrap(self, infos: list[dict[str, Any]], dones: np.ndarray, state: State) -> np.ndarray:
+    def _add_truncation_bootstrap(
+        self, rewards: th.Tensor, infos: list[dict[str, Any]], dones: np.ndarray, state: State
+    ) -> th.Tensor:
         """
-        What a time limit cut off: ``gamma * V(terminal observation)``, seen with the state after the last step.
+        Add ``gamma * V(terminal observation)`` where a time limit ended the episode, seen with the state after the last step.
 
+        :param rewards: (N,).
         :param infos: Of the step, (N).
         :param dones: (N,).
         :param state: After the step; it is read, not changed.
-        :return: What to add to the rewards, (N,).
+        :return: The rewards with the values added, (N,).
         """
-        extra = np.zeros(len(dones), dtype=np.float32)
         rows = [
             row
             for row in np.flatnonzero(dones).tolist()
             if infos[row].get("TimeLimit.truncated", False) and infos[row].get("terminal_observation") is not None
         ]
         if not rows:
-            return extra
+            return rewards
         terminal = [infos[row]["terminal_observation"] for row in rows]
         obs: Any = (
             np.stack(terminal)
@@ -377,101 +423,116 @@ class MemoryPPO(RecurrentPPO):
         check_finite_observations(obs, f"at the end of an episode, after {self.num_timesteps} steps,", rows)
         with th.no_grad():
             obs_tensor = self.policy.obs_to_tensor(obs)[0]
-            starts = th.zeros(len(rows), device=self.device)
-            values = self.policy.predict_values(obs_tensor, index_state(state, th.as_tensor(rows, device=self.device)), starts)
-        extra[rows] = self.gamma * values.flatten().cpu().numpy()
-        return extra
+            index, starts = th.as_tensor(rows, device=self.device), th.zeros(len(rows), device=self.device)
+            values = self.policy.predict_values(obs_tensor, index_state(state, index), starts)
+        return rewards.index_add(0, index, self.gamma * values.flatten())
 
     # --- update -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Update the policy with the rollout in the buffer."""
+        """Update the policy with the rollout in the buffer: epochs of minibatches of the clipped surrogate objective."""
         self.policy.set_training_mode(True)
-        self._advantage_moments.update(self.rollout_buffer.advantages)
-        self._update_learning_rate(self.policy.optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]  # a schedule by now
-        clip_range_vf = None
-        if self.clip_range_vf is not None:
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        buffer, policy = self.rollout_buffer, self.policy
+        observed = self._scales.update(buffer.advantages, buffer.returns, policy.inputs.parts(buffer.observations))
         if self.normalize_value:
-            self._return_moments.update(self.rollout_buffer.returns)
-            self.policy.value_net.rescale(self._return_moments)
-        stats: dict[str, list[th.Tensor]] = defaultdict(list)
-        parameters = list(self.policy.parameters())
+            policy.value_net.rescale(self._scales.returns)
+        self._update_learning_rate(policy.optimizer)
+        clip_range, clip_range_vf = self._clip_ranges()
+        terms = self._loss_terms(clip_range, clip_range_vf)
+        stats: Stats = defaultdict(list)
         for epoch in range(self.n_epochs):
             stepped, stop = False, False
-            for batch in self.rollout_buffer.sample_sequences(batch_size=self._minibatch_size):
-                loss = self._minibatch_loss(batch, clip_range, clip_range_vf, stats)
-                if self.target_kl is not None and stats["train/approx_kl"][-1].item() > 1.5 * self.target_kl:
-                    if self.verbose >= 1:
-                        kl = stats["train/approx_kl"][-1].item()
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
-                    stop = True
+            for batch in buffer.minibatches(self.batch_size):
+                loss = self._minibatch_loss(batch, terms, clip_range, stats)
+                if stop := self._exceeds_target_kl(stats, epoch):
                     break
-                self.policy.optimizer.zero_grad()
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                self.policy.optimizer.step()
+                self._step(loss)
                 stepped = True
             self._n_updates += stepped
             if stop:
                 break
-        self.policy.update_normalization(self.rollout_buffer.observations)
+        policy.inputs.update_normalization(observed)
         self._log_update(stats, clip_range, clip_range_vf)
+
+    def _clip_ranges(self) -> tuple[float, float | None]:
+        """:return: Clipping of the ratio and of the value, at the progress of the moment."""
+        progress = self._current_progress_remaining
+        assert callable(self.clip_range)
+        clip_range_vf = self.clip_range_vf(progress) if callable(self.clip_range_vf) else None
+        return self.clip_range(progress), clip_range_vf
+
+    def _loss_terms(self, clip_range: float, clip_range_vf: float | None) -> list[LossTerm]:
+        """:return: The terms of the objective; a subclass may add its own."""
+        return ppo_terms(
+            clip_range,
+            clip_range_vf,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            memory_loss_coef=self.memory_loss_coef,
+            log_barrier_coef=self.log_barrier_coef,
+        )
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
         if not self.scale_lr_by_advantage:
             return
-        usual = self._advantage_moments.std
-        # Half the usual size counts as usual: advantages become smaller with every skill, and steps need not.
-        scale = min(1.0, 2 * self.rollout_buffer.advantages.std(correction=0).item() / usual) if usual > 0 else 1.0
         for group in self.policy.optimizer.param_groups:
-            group["lr"] *= scale
-        self.logger.record("train/lr_scale", scale)
+            group["lr"] *= self._scales.lr_scale
+        self.logger.record("train/lr_scale", self._scales.lr_scale)
 
-    def _minibatch_loss(
-        self, batch: SequenceBatch, clip_range: float, clip_range_vf: float | None, stats: dict[str, list[th.Tensor]]
-    ) -> th.Tensor:
-        """:return: The loss of a minibatch; ``stats`` gains what is logged of it, as tensors: nothing waits for them here."""
-        values, log_prob, entropy, logs = self.policy.evaluate_sequences(batch)
-        steps = values.shape[1]
-        old_log_prob, old_values, returns, advantages = (
-            batch[key][:, -steps:]  # burn-in stays out of every loss and statistic
-            for key in ("old_log_prob", "old_values", "returns", "advantages")
-        )
+    def _minibatch_loss(self, batch: TrainingBatch, terms: Sequence[LossTerm], clip_range: float, stats: Stats) -> th.Tensor:
+        """:return: The loss of a minibatch, 0-d with its graph; ``stats`` gains its diagnostics."""
+        evaluation = self.policy.evaluate_sequences(batch)
+        advantages = batch["advantages"]
         if self.normalize_advantage:
-            advantages = losses.normalize_advantages(advantages, self._advantage_moments.std)
-        log_ratio = log_prob - old_log_prob
-        ratio = log_ratio.exp()
-        parts = {
-            "policy_gradient_loss": losses.clipped_policy_loss(ratio, advantages, clip_range),
-            "entropy_loss": losses.entropy_loss(entropy, log_prob),
-            "value_loss": losses.value_loss(values, old_values, returns, clip_range_vf)
-            / self.policy.value_net.scale.square().sum(),
-        }
-        loss = parts["policy_gradient_loss"] + self.ent_coef * parts["entropy_loss"] + self.vf_coef * parts["value_loss"]
-        if AUX_LOSS in logs:
-            parts["memory_loss"] = logs[AUX_LOSS]
-            loss = loss + self.memory_loss_coef * logs[AUX_LOSS]
-        if LOG_BARRIER in logs:
-            parts["log_barrier_loss"] = logs[LOG_BARRIER]
-            loss = loss + self.log_barrier_coef * logs[LOG_BARRIER]
+            advantages = losses.normalize_advantages(advantages, self._scales.advantages.std)
+        log_ratio = evaluation.log_prob - batch["old_log_prob"]
+        minibatch = Minibatch(
+            values=evaluation.values,
+            log_prob=evaluation.log_prob,
+            entropy=evaluation.entropy,
+            ratio=log_ratio.exp(),
+            old_values=batch["old_values"],
+            returns=batch["returns"],
+            advantages=advantages,
+            value_scale=self.policy.value_net.scale,
+            distribution=evaluation.distribution,
+            aux_loss=evaluation.logs.get(AUX_LOSS),
+        )
+        loss, parts = weighted_sum(terms, minibatch)
         with th.no_grad():
-            error = (ratio - 1).abs()
-            if not stats:  # the first minibatch of the update: nothing has been learned yet, so nothing may differ
+            error = (minibatch.ratio - 1).abs()
+            if not stats:  # the first minibatch of the update: before the first step the ratio is 1
                 stats["train/ratio_error"].append(error.max())
             stats["train/approx_kl"].append(losses.approximate_kl(log_ratio))
             stats["train/clip_fraction"].append((error > clip_range).float().mean())
             stats["train/loss"] = [loss.detach()]
             for name, part in parts.items():
-                stats[f"train/{name}"].append(part.detach())
-            for name, value in logs.items():
-                if name not in (AUX_LOSS, LOG_BARRIER):
+                stats[f"train/{name}"].append(part)
+            for name, value in evaluation.logs.items():
+                if name != AUX_LOSS:
                     stats[name.replace(".", "/", 1)].append(value)
         return loss
 
-    def _log_update(self, stats: dict[str, list[th.Tensor]], clip_range: float, clip_range_vf: float | None) -> None:
+    def _exceeds_target_kl(self, stats: Stats, epoch: int) -> bool:
+        """:return: Whether the KL divergence of the last minibatch ends the update, which is the one wait for a device."""
+        if self.target_kl is None:
+            return False
+        kl = stats["train/approx_kl"][-1].item()
+        if kl <= 1.5 * self.target_kl:
+            return False
+        if self.verbose >= 1:
+            print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+        return True
+
+    def _step(self, loss: th.Tensor) -> None:
+        """Make a step of the optimizer along the clipped gradient."""
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+
+    def _log_update(self, stats: Stats, clip_range: float, clip_range_vf: float | None) -> None:
         for name, entries in stats.items():
             self.logger.record(name, th.stack(entries).mean().item())
         buffer = self.rollout_buffer
@@ -495,6 +556,23 @@ class MemoryPPO(RecurrentPPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfMemoryPPO:
+        """
+        Train, as in SB3.
+
+        Schedules depend on the progress remaining: the share of the steps of all calls so far that is yet to be made. With
+        ``reset_num_timesteps=False`` each call adds its steps to that total, so that each of many short calls would end at the
+        lowest rate; the default ``learning_rate`` then does not fall below its middle.
+
+        :param total_timesteps: Environment steps to train for.
+        :param callback: Callbacks, called at each step.
+        :param log_interval: Rollouts between two logs.
+        :param tb_log_name: Name of the run in TensorBoard.
+        :param reset_num_timesteps: Start counting steps anew; ``False`` goes on.
+        :param progress_bar: Show a progress bar.
+        :return: The model.
+        :raises ValueError: for observations or rewards that are not finite, and for logits that are NaN.
+        """
+        self.lr_schedule = learning_rate_schedule(self.learning_rate, continued=not reset_num_timesteps)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:

@@ -8,10 +8,32 @@ import torch as th
 from torch import nn
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the samples of one rollout, by feature, in float64."""
+
+    count: th.Tensor
+    """Number of samples, (1,)."""
+    mean: th.Tensor
+    """(D,)."""
+    square: th.Tensor
+    """Mean square, (D,)."""
+
+    @property
+    def var(self) -> th.Tensor:
+        """Variance, (D,)."""
+        return (self.square - self.mean.square()).clamp(min=0.0)
+
+    @property
+    def std(self) -> th.Tensor:
+        """Standard deviation, (D,)."""
+        return self.var.sqrt()
+
+
 @dataclass
 class RunningMoments:
     """
-    Mean and square of what rollouts hold: the plain average over the first ``horizon`` rollouts, then an exponential one.
+    Mean and mean square over rollouts: the plain average over the first ``horizon`` rollouts, then an exponential one.
 
     :param horizon: Rollouts that count.
     :param count: Rollouts so far, at most ``horizon``.
@@ -29,29 +51,28 @@ class RunningMoments:
         """Standard deviation over all rollouts together."""
         return math.sqrt(max(self.square - self.mean**2, 0.0))
 
-    def update(self, values: th.Tensor) -> None:
+    def update(self, rollout: Moments) -> None:
         """
-        :param values: Of one rollout, any shape.
+        :param rollout: Moments of one rollout, of one feature.
         """
         self.count = min(self.count + 1, self.horizon)
-        mean, square = th.stack([values.mean(), values.square().mean()]).tolist()
-        self.mean += (mean - self.mean) / self.count
-        self.square += (square - self.square) / self.count
+        self.mean += (rollout.mean.item() - self.mean) / self.count
+        self.square += (rollout.square.item() - self.square) / self.count
 
 
 class ValueHead(nn.Linear):
     """
     A linear layer that works in units of the return: PopArt (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714).
 
-    What it is multiplied with and moved by are buffers, which follow the returns' scale; weights and bias change against
-    them, so that every output stays as it was (``Pop``) while the loss, divided by ``scale ** 2``, is of the same size for
-    rewards of any (``Art``). A shared core then hears actor and critic equally loud.
+    Its output is ``mean + scale * (W x + b)``. :meth:`rescale` sets the buffers ``mean`` and ``scale`` to those of the returns
+    and changes ``W`` and ``b`` so that every output stays the same. The value loss, divided by ``scale ** 2``, then has the
+    same size for rewards of any scale, which balances it with the policy loss in a shared core.
 
     :param layer: A linear layer with one output, whose parameters become those of this one.
     """
 
     LEAST_SCALE: ClassVar[float] = 1.0
-    """Returns that differ by less are not blown up: much of it is noise, and the core would learn that first."""
+    """Smallest scale: returns with a smaller standard deviation are mostly noise, which would be amplified."""
 
     mean: th.Tensor
     scale: th.Tensor
@@ -69,7 +90,7 @@ class ValueHead(nn.Linear):
     @th.no_grad()
     def rescale(self, returns: RunningMoments) -> None:
         """
-        Take on the scale of the returns; the values stay what they are.
+        Set mean and scale to those of the returns; the outputs stay the same.
 
         :param returns: Their moments.
         """
@@ -82,11 +103,11 @@ class ValueHead(nn.Linear):
 
 class ObservationNormalizer(nn.Module):
     """
-    Observations in units of their standard deviation, as in SB3's ``VecNormalize``, but inside of the policy.
+    Observation normalization as in SB3's ``VecNormalize``, but as a part of the policy.
 
-    A feature that is rarely anything but zero, as the sign that is to be remembered, or the junction at the end of a
-    corridor, then is as loud as it is rare. The moments are of all rollouts so far, and move between rollouts alone, like
-    the weights: what was acted with is what is trained with. Until the first rollout is over observations stay as they are.
+    Normalization amplifies features that are rarely anything but zero, such as a cue at the start of an episode. The moments
+    are those of all rollouts so far. They change between rollouts only, as the weights do, so that acting and training see the
+    same inputs. Before the end of the first rollout, observations are not normalized.
 
     :param size: Features of an observation, D.
     """
@@ -112,17 +133,16 @@ class ObservationNormalizer(nn.Module):
         return flat.clamp(-self.CLIP, self.CLIP).view_as(x)
 
     @th.no_grad()
-    def update(self, x: th.Tensor) -> None:
+    def update(self, rollout: Moments) -> None:
         """
-        Take observations into the moments (Chan et al. 1979, the parallel algorithm).
+        Merge the moments of a rollout (Chan et al. 1979, the parallel algorithm).
 
-        :param x: (B, ...), with D elements each.
+        :param rollout: Moments of its observations, (D,).
         """
-        x = x.flatten(1)
-        mean, var = x.mean(0), x.var(0, correction=0)
-        share = len(x) / (self.count + len(x))
+        share = (rollout.count / (self.count + rollout.count)).to(self.var.dtype)
+        mean, var = rollout.mean.to(self.mean.dtype), rollout.var.to(self.var.dtype)
         apart = mean - self.mean
         self.var += share * (var - self.var + (1 - share) * apart.square())
         self.mean += share * apart
-        self.count += len(x)
+        self.count += rollout.count.squeeze()
         self.scale.copy_((self.var + 1e-8).rsqrt())

@@ -1,10 +1,10 @@
 """Actor-critic policies with an encoder and a memory between the features and the heads."""
 
+import functools
 import inspect
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -12,42 +12,44 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors
+from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
-from sb3_cyborg.memory_ppo import losses
-from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions, evaluate_categorical, sample_categorical
-from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
-from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer, ValueHead
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, SequenceBatch
+from sb3_cyborg.memory_ppo.actions import evaluate_categorical, sample_categorical
+from sb3_cyborg.memory_ppo.inputs import Inputs
+from sb3_cyborg.memory_ppo.normalization import ValueHead
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, Sequences
 from sb3_cyborg.ops.linear import FusedSequential
-from sb3_cyborg.ops.window_attention import steps_since_start
-from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, shift_steps
-
-LAST_ACTION, TIME = OWN_LEAVES = "last_action", "time"
-"""Keys of the last action and of the steps so far in the state of a policy that reads them; all others are the core's."""
-
-LOG_BARRIER = "log_barrier"
-"""Name of the log barrier among the diagnostics of evaluated actions; it stays attached, the algorithm adds it to its loss."""
-
-OBSERVATION = "observation"
-"""Name of an observation that is no dictionary of several."""
+from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, may_branch
 
 NumpyState = dict[str, np.ndarray]
 
 
+class Evaluation(NamedTuple):
+    """Actions of a batch of sequences, evaluated with the weights of the moment."""
+
+    values: th.Tensor
+    """(B, T)."""
+    log_prob: th.Tensor
+    """(B, T)."""
+    entropy: th.Tensor | None
+    """(B, T); ``None`` where it has no closed form."""
+    logs: Logs
+    """Diagnostics, and a memory's auxiliary loss, see :data:`~sb3_cyborg.sequence_model.Logs`."""
+    distribution: Callable[[], Distribution]
+    """Makes the distribution of the actions, of B * T rows: not all losses need one."""
+
+
 class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
-    Features, [last action, time] → :class:`EncoderV7` → :class:`MemoryV7` → actor and critic; memory and heads also see what
-    comes in: ``[latent, input]`` and ``[latent, read, input]``, see :class:`Stack`.
+    :class:`Inputs` (features, last action, time) → :class:`EncoderV7` → :class:`MemoryV7` → actor and critic.
 
-    Actor and critic share the core, and both train it. What needs no memory takes no way through one, and what is seen for
-    the first time looks new to them, whatever the core's state is full of.
+    Actor and critic share the core, and both train it. The memory and the heads also see the input directly:
+    ``[latent, input]`` and ``[latent, read, input]``, see :class:`Stack`.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -79,21 +81,21 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :func:`~sb3_cyborg.memory_ppo.episode_time.encode_time`. For tasks where what is asked for depends on when it is.
     :param normalize_observations: Normalize observations that are no images (Boxes of three dimensions) by running moments,
         see :class:`ObservationNormalizer`; ``VecNormalize`` is not needed for them.
+    :param amp: Compute features and the encoder's projections in bf16 (autocast); recurrence, memory, state and heads stay in
+        fp32.
     :param lstm_hidden_size: RecurrentPPO's name of ``hidden_dim``; takes its place if given.
     :param n_lstm_layers: RecurrentPPO's name of ``num_layers``; takes its place if given.
-    :param shared_lstm: An option of RecurrentPPO that has no meaning here; warns.
-    :param enable_critic_lstm: Likewise.
-    :param lstm_kwargs: Likewise.
+    :param shared_lstm: An option of RecurrentPPO: actor and critic always share the core, ``False`` warns.
+    :param enable_critic_lstm: An option of RecurrentPPO: the critic has no core of its own, and it has a memory; ``True``
+        warns, and so does ``False`` without ``shared_lstm=True``.
+    :param lstm_kwargs: An option of RecurrentPPO; any content warns.
     :raises ValueError: for unknown names and sizes that cannot be.
     """
 
+    inputs: Inputs
     core: Stack
-    observation_normalizers: nn.ModuleDict
     value_net: ValueHead
-    amp: bool = False
-    """Whether features and projections are computed in bf16; set by ``MemoryPPO(amp=True)``."""
-    log_barrier: bool = False
-    """Whether :meth:`evaluate_actions` also returns the log barrier; set by ``MemoryPPO(log_barrier_coef=...)``."""
+    _warned_of_lost_memory = False
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         use_last_action: bool = False,
         use_time: bool = False,
         normalize_observations: bool = True,
+        amp: bool = False,
         lstm_hidden_size: int | None = None,
         n_lstm_layers: int | None = None,
         shared_lstm: bool | None = None,
@@ -144,6 +147,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             "use_last_action": use_last_action,
             "use_time": use_time,
             "normalize_observations": normalize_observations,
+            "amp": amp,
         }
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = _fused(optimizer_kwargs or {})
@@ -172,14 +176,18 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         """Build the core and the heads behind it; SB3 calls this where it creates networks, before the optimizer."""
         settings = self._core_kwargs
-        self.use_last_action, self.use_time = settings["use_last_action"], settings["use_time"]
-        self.observation_normalizers = nn.ModuleDict()
-        if settings["normalize_observations"]:
-            for name, space in _parts(self.observation_space).items():
-                if len(space.shape or ()) != 3:  # not an image
-                    self.observation_normalizers[name] = ObservationNormalizer(get_flattened_obs_dim(space))
-        action_features = action_encoding_dim(self.action_space) if self.use_last_action else 0
-        input_dim = self.features_dim + action_features + 2 * TIME_WAVES * self.use_time
+        self.use_last_action, self.use_time, self.amp = (settings[name] for name in ("use_last_action", "use_time", "amp"))
+        self.inputs = Inputs(
+            self.observation_space,
+            self.action_space,
+            self.features_extractor,
+            use_last_action=self.use_last_action,
+            use_time=self.use_time,
+            normalize_observations=settings["normalize_observations"],
+            normalize_images=self.normalize_images,
+            squash_output=self.squash_output,
+        )
+        input_dim = self.inputs.output_dim
         encoder = EncoderV7(
             input_dim,
             settings["hidden_dim"],
@@ -213,27 +221,10 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param features_extractor: The features extractor; ``None`` takes the policy's own.
         :return: Features (B, D) of the normalized observations.
         """
-        seen: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
-        if isinstance(seen, dict):
-            known = self.observation_normalizers
-            seen = {name: known[name](value) if name in known else value for name, value in seen.items()}
-        elif self.observation_normalizers:
-            seen = self.observation_normalizers[OBSERVATION](seen)
-        features: th.Tensor = (self.features_extractor if features_extractor is None else features_extractor)(seen)
+        if features_extractor is None:
+            return self.inputs.features(obs)
+        features: th.Tensor = features_extractor(self.inputs.preprocess(obs))
         return features
-
-    def update_normalization(self, obs: Observations) -> None:
-        """
-        Let the observations of a rollout move the scale that observations are normalized to.
-
-        :param obs: Observations, (T, N, ...), as they were stored.
-        """
-        parts = obs if isinstance(obs, dict) else {OBSERVATION: obs}
-        for name, normalizer in self.observation_normalizers.items():
-            assert isinstance(normalizer, ObservationNormalizer)
-            seen = preprocess_obs(parts[name].flatten(0, 1), _parts(self.observation_space)[name])
-            assert isinstance(seen, th.Tensor)
-            normalizer.update(seen)
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -242,18 +233,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param batch_size: Rows B.
         :return: The state that episodes start with, every leaf ``(B, ...)``.
         """
-        state = self.core.get_initial_state(batch_size, self.device)
-        if self.use_last_action:
-            state[LAST_ACTION] = th.zeros(batch_size, action_encoding_dim(self.action_space), device=self.device)
-        if self.use_time:
-            state[TIME] = th.zeros(batch_size, device=self.device)
-        return state
-
-    def _remember_action(self, state: State, actions: th.Tensor) -> State:
-        """:return: The state with the actions (B, ...) that were just sampled as the last ones."""
-        if not self.use_last_action:
-            return state
-        return state | {LAST_ACTION: encode_actions(actions.flatten(1), self.action_space, self.squash_output)}
+        return self.core.get_initial_state(batch_size, self.device) | self.inputs.get_initial_state(batch_size, self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """:return: The context of features and core: bf16 with ``amp``; recurrence, memory and heads keep fp32."""
@@ -261,25 +241,17 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
         """:return: ``[latent, read, input]`` (B, D) of observations (B, ...), and the state of the core after them."""
-        # On a CPU a look is cheaper than a mask that changes nothing; elsewhere it would wait for the device.
-        unbroken = episode_starts.device.type == "cpu" and not episode_starts.any()
+        if not isinstance(state, dict):
+            raise ValueError(
+                "`state` must be a dictionary of tensors as `policy.get_initial_state(batch_size)` returns, got a "
+                f"{type(state).__name__}: MemoryPPO has no pair of LSTM states."
+            )
+        unbroken = may_branch(episode_starts.device) and not episode_starts.any()
         mask = None if unbroken else keep_mask(episode_starts)
         with self._autocast():
-            x = self.extract_features(obs)
-            if self.use_last_action:
-                last = state[LAST_ACTION]
-                if mask is not None:
-                    last = th.where(mask.unsqueeze(-1) > 0.5, last, 0.0)
-                x = th.cat([x, last], dim=-1)
-            if self.use_time:
-                time = state[TIME] if mask is None else th.where(mask > 0.5, state[TIME], 0.0)
-                x = th.cat([x, encode_time(time)], dim=-1)
-            latent, new_state, _ = self.core.forward_step(x, state, mask)
-        if self.use_last_action:
-            new_state[LAST_ACTION] = last
-        if self.use_time:
-            new_state[TIME] = time + 1
-        return latent, new_state
+            x, input_state = self.inputs.read(self.extract_features(obs), state, mask)
+            latent, core_state, _ = self.core.forward_step(x, state, mask)
+        return latent, core_state | input_state
 
     def _core_sequence(
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
@@ -287,23 +259,13 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """:return: ``[latent, read, input]`` (B, T, D) of observations (B, T, ...), the state after, diagnostics."""
         flat = {key: _flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else _flatten(obs)
         # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
-        core_state = {name: leaf for name, leaf in state.items() if name not in OWN_LEAVES}
+        core_state = {name: leaf for name, leaf in state.items() if name not in self.inputs.leaves}
         core_state = self.core.reset_states(core_state, masks[:, 0])
         with self._autocast():
-            x = self.extract_features(flat).unflatten(0, masks.shape)
-            if self.use_last_action:
-                encoded = encode_actions(actions.flatten(0, 1), self.action_space, self.squash_output)
-                encoded = encoded.unflatten(0, masks.shape)
-                x = th.cat([x, shift_steps(encoded, state[LAST_ACTION], masks)], dim=-1)
-            if self.use_time:
-                time = steps_since_start(state[TIME], masks, masks.shape[1])
-                x = th.cat([x, encode_time(time)], dim=-1)
-            latent, new_state, logs = self.core.forward_sequence(x, core_state, masks)
-        if self.use_last_action:
-            new_state[LAST_ACTION] = encoded[:, -1]
-        if self.use_time:
-            new_state[TIME] = time[:, -1] + 1
-        return latent, new_state, logs
+            features = self.extract_features(flat).unflatten(0, masks.shape)
+            x, input_state = self.inputs.read_sequence(features, actions, state, masks)
+            latent, core_state, logs = self.core.forward_sequence(x, core_state, masks)
+        return latent, core_state | input_state, logs
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -327,7 +289,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             distribution = self._get_action_dist_from_latent(latent_pi)
             actions = distribution.get_actions(deterministic=deterministic)
             log_prob = distribution.log_prob(actions)
-        state = self._remember_action(state, actions.unsqueeze(-1))
+        state = self.inputs.remember(state, actions.unsqueeze(-1))
         return self._shape_actions(actions), self.value_net(latent_vf), log_prob, state
 
     def _is_plain_categorical(self) -> bool:
@@ -372,7 +334,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[th.Tensor, State]:
         distribution, state = self.get_distribution(observation, state, episode_starts)
         actions = distribution.get_actions(deterministic=deterministic)
-        return actions, self._remember_action(state, actions.unsqueeze(-1))
+        return actions, self.inputs.remember(state, actions.unsqueeze(-1))
 
     def predict(  # type: ignore[override]  # see forward
         self,
@@ -406,6 +368,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             starts = th.as_tensor(np.asarray(episode_start), dtype=th.float32, device=self.device).reshape(-1)
             if len(starts) != batch_size:
                 raise ValueError(f"`episode_start` has {len(starts)} rows, but there are {batch_size} observations.")
+        if state is None and not self._warned_of_lost_memory and not bool((starts != 0).all()) and episode_start is not None:
+            self._warned_of_lost_memory = True
+            warn_caller(
+                "`predict` got `state=None` although `episode_start` says that an episode goes on: each such call resets the "
+                "memory. Pass the state that the last call returned: `action, state = model.predict(obs, state, ...)`."
+            )
         with th.no_grad():
             first = self.get_initial_state(batch_size)
             tensors = first if state is None else self._check_state(state, first)
@@ -423,7 +391,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _check_state(self, state: NumpyState, like: State) -> State:
         """:return: A state given to ``predict`` as tensors; ``like`` is the initial one of the right batch size."""
         if not isinstance(state, dict) or state.keys() != like.keys():
-            got = sorted(state) if isinstance(state, dict) else type(state).__name__
+            got = sorted(state) if isinstance(state, dict) else f"a {type(state).__name__}"
             raise ValueError(
                 f"`state` must be what the last `predict` of this policy returned, a dict with {sorted(like)}, got {got}; "
                 "pass None to start anew."
@@ -438,7 +406,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def burn_in(self, batch: SequenceBatch) -> State:
+    def burn_in(self, batch: Sequences) -> State:
         """
         Replay the steps before the sequences without gradient.
 
@@ -448,11 +416,10 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :return: The state at the first training step, detached.
         """
         state = batch["state"]
-        ends = sorted(set(batch["prefix_lens"]))[::-1]
+        ends = sorted(set(batch["prefix_lens"]), reverse=True)
         if not ends or ends[0] == 0:
             return state
-        total = batch["masks"].shape[1] - int(batch["grad_mask"][0].sum())
-        lengths = th.tensor(batch["prefix_lens"])
+        total, lengths = batch["burn_in"], batch["prefix_lens"]
         training = self.training
         self.set_training_mode(False)  # as when acting: no running statistic sees these steps
         with th.no_grad():
@@ -460,7 +427,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 if longest == shorter:
                     continue
                 part = slice(total - longest, total - shorter)
-                rows = th.nonzero(lengths >= longest).squeeze(1).to(batch["masks"].device)
+                rows = th.tensor([row for row, length in enumerate(lengths) if length >= longest], device=self.device)
                 obs, actions, masks = _steps(batch, part)
                 obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
                 _, replayed, _ = self._core_sequence(obs, actions[rows], index_state(state, rows), masks[rows])
@@ -468,57 +435,48 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self.set_training_mode(training)
         return state
 
-    def evaluate_sequences(self, batch: SequenceBatch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, Logs]:
+    def evaluate_sequences(self, batch: Sequences) -> Evaluation:
         """
         Evaluate the actions of the training steps, with gradient, after the burn-in, without.
 
         :param batch: Sequences with their prefix of P steps and L training steps.
-        :return: Values (B, L), log-probabilities (B, L), entropies (B, L) or ``None``, diagnostics.
+        :return: The evaluation of the training steps, (B, L).
         """
         state = self.burn_in(batch)
-        steps = batch["masks"].shape[1]
-        first = steps - int(batch["grad_mask"][0].sum())
-        obs, actions, masks = _steps(batch, slice(first, steps))
+        obs, actions, masks = _steps(batch, slice(batch["burn_in"], None))
         return self.evaluate_actions(obs, actions, state, masks)
 
     def evaluate_actions(  # type: ignore[override]  # see forward
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, Logs]:
+    ) -> Evaluation:
         """
         Evaluate actions along sequences.
 
         :param obs: Observations, (B, T, ...).
         :param actions: Actions as sampled, (B, T, A).
         :param state: The state before the first step.
-        :param masks: Keep-masks, (B, T).
-        :return: Values (B, T), log-probabilities (B, T), entropies (B, T) or ``None``, diagnostics, and with ``log_barrier``
-            under that name among them the loss.
+        :param masks: Keep-masks, bool, (B, T).
+        :return: The evaluation, (B, T).
         """
         latent, _, logs = self._core_sequence(obs, actions, state, masks)
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
         flat, shape = actions.flatten(0, 1), masks.shape
+        distribution = functools.cache(functools.partial(self._get_action_dist_from_latent, latent_pi))
         entropy: th.Tensor | None
-        if self._is_plain_categorical() and not self.log_barrier:
+        if self._is_plain_categorical():
             log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
         else:
-            distribution = self._get_action_dist_from_latent(latent_pi)
-            log_prob = distribution.log_prob(flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat)
-            entropy = distribution.entropy()
-            if self.log_barrier:
-                logs = {**logs, LOG_BARRIER: losses.log_barrier_loss(distribution)}
+            log_prob = distribution().log_prob(flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat)
+            entropy = distribution().entropy()
         values = self.value_net(latent_vf).view(shape)
-        return values, log_prob.view(shape), None if entropy is None else entropy.view(shape), logs
+        entropy = None if entropy is None else entropy.view(shape)
+        return Evaluation(values, log_prob.view(shape), entropy, logs, distribution)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self._core_kwargs
 
 
-def _parts(space: spaces.Space[Any]) -> Mapping[str, spaces.Space[Any]]:
-    """:return: The spaces that an observation consists of, by name."""
-    return space.spaces if isinstance(space, spaces.Dict) else {OBSERVATION: space}
-
-
-def _steps(batch: SequenceBatch, part: slice) -> tuple[Observations, th.Tensor, th.Tensor]:
+def _steps(batch: Sequences, part: slice) -> tuple[Observations, th.Tensor, th.Tensor]:
     """:return: Observations, actions and masks of some steps of a batch."""
     obs = batch["obs"]
     cut = {key: value[:, part] for key, value in obs.items()} if isinstance(obs, dict) else obs[:, part]
@@ -553,15 +511,18 @@ def _fused(optimizer_kwargs: dict[str, Any]) -> dict[str, Any]:
 def _warn_of_lstm_options(
     shared_lstm: bool | None, enable_critic_lstm: bool | None, lstm_kwargs: dict[str, Any] | None, share_features: bool
 ) -> None:
-    given = {"shared_lstm": shared_lstm, "enable_critic_lstm": enable_critic_lstm, "lstm_kwargs": lstm_kwargs or None}
-    names = [name for name, value in given.items() if value is not None]
-    if not share_features:
-        names.append("share_features_extractor=False")
-    if names:
-        warnings.warn(
+    """Warn of options of RecurrentPPO that ask for something else than one core, shared by actor and critic."""
+    ignored = {
+        "shared_lstm=False": shared_lstm is False,
+        "enable_critic_lstm=True": enable_critic_lstm is True,
+        "enable_critic_lstm=False": enable_critic_lstm is False and not shared_lstm,  # a critic without memory
+        f"lstm_kwargs={lstm_kwargs}": bool(lstm_kwargs),
+        "share_features_extractor=False": not share_features,
+    }
+    if names := [name for name, given in ignored.items() if given]:
+        warn_caller(
             f"{', '.join(names)}: no effect here. Actor and critic share one features extractor and one core, and both train "
-            "it; its options are `encoder_kwargs` and `memory_kwargs`.",
-            stacklevel=3,
+            "it; its options are `encoder_kwargs` and `memory_kwargs`."
         )
 
 

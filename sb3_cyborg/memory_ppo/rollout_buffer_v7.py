@@ -1,16 +1,15 @@
 """``RolloutBufferV7``: a rollout of ``T`` steps in ``N`` environments, and the states that training starts from."""
 
 import math
-import warnings
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 
-from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors
+from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors, warn_caller
 from sb3_cyborg.sequence_model import State, keep_mask
 
 Observations = th.Tensor | dict[str, th.Tensor]
@@ -31,19 +30,43 @@ MIN_STEPS, MIN_ROLLOUT = 128, 2048
 """Steps of each environment, and of all together, that a rollout has at least where the user does not say."""
 
 
-class SequenceBatch(TypedDict):
-    """Sequences with their burn-in; P is ``burn_in``, L is ``seq_len``."""
+class Sequences(TypedDict):
+    """Sequences with their burn-in, as the policy evaluates them: B sequences of L steps behind a prefix of P steps."""
 
     obs: Observations  # (B, P + L, ...)
     actions: th.Tensor  # (B, P + L, A)
+    masks: th.Tensor  # keep-mask, bool, (B, P + L): false where an episode starts
+    state: State  # at the first step of each row's prefix
+    prefix_lens: list[int]  # of each row: how many of the P steps are real; the padding comes first
+    burn_in: int  # P
+
+
+class TrainingBatch(Sequences):
+    """A minibatch: what only losses read is of the L training steps alone."""
+
+    old_values: th.Tensor  # (B, L), as the others below
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+
+
+class SequenceBatch(Sequences):
+    """A minibatch with all columns of the burn-in, too."""
+
     old_values: th.Tensor  # (B, P + L), as the others below
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
-    masks: th.Tensor  # keep-mask: 0 where an episode starts
-    grad_mask: th.Tensor  # 0 burn-in (or padding before it), 1 training
-    state: State  # at the first step of each row's prefix
-    prefix_lens: list[int]  # of each row: how many of the P steps are real; the padding comes first
+    grad_mask: th.Tensor  # 0 burn-in, 1 training
+
+
+class _Places(NamedTuple):
+    """Where in the rollout some sequences are."""
+
+    step: th.Tensor  # (B, P + L)
+    env: th.Tensor  # (B,)
+    anchor: th.Tensor  # index of the stored state, (B,)
+    prefix_lens: list[int]
 
 
 def plan_n_steps(n_envs: int, seq_len: int | None) -> int:
@@ -95,6 +118,11 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
     if seq_len is None:
         longest = LONG_SEQ_LEN if min(wanted, total) >= MIN_ROWS * LONG_SEQ_LEN else TARGET_SEQ_LEN
         seq_len = _fitting_seq_len(n_steps, batch_size, longest)
+        if batch_size is not None and batch_size < SHORT_SEQ_LEN <= n_steps:
+            warn_caller(
+                f"`batch_size`={batch_size} leaves sequences of {seq_len} steps, too few to learn what to remember: use a "
+                f"`batch_size` of at least {SHORT_SEQ_LEN}, or give `seq_len`."
+            )
     rows = max(1, min(wanted, total) // seq_len)
     fewest = 2 if seq_len == 1 else 1
     if batch_size is None:
@@ -104,17 +132,15 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
     rows = max(rows, fewest)
     _refuse_single(total, seq_len, rows)
     if batch_size is not None and rows * seq_len != batch_size:
-        warnings.warn(
+        warn_caller(
             f"You have specified a mini-batch size of {batch_size}, but the rollout holds `n_steps * n_envs = {total}` "
-            f"transitions in sequences of {seq_len}: mini-batches of {rows * seq_len} are used instead.",
-            stacklevel=3,
+            f"transitions in sequences of {seq_len}: mini-batches of {rows * seq_len} are used instead."
         )
     elif total % (rows * seq_len):
-        warnings.warn(
+        warn_caller(
             f"You have specified a mini-batch size of {batch_size}, but because the rollout holds `n_steps * n_envs = "
             f"{total}` transitions, after every {total // (rows * seq_len)} mini-batches there will be one of "
-            f"{total % (rows * seq_len)}. We recommend a `batch_size` that is a factor of `n_steps * n_envs`.",
-            stacklevel=3,
+            f"{total % (rows * seq_len)}. We recommend a `batch_size` that is a factor of `n_steps * n_envs`."
         )
     return int(seq_len), int(rows * seq_len)  # numpy's whole numbers are welcome, too
 
@@ -239,7 +265,7 @@ class RolloutBufferV7:
         self,
         obs: np.ndarray | dict[str, np.ndarray],
         actions: th.Tensor,
-        rewards: np.ndarray,
+        rewards: np.ndarray | th.Tensor,
         episode_starts: np.ndarray,
         values: th.Tensor,
         log_probs: th.Tensor,
@@ -305,44 +331,84 @@ class RolloutBufferV7:
         :return: The minibatches.
         :raises ValueError: for a rollout that is not complete, and for sizes that cannot work.
         """
-        if not self.full:
-            raise ValueError(f"The rollout is not complete: {self.pos} of {self.n_steps} steps.")
         burn_in = None if burn_in is None else min(burn_in, self.n_steps - self.seq_len)  # as when it was made
         for name, wanted, have in (("seq_len", seq_len, self.seq_len), ("burn_in", burn_in, self.burn_in)):
             if wanted is not None and wanted != have:
                 raise ValueError(f"States were kept for `{name}`={have}, so `{name}`={wanted} cannot be sampled.")
+        return (self._whole_batch(places) for places in self._epoch(batch_size))
+
+    def minibatches(self, batch_size: int | None = None) -> Iterator[TrainingBatch]:
+        """
+        :func:`sample_sequences` for the update, without the columns that nothing reads.
+
+        :param batch_size: Transitions in a minibatch, a multiple of ``seq_len``; ``None`` is all of them.
+        :return: The minibatches.
+        :raises ValueError: for a rollout that is not complete, and for sizes that cannot work.
+        """
+        return (self._training_batch(places) for places in self._epoch(batch_size))
+
+    def _epoch(self, batch_size: int | None) -> list[_Places]:
+        """:return: The places of all minibatches. They go to the device at once, so that no minibatch waits for it."""
+        if not self.full:
+            raise ValueError(f"The rollout is not complete: {self.pos} of {self.n_steps} steps.")
         total = self.n_steps * self.n_envs
-        batch_size = total if batch_size is None else batch_size
+        batch_size = total if batch_size is None else int(batch_size)
         if batch_size < self.seq_len or batch_size % self.seq_len:
             raise ValueError(f"`batch_size`={batch_size} is not a multiple of `seq_len`={self.seq_len}.")
-        rows = th.randperm(total // self.seq_len)
-        return (self._gather(part) for part in rows.split(int(batch_size) // self.seq_len))
+        places, size = self._places(th.randperm(total // self.seq_len)), batch_size // self.seq_len
+        steps, envs, anchors = (tensor.to(self.device).split(size) for tensor in places[:3])
+        lengths = (places.prefix_lens[start : start + size] for start in range(0, total // self.seq_len, size))
+        return [_Places(*place) for place in zip(steps, envs, anchors, lengths, strict=True)]
 
-    def _gather(self, rows: th.Tensor) -> SequenceBatch:
-        """:param rows: Indices of sequences, (B,): sequence ``i`` is the ``i // N``-th of environment ``i % N``."""
+    def _places(self, rows: th.Tensor) -> _Places:
+        """
+        :param rows: Sequences, (B,): sequence ``i`` is the ``i // N``-th of environment ``i % N``.
+        :return: Their places, on the CPU.
+        """
         start, env = rows // self.n_envs * self.seq_len, rows % self.n_envs
         prefix_lens = start.clamp(max=self.burn_in)
-        anchors = th.tensor([self._anchors[step] for step in (start - prefix_lens).tolist()], device=self.device)
-        offsets = th.arange(-self.burn_in, self.seq_len)
-        step = (start.unsqueeze(1) + offsets).clamp(min=0).to(self.device)  # a short prefix is padded with step 0
-        env = env.to(self.device)
+        anchor = th.tensor([self._anchors[step] for step in (start - prefix_lens).tolist()])
+        # A prefix that is shorter than the others is padded with step 0.
+        step = (start.unsqueeze(1) + th.arange(-self.burn_in, self.seq_len)).clamp(min=0)
+        return _Places(step, env, anchor, prefix_lens.tolist())
 
-        def take(tensor: th.Tensor) -> th.Tensor:
-            return tensor[step, env.unsqueeze(1)]
-
+    def _sequences(self, places: _Places) -> Sequences:
+        """:return: What the policy reads of the sequences at ``places``."""
         obs = self.observations
         return {
-            "obs": {key: take(tensor) for key, tensor in obs.items()} if isinstance(obs, dict) else take(obs),
-            "actions": take(self.actions),
-            "old_values": take(self.values),
-            "old_log_prob": take(self.log_probs),
-            "advantages": take(self.advantages),
-            "returns": take(self.returns),
-            "masks": keep_mask(take(self.episode_starts)),
-            "grad_mask": (offsets >= 0).float().to(self.device).expand(len(rows), -1),
-            "state": {name: leaf[anchors, env] for name, leaf in self.states.items()},
-            "prefix_lens": prefix_lens.tolist(),
+            "obs": {key: _take(tensor, places) for key, tensor in obs.items()}
+            if isinstance(obs, dict)
+            else _take(obs, places),
+            "actions": _take(self.actions, places),
+            "masks": keep_mask(_take(self.episode_starts, places)),
+            "state": {name: leaf[places.anchor, places.env] for name, leaf in self.states.items()},
+            "prefix_lens": places.prefix_lens,
+            "burn_in": self.burn_in,
         }
+
+    def _targets(self, places: _Places) -> dict[str, th.Tensor]:
+        """:return: What losses read of the steps at ``places``."""
+        targets = {
+            "old_values": self.values,
+            "old_log_prob": self.log_probs,
+            "advantages": self.advantages,
+            "returns": self.returns,
+        }
+        return {name: _take(tensor, places) for name, tensor in targets.items()}
+
+    def _training_batch(self, places: _Places) -> TrainingBatch:
+        training = places._replace(step=places.step[:, self.burn_in :])
+        return cast(TrainingBatch, self._sequences(places) | self._targets(training))
+
+    def _whole_batch(self, places: _Places) -> SequenceBatch:
+        grad_mask = (th.arange(self.burn_in + self.seq_len, device=self.device) >= self.burn_in).float()
+        batch = self._sequences(places) | self._targets(places)
+        return cast(SequenceBatch, batch | {"grad_mask": grad_mask.expand(len(places.env), -1)})
+
+
+def _take(tensor: th.Tensor, places: _Places) -> th.Tensor:
+    """:return: Of a tensor (T, N, ...), the steps at ``places``, (B, steps, ...)."""
+    return tensor[places.step, places.env.unsqueeze(1)]
 
 
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ import torch as th
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_cyborg.sequence_model import may_branch
+
 
 def causal_conv(
     x: th.Tensor, state: th.Tensor, weight: th.Tensor, bias: th.Tensor, masks: th.Tensor | None = None
@@ -19,7 +21,7 @@ def causal_conv(
     :param state: The W - 1 inputs before the first, newest last, (B, C, W - 1).
     :param weight: One tap for each step, that of the step itself last, (C, W).
     :param bias: (C,).
-    :param masks: Keep-masks, (B, T), or ``None``; to a reset and what follows, earlier inputs are zeros.
+    :param masks: Keep-masks, bool, (B, T), or ``None``; to a reset and what follows, earlier inputs are zeros.
     :return: Outputs (B, T, C) and the last W - 1 inputs (B, C, W - 1), zeros where they are of an earlier episode.
     """
     past = weight.shape[1] - 1
@@ -27,22 +29,22 @@ def causal_conv(
     tail = padded[:, x.shape[1] :]
     keeps: list[th.Tensor] = []
     if masks is not None and past:
-        keeps = _keeps(masks, past, x.dtype)
+        keeps = _keeps(masks, past)
         newest_last = [keep[:, -1:] for keep in reversed(keeps[:-1])] + [th.ones_like(keeps[0][:, -1:])]
-        tail = th.where(th.cat(newest_last, dim=1) > 0.5, tail, 0.0)
+        tail = th.where(th.cat(newest_last, dim=1), tail, 0.0)
     # Copied, so that a state that is kept does not keep the whole sequence.
     return _causal_conv(padded, weight, bias, *keeps), tail.transpose(1, 2).contiguous()
 
 
-def _keeps(masks: th.Tensor, past: int, dtype: th.dtype) -> list[th.Tensor]:
-    """:return: For each lag from 1 to ``past``, 1 where a step's episode goes back so far, else 0, (B, T, 1)."""
+def _keeps(masks: th.Tensor, past: int) -> list[th.Tensor]:
+    """:return: For each lag from 1 to ``past``, whether a step's episode goes back so far, bool, (B, T, 1)."""
     steps = masks.shape[1]
-    keep = (masks > 0.5).to(dtype).unsqueeze(-1)
-    before = F.pad(keep, (0, 0, past, 0), value=1.0)
+    keep = masks.unsqueeze(-1)
+    before = F.pad(keep, (0, 0, past, 0), value=True)
     keeps = [keep]
     for lag in range(2, past + 1):
         start = past + 1 - lag
-        keeps.append(keeps[-1] * before[:, start : start + steps])
+        keeps.append(keeps[-1] & before[:, start : start + steps])
     return keeps
 
 
@@ -55,7 +57,7 @@ class _CausalConv(th.autograd.Function):
         :param padded: W - 1 inputs before the first and the inputs, (B, W - 1 + T, C).
         :param weight: (C, W).
         :param bias: (C,).
-        :param keeps: For each lag from 1 to W - 1, 1 where a step may look back so far, else 0, (B, T, 1); none for all.
+        :param keeps: For each lag from 1 to W - 1, whether a step may look back so far, bool, (B, T, 1); none for all.
         :return: (B, T, C).
         """
         lags = weight.shape[1]
@@ -63,38 +65,39 @@ class _CausalConv(th.autograd.Function):
         weight = weight.t().contiguous()  # a tap at a time, which in the other layout is five times slower
         taps = [slice(lags - 1 - lag, lags - 1 - lag + steps) for lag in range(lags)]
         # To multiply by a mask is faster than to select, but what is not finite has to be gone for that ...
-        silence = bool(keeps) and (padded.device.type != "cpu" or not math.isfinite(padded.sum().item()))
+        factors = [keep.to(padded.dtype) for keep in keeps]
+        silence = bool(keeps) and not (may_branch(padded.device) and math.isfinite(padded.sum().item()))
         if silence:
             finite = th.isfinite(padded.sum(-1, keepdim=True))
             padded = th.nan_to_num(padded, nan=0.0, posinf=0.0, neginf=0.0)
         output = th.addcmul(bias, padded[:, taps[0]], weight[-1])
         for lag in range(1, lags):
-            tap = padded[:, taps[lag]] * keeps[lag - 1] if keeps else padded[:, taps[lag]]
+            tap = padded[:, taps[lag]] * factors[lag - 1] if keeps else padded[:, taps[lag]]
             output.addcmul_(tap, weight[-1 - lag])
         if silence:
             # ... and comes back where the episode saw it.
-            seen = [finite[:, taps[0]], *[finite[:, taps[lag]] | (keeps[lag - 1] < 0.5) for lag in range(1, lags)]]
+            seen = [finite[:, taps[0]], *[finite[:, taps[lag]] | ~keeps[lag - 1] for lag in range(1, lags)]]
             output += th.where(th.stack(seen).all(0), 0.0, float("nan")).to(output.dtype)
-        ctx.save_for_backward(padded, weight, *keeps)
+        ctx.save_for_backward(padded, weight, *factors)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        padded, weight, *keeps = ctx.saved_tensors
+        padded, weight, *factors = ctx.saved_tensors
         lags, steps = weight.shape[0], grad.shape[1]
         grad_padded, grad_weight = th.empty_like(padded), th.empty_like(weight)
         grad_padded[:, : lags - 1] = 0.0
         tap_grad, product = th.empty_like(grad), th.empty_like(grad)  # one memory for all taps: it stays in the cache
         for lag in range(lags):
             at = slice(lags - 1 - lag, lags - 1 - lag + steps)
-            tap = th.mul(grad, keeps[lag - 1], out=tap_grad) if keeps and lag else grad
+            tap = th.mul(grad, factors[lag - 1], out=tap_grad) if factors and lag else grad
             th.sum(th.mul(tap, padded[:, at], out=product), (0, 1), out=grad_weight[-1 - lag])
             if lag:
                 grad_padded[:, at].addcmul_(tap, weight[-1 - lag])
             else:
                 th.mul(grad, weight[-1], out=grad_padded[:, at])
-        return grad_padded, grad_weight.t(), grad.sum((0, 1)), *[None] * len(keeps)
+        return grad_padded, grad_weight.t(), grad.sum((0, 1)), *[None] * len(factors)
 
 
 _causal_conv: Callable[..., th.Tensor] = _CausalConv.apply

@@ -13,7 +13,7 @@ from typing import Any
 import torch as th
 from torch.autograd.function import once_differentiable
 
-from sb3_cyborg.ops.window_attention import finite
+from sb3_cyborg.ops.masking import finite
 
 CHUNK = 64
 """Steps that are handled at once."""
@@ -28,7 +28,7 @@ def slot_scan_reference(
     outputs = []
     for t in range(read.shape[1]):
         if masks is not None:
-            slots = th.where(masks[:, t, None, None, None] > 0.5, slots, 0.0)
+            slots = th.where(masks[:, t, None, None, None], slots, 0.0)
         outputs.append(th.einsum("bhs,bhsd->bhd", read[:, t], slots))
         a = write[:, t].unsqueeze(-1)
         slots = (1 - a) * slots + a * items[:, t].unsqueeze(2)
@@ -49,7 +49,7 @@ def slot_scan(
     :param chunk: Steps in a chunk, at most ``CHUNK``.
     :return: What was read, (B, T, H, d), and the slots after the last step.
     """
-    resets = th.zeros_like(read[:, :, 0, 0], dtype=th.bool) if masks is None else masks <= 0.5
+    resets = th.zeros_like(read[:, :, 0, 0], dtype=th.bool) if masks is None else ~masks
     outputs = []
     for part in zip(*(tensor.split(chunk, dim=1) for tensor in (read, write, items, resets)), strict=True):
         output, slots = _slot_chunk(*part, slots)

@@ -20,6 +20,8 @@ import torch as th
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_cyborg.sequence_model import may_branch
+
 CHUNK = 32
 """Steps that are handled at once; the work within a chunk grows with its square, the number of loop turns falls."""
 
@@ -75,7 +77,7 @@ def ssd_reference(
     outputs = []
     for t in range(x.shape[1]):
         if masks is not None:
-            state = th.where(masks[:, t, None, None, None] > 0.5, state, 0.0)
+            state = th.where(masks[:, t, None, None, None], state, 0.0)
         y, state = ssd_step(x[:, t], dt[:, t], a, b[:, t], c[:, t], d, state)
         outputs.append(y)
     return th.stack(outputs, dim=1), state
@@ -107,7 +109,7 @@ def ssd_chunked(
     :param c: What of the state to read, (B, T, G, N).
     :param d: Weight of the input in the output, (H,).
     :param state: The state before the first step, (B, H, P, N).
-    :param masks: Keep-masks, (B, T), or ``None``; a reset makes the state zeros before the step reads.
+    :param masks: Keep-masks, bool, (B, T), or ``None``; a reset makes the state zeros before the step reads.
     :param chunk_size: Steps in a chunk, >= 1; T need not be a multiple.
     :return: Outputs (B, T, H, P) and the state after the last step (B, H, P, N).
     """
@@ -126,7 +128,7 @@ def ssd_chunked(
     if masks is None:
         episodes = th.zeros(batch_size, count, chunk, dtype=th.int64, device=x.device)
     else:
-        episodes = split(masks <= 0.5).cumsum(-1)
+        episodes = split(~masks).cumsum(-1)
     y, state = _ssd(split(x), split(dt), a, split(b), split(c), d, state, episodes)
     return y.reshape(batch_size, count * chunk, heads, width)[:, :steps], state
 
@@ -269,8 +271,8 @@ def _nan_where(condition: th.Tensor, dtype: th.dtype) -> th.Tensor:
 
 
 def _any_bad(*tensors: th.Tensor) -> bool:
-    """:return: Whether there is anything to take out. Only a CPU is asked: another device would have to be waited for."""
-    return tensors[0].device.type != "cpu" or not all(th.linalg.vector_norm(tensor).item() <= LARGEST for tensor in tensors)
+    """:return: Whether there may be anything to take out; always, where no branch may depend on it."""
+    return not may_branch(tensors[0].device) or not all(th.linalg.vector_norm(tensor).item() <= LARGEST for tensor in tensors)
 
 
 def _exp2(log_decay: th.Tensor) -> th.Tensor:

@@ -90,7 +90,7 @@ def ssd_official(
     chunk_size: int = CHUNK,
 ) -> tuple[th.Tensor, th.Tensor]:
     """Arguments and results as those of :func:`~sb3_cyborg.ops.ssd.ssd_chunked`, in fp32; see the top of the module."""
-    starts = th.zeros(x.shape[:2], dtype=th.bool, device=x.device) if masks is None else masks <= 0.5
+    starts = th.zeros(x.shape[:2], dtype=th.bool, device=x.device) if masks is None else ~masks
     with th.no_grad():
         bad_x, bad_dt, bad_b, bad_c = map(_bad, (x, dt, b, c))
         bad_state = _bad(state.unsqueeze(1)).squeeze(1)

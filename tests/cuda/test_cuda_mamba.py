@@ -97,7 +97,7 @@ def test_the_torch_backend_runs_on_cuda_too() -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
 def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> None:
-    masks = th.ones(3, 40)
+    masks = th.ones(3, 40, dtype=th.bool)
     masks[:, 16] = 0
     case = make_case(40, resets=0.0, width=32, size=32).to(th.float32)._replace(masks=masks)
     dirty = getattr(case, leaf).clone()
@@ -123,7 +123,7 @@ def test_step_equals_sequence(sizes: dict[str, Any]) -> None:
     model = OnCuda(Mamba2(64, mamba_backend="official", **sizes))
     generator = th.Generator().manual_seed(0)
     x = th.randn(4, 77, 64, generator=generator)
-    masks = (th.rand(4, 77, generator=generator) > 0.05).float()
+    masks = th.rand(4, 77, generator=generator) > 0.05
     state = warm_state(model, 4, th.float32, generator)
     got, want = (outcome(model, form, x, state, masks, 0) for form in (run_full, run_stepped))
     assert_close(got, want, 2e-5, "official against stepped")
@@ -139,7 +139,7 @@ def test_contract(mode: str) -> None:
 def test_device_of_a_model_does_not_change_it() -> None:
     th.manual_seed(0)
     model = EncoderV7(3, 64, mode="mamba")
-    x, masks = th.randn(5, 90, 3), (th.rand(5, 90) > 0.05).float()
+    x, masks = th.randn(5, 90, 3), th.rand(5, 90) > 0.05
     state = warm_state(model, 5, th.float32, th.Generator().manual_seed(0))
     want = outcome(model, run_full, x, state, masks, 0)
     got = outcome(OnCuda(copy.deepcopy(model)), run_full, x, state, masks, 0)

@@ -99,7 +99,7 @@ def test_the_step_size_is_handed_over_after_the_softplus() -> None:
     ours, _ = run_official(x, dt, a, b, c, d, state, case.masks)
     theirs: Any = load_kernels()(
         x, raw.float(), a, b, c, 32, D=d, dt_bias=bias.float(), dt_softplus=True, initial_states=state,
-        seq_idx=(1 - case.masks).cumsum(1).int(),
+        seq_idx=(~case.masks).cumsum(1).int(),
     )  # fmt: skip
     errors = {name: ((y - want).abs().max() / want.abs().max()).item() for name, y in (("before", ours), ("inside", theirs))}
     report("softplus before or inside the kernels", errors)
@@ -112,7 +112,7 @@ def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> No
     """Bit for bit: what follows the reset, the last state, and all gradients of both are those without the poison."""
     reset_at = 6
     case = make_case(13, resets=0.0).to(th.float32)
-    masks = th.ones(3, 13)
+    masks = th.ones(3, 13, dtype=th.bool)
     masks[:, reset_at] = 0
     case = case._replace(masks=masks)
     dirty = getattr(case, leaf).clone()
@@ -202,7 +202,7 @@ def test_gradients_of_the_block() -> None:
     ours, official = Mamba2(64, mamba_backend="torch"), Mamba2(64, mamba_backend="official")
     official.load_state_dict(ours.state_dict())
     x = th.randn(3, 45, 64)
-    masks = (th.rand(3, 45) > 0.1).float()
+    masks = th.rand(3, 45) > 0.1
     state = warm_state(ours, 3, th.float32, th.Generator().manual_seed(0))
     results = [outcome(model, run_full, x, state, masks, 0) for model in (official, ours)]
     assert_near("gradients of the block", *results)
@@ -223,7 +223,7 @@ def test_contract(mode: str) -> None:
     if mode == "mamba":
         verify_isolation(model, x, OUTPUT_TOLERANCE)
     state: State = warm_state(model, 3, th.float32, generator)
-    masks = (th.rand(3, 13, generator=generator) > 0.2).float()
+    masks = th.rand(3, 13, generator=generator) > 0.2
     for some_masks in (None, masks):
         got, want = (outcome(model, form, x, state, some_masks, 0) for form in (run_full, run_stepped))
         assert_near(f"contract of {mode}", got, want)
