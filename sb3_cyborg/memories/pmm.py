@@ -1,6 +1,7 @@
 """The persistent multi-head memory (PMM): items stay until something that matters more needs their slot."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -10,7 +11,7 @@ from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.masking import finite, masked_softmax
-from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State
+from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State, may_branch
 
 CHUNK = 64
 """Steps that are handled at once: pairwise scores grow with its square."""
@@ -19,9 +20,62 @@ MIN_GATE = 1e-6
 """Smallest write gate; its logarithm is added to scores."""
 
 
-class _Table:
+class Slots(NamedTuple):
     """
-    Which item each slot holds: the small state that eviction runs on, in NumPy, whose calls take a third of PyTorch's.
+    The state that eviction depends on, as tensors, without a branch on their values.
+
+    :param item: Index of the item that each slot holds, (B, S).
+    :param occupied: Whether it holds one, bool, (B, S).
+    :param usage: (B, S).
+    :param age: (B, S).
+    """
+
+    item: th.Tensor
+    occupied: th.Tensor
+    usage: th.Tensor
+    age: th.Tensor
+
+    @classmethod
+    def of(cls, state: State) -> "Slots":
+        """:return: The slots of a memory's state; slot s holds item s."""
+        usage = state["usage"].detach()
+        item = th.arange(usage.shape[1], device=usage.device).expand(usage.shape)
+        return cls(item, state["strength"].detach() > 0, usage, state["age"].detach())
+
+    def reset(self, keep: th.Tensor) -> "Slots":
+        """:return: The slots, empty in the rows whose keep-mask (B,) is false."""
+        keep = keep.unsqueeze(1)
+        return self._replace(
+            occupied=self.occupied & keep, usage=th.where(keep, self.usage, 0.0), age=th.where(keep, self.age, 0.0)
+        )
+
+    def offer(self, dominant: th.Tensor, open_gate: th.Tensor, new_index: int, usage_decay: float) -> "Slots":
+        """
+        The bookkeeping of one step, after its read.
+
+        :param dominant: Slots that a head gave more than half of its attention, bool, (B, S).
+        :param open_gate: Whether the write gate is open, bool, (B,).
+        :param new_index: Index of the item that the step offers.
+        :param usage_decay: Factor on all usage.
+        :return: The slots after the step.
+        """
+        usage = self.usage * usage_decay + dominant
+        rank = th.where(self.occupied, usage, -1.0)  # an empty slot is taken first
+        least = rank.amin(1, keepdim=True)
+        victim = th.where(rank == least, self.age, -1.0).argmax(1, keepdim=True)
+        place = th.arange(usage.shape[1], device=usage.device)
+        written = (place == victim) & (open_gate.unsqueeze(1) | (least <= 0))
+        return Slots(
+            th.where(written, new_index, self.item),
+            self.occupied | written,
+            th.where(written, open_gate.unsqueeze(1).to(usage.dtype), usage),
+            th.where(self.occupied & ~written, self.age + 1, 0.0),
+        )
+
+
+class SlotTable:
+    """
+    :class:`Slots` in NumPy, whose calls take a third of PyTorch's; for a CPU.
 
     :param state: The memory's state; it is copied.
     :param usage_decay: Factor on all usage at each step.
@@ -57,6 +111,10 @@ class _Table:
         written = rows, victim[rows]
         self.item[written], self.occupied[written] = new_index, True
         self.usage[written], self.age[written] = open_gate[rows], 0.0
+
+    def slots(self) -> Slots:
+        """:return: The same as tensors, which share the memory of these arrays."""
+        return Slots(*map(th.from_numpy, (self.item, self.occupied, self.usage, self.age)))
 
 
 def _to_numpy(tensor: th.Tensor) -> np.ndarray:
@@ -134,16 +192,23 @@ class PersistentMemory(AttentionMemory):
         if tracing():
             age = th.where(occupied, state["age"] + 1, 0)
             record(read=weights, null=null, age=age, gate=gate.unsqueeze(-1), strength=strength, usage=state["usage"])
-        table = _Table(state, self.usage_decay)
-        table.offer(_to_numpy((weights > 0.5).any(dim=1)), _to_numpy(gate > 0.5), self.num_slots)
-        written = th.from_numpy(table.item == self.num_slots).to(x.device)
+        slots = self._offer(state, (weights > 0.5).any(dim=1), gate > 0.5)
+        written = slots.item == self.num_slots
         new_state = {
             "items": th.where(written.unsqueeze(-1), self.item(x).unsqueeze(1), items),
             "strength": th.where(written, gate.unsqueeze(1), strength),
-            "usage": th.from_numpy(table.usage).to(x.device),
-            "age": th.from_numpy(table.age).to(x.device),
+            "usage": slots.usage,
+            "age": slots.age,
         }
         return self.finish(context, null), new_state, self._logs(weights, null, occupied, gate)
+
+    def _offer(self, state: State, dominant: th.Tensor, open_gate: th.Tensor) -> Slots:
+        """:return: The slots after a step whose item has index ``num_slots``; see :meth:`Slots.offer`."""
+        if not may_branch(dominant.device):
+            return Slots.of(state).offer(dominant, open_gate, self.num_slots, self.usage_decay)
+        table = SlotTable(state, self.usage_decay)
+        table.offer(_to_numpy(dominant), _to_numpy(open_gate), self.num_slots)
+        return table.slots()
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         reads, parts = [], []
@@ -173,42 +238,59 @@ class PersistentMemory(AttentionMemory):
         # Scores of every step with every item there is or will be: one matmul; the slots then only choose among them.
         scores = query.transpose(1, 2) @ keys.permute(0, 2, 3, 1) / math.sqrt(self.head_dim) + bias[:, None, None]
         null_logits = self.null_logits(query)
-        table = _Table(state, self.usage_decay)
-        indices, occupied = self._replay(table, scores, null_logits, gate, masks)
-        last_item, last_occupied, usage, age = (
-            th.from_numpy(array).to(x.device) for array in (table.item, table.occupied, table.usage, table.age)
-        )
+        replay = self._replay_table if may_branch(x.device) else self._replay
+        indices, occupied, last = replay(state, scores.detach(), null_logits.detach(), gate.detach() > 0.5, masks)
         chosen = indices.unsqueeze(1).expand(-1, self.num_heads, -1, -1)  # (B, H, T, S)
         visible = occupied.unsqueeze(1)
         weights, null = masked_softmax(scores.gather(3, chosen), visible, null_logits.transpose(1, 2))
         spread = th.zeros_like(scores).scatter(3, chosen, weights)
         context = (spread @ finite(values).transpose(1, 2)).transpose(1, 2)  # (B, T, H, d)
         null = null.transpose(1, 2)
-        last_items = items.gather(1, last_item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
-        last_strength = strength.gather(1, last_item)
+        last_items = items.gather(1, last.item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
+        last_strength = strength.gather(1, last.item)
         if masks is not None:  # an empty slot holds what it held at the start, unless a reset has cleared it
-            held = last_occupied | masks.all(dim=1, keepdim=True)
+            held = last.occupied | masks.all(dim=1, keepdim=True)
             last_items = th.where(held.unsqueeze(-1), last_items, 0.0)
             last_strength = th.where(held, last_strength, 0.0)
         new_state = {
             "items": last_items,
             "strength": last_strength,
-            "usage": usage,
-            "age": age,
+            "usage": last.usage,
+            "age": last.age,
         }
         return self.finish(context, null), new_state, weights.transpose(1, 2), null, occupied, gate
 
     def _replay(
-        self, table: _Table, scores: th.Tensor, null_logits: th.Tensor, gate: th.Tensor, masks: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor]:
+        self, state: State, scores: th.Tensor, null_logits: th.Tensor, open_gate: th.Tensor, masks: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor, Slots]:
         """
-        Replay which item each slot holds, step by step, on small arrays and without gradient.
+        Replay which item each slot holds, step by step, without gradient and without a branch on values.
 
-        :param table: Before the first step; it ends as it is after the last one.
-        :return: Item of each slot and whether it is occupied at each step's read, (B, T, S).
+        :param state: The memory's state before the first step.
+        :param scores: Scores of every step with every item, (B, H, T, S + T).
+        :param null_logits: (B, T, H).
+        :param open_gate: Whether the write gate is open, bool, (B, T).
+        :param masks: Keep-masks, bool, (B, T), or ``None``.
+        :return: At each step's read, the item of each slot and whether it is occupied, (B, T, S); the slots at the end.
         """
+        slots, read = Slots.of(state), []
+        for t in range(scores.shape[2]):
+            slots = slots if masks is None else slots.reset(masks[:, t])
+            read.append(slots)
+            logits = scores[:, :, t].gather(2, slots.item.unsqueeze(1).expand(-1, self.num_heads, -1))
+            logits = th.where(slots.occupied.unsqueeze(1), logits, -math.inf)
+            weights = th.softmax(th.cat([logits, null_logits[:, t].unsqueeze(-1)], dim=-1), dim=-1)[..., :-1]
+            dominant = (weights > 0.5).any(dim=1)  # a NaN of the inputs dominates nothing
+            slots = slots.offer(dominant, open_gate[:, t], self.num_slots + t, self.usage_decay)
+        return th.stack([each.item for each in read], 1), th.stack([each.occupied for each in read], 1), slots
+
+    def _replay_table(
+        self, state: State, scores: th.Tensor, null_logits: th.Tensor, open_gate: th.Tensor, masks: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor, Slots]:
+        """:meth:`_replay` on small NumPy arrays."""
+        table = SlotTable(state, self.usage_decay)
         by_step = _to_numpy(scores.transpose(1, 2))  # (B, T, H, S + T)
-        null_by_step, open_gates = _to_numpy(null_logits.unsqueeze(-1)), _to_numpy(gate > 0.5)
+        null_by_step, open_gates = _to_numpy(null_logits.unsqueeze(-1)), _to_numpy(open_gate)
         starts = None if masks is None else _to_numpy(~masks)
         indices = np.empty((*open_gates.shape, self.num_slots), dtype=np.int64)
         occupied = np.empty(indices.shape, dtype=bool)
@@ -225,7 +307,7 @@ class PersistentMemory(AttentionMemory):
                 weights = np.exp(logits - largest)
                 dominant = weights > 0.5 * (weights.sum(axis=2, keepdims=True) + np.exp(null - largest))
                 table.offer(dominant.any(axis=1), open_gates[:, t], self.num_slots + t)
-        return th.from_numpy(indices).to(gate.device), th.from_numpy(occupied).to(gate.device)
+        return th.from_numpy(indices), th.from_numpy(occupied), table.slots()
 
     def _logs(self, weights: th.Tensor, null: th.Tensor, occupied: th.Tensor, gate: th.Tensor) -> Logs:
         logs = self.read_logs(weights, null, occupied.sum(-1).to(gate.dtype))

@@ -31,7 +31,7 @@ _records: ContextVar[list[Record] | None] = ContextVar("records", default=None)
 
 def tracing() -> bool:
     """:return: Whether anybody looks; a memory asks before it computes what only :func:`record` needs."""
-    return _records.get() is not None
+    return not th.compiler.is_compiling() and _records.get() is not None
 
 
 def record(**quantities: th.Tensor) -> None:

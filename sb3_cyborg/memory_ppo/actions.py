@@ -1,10 +1,13 @@
 """Actions: encoded as an input of the policy, and sampled and evaluated where they are discrete."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
+from torch.distributions import Distribution
 
 from sb3_cyborg.sequence_model import may_branch
 
@@ -45,6 +48,24 @@ def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool 
 def _one_hot(numbers: th.Tensor, size: int) -> th.Tensor:
     """:return: (B, size) of whole numbers (B,); ``F.one_hot`` also checks their range, which takes a look at them."""
     return (numbers.unsqueeze(-1) == th.arange(size, device=numbers.device)).float()
+
+
+@contextmanager
+def distribution_checks(device: th.device) -> Iterator[None]:
+    """
+    A context in which PyTorch's distributions check their arguments only where a look at them is allowed.
+
+    :param device: Where the arguments are.
+    """
+    if may_branch(device):
+        yield
+        return
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:

@@ -19,7 +19,7 @@ from torch import nn
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
-from sb3_cyborg.memory_ppo.actions import evaluate_categorical, sample_categorical
+from sb3_cyborg.memory_ppo.actions import distribution_checks, evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.inputs import Inputs
 from sb3_cyborg.memory_ppo.normalization import ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, Sequences
@@ -286,9 +286,10 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         if self._is_plain_categorical():
             actions, log_prob = sample_categorical(self.action_net(latent_pi), deterministic)
         else:
-            distribution = self._get_action_dist_from_latent(latent_pi)
-            actions = distribution.get_actions(deterministic=deterministic)
-            log_prob = distribution.log_prob(actions)
+            with distribution_checks(latent_pi.device):
+                distribution = self._get_action_dist_from_latent(latent_pi)
+                actions = distribution.get_actions(deterministic=deterministic)
+                log_prob = distribution.log_prob(actions)
         state = self.inputs.remember(state, actions.unsqueeze(-1))
         return self._shape_actions(actions), self.value_net(latent_vf), log_prob, state
 
@@ -296,6 +297,10 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """:return: Whether actions are drawn as SB3 does it, and not by a subclass of the distribution or of this policy."""
         asked, plain = type(self)._get_action_dist_from_latent, ActorCriticPolicy._get_action_dist_from_latent
         return type(self.action_dist) is CategoricalDistribution and asked is plain
+
+    def _make_distribution(self, latent_pi: th.Tensor) -> Distribution:
+        with distribution_checks(latent_pi.device):
+            return self._get_action_dist_from_latent(latent_pi)
 
     def _shape_actions(self, actions: th.Tensor) -> th.Tensor:
         shape = self.action_space.shape
@@ -312,7 +317,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :return: The distribution of actions, the state after the step (without the action, which is yet to be taken).
         """
         latent, state = self._core_step(obs, state, episode_starts)
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), state
+        return self._make_distribution(self.mlp_extractor.forward_actor(latent)), state
 
     def predict_values(  # type: ignore[override]  # see forward
         self, obs: Any, state: State, episode_starts: th.Tensor
@@ -461,13 +466,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         latent, _, logs = self._core_sequence(obs, actions, state, masks)
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
         flat, shape = actions.flatten(0, 1), masks.shape
-        distribution = functools.cache(functools.partial(self._get_action_dist_from_latent, latent_pi))
+        distribution = functools.cache(functools.partial(self._make_distribution, latent_pi))
         entropy: th.Tensor | None
         if self._is_plain_categorical():
             log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
         else:
-            log_prob = distribution().log_prob(flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat)
-            entropy = distribution().entropy()
+            flat = flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat
+            with distribution_checks(latent_pi.device):
+                log_prob, entropy = distribution().log_prob(flat), distribution().entropy()
         values = self.value_net(latent_vf).view(shape)
         entropy = None if entropy is None else entropy.view(shape)
         return Evaluation(values, log_prob.view(shape), entropy, logs, distribution)
