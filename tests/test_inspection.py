@@ -21,8 +21,10 @@ from sb3_cyborg.memories.slot import SlotMemory
 from sb3_cyborg.memories.trace import QUANTITIES, record, trace, tracing
 from sb3_cyborg.sequence_model import Logs
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from sb3_cyborg.viewers.inspection import Inspection, inspect_episode, inspect_run, write_gates
+from sb3_cyborg.trainers.write_gates import write_gates
+from sb3_cyborg.viewers.inspection import Inspection, inspect_episode
 from sb3_cyborg.viewers.inspection_figure import draw_inspection, inspection_figure
+from sb3_cyborg.viewers.runs import inspect_run
 from tests.helpers import OBSERVATION_SPACES, ToyEnv, predict, rollout, same, toy_model, toy_vec_env, weights
 
 KINDS = ("pmm", "slot", "kv", "ring")
@@ -284,7 +286,9 @@ def test_a_gymnasium_environment_and_its_name() -> None:
 
 
 def test_what_cannot_be_inspected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no memory to inspect \(memory 'none'\); what can be inspected: 'pmm', 'slot'"):
+    with pytest.raises(
+        ValueError, match=r"no memory to inspect \(memory 'none'\); memories that can be inspected: 'pmm', 'slot'"
+    ):
         inspect_episode(agent("none"))
     with pytest.raises(ValueError, match="Only a MemoryPPO agent can be inspected, got RecurrentPPO"):
         inspect_episode(RecurrentPPO("MlpLstmPolicy", toy_vec_env(), n_steps=8))  # type: ignore[arg-type]  # on purpose
@@ -327,9 +331,7 @@ def test_memories_of_other_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspection.held is None
     assert [image.tolist() for image in maps(inspection)["slot"]] == [[[0.25] * STEPS] * 3]
     assert maps(shows(**read, usage=th.ones(1, 3)))["slot"][1].tolist() == [[1.0] * STEPS] * 3
-    with pytest.raises(
-        ValueError, match=r"Memory 'own' \(OwnMemory\) does not show what it does: 0 records in a step.*record"
-    ):
+    with pytest.raises(ValueError, match=r"Memory 'own' \(OwnMemory\) cannot be inspected: 0 records in a step.*record"):
         shows()
     with pytest.raises(ValueError, match=r"only \['gate'\] in a step"):
         shows(gate=th.ones(1, 1))
@@ -434,8 +436,8 @@ def test_panels(kind: str, wanted: list[str], tmp_path: Path) -> None:
     assert [axes.get_ylabel() for axes in left] == [*wanted, "share", "observation", "action", "reward"]
     assert left[-1].get_xlabel() == "step of the episode"
     title = figure.get_suptitle()
-    assert f"memory '{kind}'" in title
-    assert f"an episode of {STEPS} steps, return {inspection.rewards.sum():.2f}" in title
+    assert f"Memory '{kind}' along an episode" in title
+    assert f"; {STEPS} steps, return {inspection.rewards.sum():.2f}" in title
     path = draw_inspection(inspection, tmp_path / "new" / "picture.png")
     with Image.open(path) as picture:
         picture.load()
@@ -484,11 +486,11 @@ def test_a_run(tmp_path: Path) -> None:
             "env": "CartPole-v1",
             "memory": {"type": "pmm", "num_slots": 4, "num_heads": 2},
             "hidden_dim": 8,
-            "horizon": 16,
+            "n_steps": 16,
             "n_epochs": 1,
             "log_dir": str(tmp_path),
             "normalize": True,
-            "eval_interval": 0,
+            "eval_freq": 0,
             "progress_bar": False,
             "seed": 1,
         }

@@ -13,7 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import ts2xy
 
-from sb3_cyborg.viewers.plotting import find_runs, learning_curves, learning_figure, plot_learning_curves, read_episodes
+from sb3_cyborg.viewers.episodes import find_runs, read_episodes
+from sb3_cyborg.viewers.plotting import learning_curves, learning_figure, plot_learning_curves
 from tests.helpers import ToyEnv, toy_model
 
 Row = tuple[float, int, float]
@@ -208,7 +209,7 @@ def test_bad_input(tmp_path: Path) -> None:
             plot_learning_curves(runs, **({"output": output} | options))  # type: ignore[arg-type]  # wrong on purpose
 
     refused([], "No run to plot")
-    refused([tmp_path / "nowhere"], "nowhere is not there")
+    refused([tmp_path / "nowhere"], "nowhere does not exist")
     refused([run / "0.monitor.csv"], "is a file; give the folder of a run")
     (tmp_path / "empty").mkdir()
     refused([tmp_path / "empty"], "not the folder of a run: no .*monitor.csv")

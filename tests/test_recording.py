@@ -13,8 +13,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_cyborg import MemoryPPO
+from sb3_cyborg.trainers.acting import EpisodeResult
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from sb3_cyborg.viewers.recording import EpisodeResult, enjoy, enjoy_run
+from sb3_cyborg.viewers.recording import enjoy
+from sb3_cyborg.viewers.runs import enjoy_run
 from tests.helpers import ToyEnv, predict, toy_model, toy_vec_env
 
 LENGTH = 5
@@ -121,7 +123,7 @@ def test_a_window_without_a_display(model: MemoryPPO, monkeypatch: pytest.Monkey
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(ValueError, match="no display to open a window on; record a video in its place"):
+    with pytest.raises(ValueError, match="no display to open a window on; record a video instead"):
         enjoy(model, PictureEnv("human"))
 
 
@@ -172,11 +174,9 @@ def test_bad_input(model: MemoryPPO, tmp_path: Path) -> None:
     refused("`n_episodes` must be a whole number of at least 1, got 0", n_episodes=0)
     refused("`max_steps` must be a whole number of at least 1, got 0", max_steps=0)
     refused(r"`fps` must be in \(0, 1000\], got nan", fps=float("nan"))
-    needed = (
-        "A video needs .*'rgb_array'`; this one was made with 'human', and the modes that it has are: 'human', 'rgb_array'"
-    )
+    needed = "A video needs .*'rgb_array'`; this one was made with 'human'. Its render modes: 'human', 'rgb_array'"
     refused(needed, PictureEnv("human"))
-    refused("made with None, and the modes that it has are: none", toy_vec_env(1, ToyEnv))
+    refused("made with None. Its render modes: none", toy_vec_env(1, ToyEnv))
 
     class Blind(PictureEnv):
         def render(self) -> Any:
@@ -213,10 +213,10 @@ def test_a_missing_package(
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {
         "hidden_dim": 8,
-        "horizon": 16,
+        "n_steps": 16,
         "n_epochs": 1,
         "log_dir": str(tmp_path),
-        "eval_interval": 0,
+        "eval_freq": 0,
         "progress_bar": False,
         "seed": 1,
     }
@@ -243,10 +243,10 @@ def test_a_run_whose_environment_does_not_render(tmp_path: Path) -> None:
         {
             "env": "popgym:popgym-RepeatPreviousEasy-v0",
             "hidden_dim": 8,
-            "horizon": 16,
+            "n_steps": 16,
             "n_epochs": 1,
             "log_dir": str(tmp_path),
-            "eval_interval": 0,
+            "eval_freq": 0,
             "progress_bar": False,
         }
     )

@@ -79,11 +79,11 @@ SCHEDULED: dict[str, Any] = {
     "learning_rate": "lin_1e-3",
     "clip_range": "lin_0.3",
     "total_timesteps": WHOLE,
-    "checkpoint_interval": HALF,
+    "save_freq": HALF,
     "burn_in": 4,
     "seq_len": 8,
 }
-SETTINGS = {"tensorboard": True, "histograms": False, "eval_interval": HALF // 2, "eval_episodes": 2}
+SETTINGS = {"tensorboard": True, "histograms": False, "eval_freq": HALF // 2, "n_eval_episodes": 2}
 
 
 @pytest.mark.parametrize("crash_at", [HALF + 2, HALF + 10, WHOLE - 2])
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     newest = checkpoint_path(run, WHOLE)
     newest.write_bytes(newest.read_bytes()[:-100])
     (run / "checkpoints" / ".step_9.zip.1.writing").write_bytes(b"half")
-    with pytest.warns(UserWarning, match=r"not a whole checkpoint.*The one before it is taken"):
+    with pytest.warns(UserWarning, match=r"not a complete checkpoint.*The one before it is used"):
         resumed = TrainerV7.resume(run)
     assert resumed.model.num_timesteps == HALF
     assert not list(run.rglob(".*"))
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
-    trainer = tiny(tmp_path, seed=None, checkpoint_interval=0)
+    trainer = tiny(tmp_path, seed=None, save_freq=0)
     with pytest.raises(Crash):
         trainer.train(callback=CrashAt(10))
     run = run_folder(trainer)
@@ -187,7 +187,7 @@ def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 
 
 def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
-    settings = {"eval_interval": ROLLOUT, "eval_episodes": 1}
+    settings = {"eval_freq": ROLLOUT, "n_eval_episodes": 1}
     trainer = tiny(tmp_path, **settings).train()
     run = run_folder(trainer)
     best = run / "best_model.zip"
@@ -203,12 +203,12 @@ def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run: it has no config.yaml"):
+    with pytest.raises(ValueError, match=r"is not a run: it has no config.yaml"):
         TrainerV7.resume(tmp_path)
     run = run_folder(tiny(tmp_path).train())
     with pytest.raises(ValueError, match="has made 256 steps already; `total_timesteps`=256 must be more"):
         TrainerV7.resume(run).train()
-    with pytest.raises(ValueError, match="`encoder` cannot change in a run that goes on"):
+    with pytest.raises(ValueError, match="`encoder` cannot change in a run that is resumed"):
         TrainerV7.resume(run, encoder="lstm")
     with pytest.raises(ValueError, match=r"'encodr'.*'encoder'"):
         TrainerV7.resume(run, encodr="lstm")
@@ -234,8 +234,8 @@ class Report(BaseCallback):
         print("rollout", self.num_timesteps, flush=True)
 
 folder = Path(sys.argv[1])
-settings = dict(normalize=True, tensorboard=True, histograms=False, total_timesteps=10**7, eval_episodes=1)
-settings |= dict(checkpoint_interval=2 * 32, eval_interval=3 * 32, keep_checkpoints=2, run_name="killed")
+settings = dict(normalize=True, tensorboard=True, histograms=False, total_timesteps=10**7, n_eval_episodes=1)
+settings |= dict(save_freq=2 * 32, eval_freq=3 * 32, keep_checkpoints=2, run_name="killed")
 if (folder / "killed" / "config.yaml").exists():
     trainer = TrainerV7.resume(folder / "killed")
 else:

@@ -76,7 +76,7 @@ def test_what_was_loaded_trains_as_a_new_run(tmp_path: Path) -> None:
 
 
 def test_files_of_a_run(tmp_path: Path) -> None:
-    trainer = tiny(tmp_path, eval_interval=64, eval_episodes=3, tensorboard=True, histograms=False, keep_checkpoints=2)
+    trainer = tiny(tmp_path, eval_freq=64, n_eval_episodes=3, tensorboard=True, histograms=False, keep_checkpoints=2)
     trainer.train()
     run = run_folder(trainer)
     assert {path.name for path in run.iterdir()} == {
@@ -148,7 +148,7 @@ def test_what_was_not_saved_by_a_trainer(tmp_path: Path) -> None:
     content = (tmp_path / "whole.pt").read_bytes()
     for damaged in (content[: len(content) // 2], b"", content.replace(b"num_timesteps", b"mun_timesteps")):
         (tmp_path / "damaged.pt").write_bytes(damaged)
-        with pytest.raises(ValueError, match="not a whole checkpoint"):
+        with pytest.raises(ValueError, match="not a complete checkpoint"):
             TrainerV7.load(tmp_path / "damaged.pt")
     with pytest.raises(ValueError, match="`hidden_dim` cannot change"):
         TrainerV7.load(tmp_path / "whole.pt", hidden_dim=16)
@@ -267,7 +267,7 @@ def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("how", "error"), [("raise", RuntimeError), ("nan", ValueError)])
 def test_an_error_saves_first(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, error: type[Exception]) -> None:
     # The third rollout breaks off: 2 rollouts of 16 steps of each environment are learned from.
-    trainer = tiny(tmp_path, env_kwargs={"break_at": 36, "how": how}, checkpoint_interval=0)
+    trainer = tiny(tmp_path, env_kwargs={"break_at": 36, "how": how}, save_freq=0)
     with pytest.raises(error, match=r"simulator has died|not finite"):
         trainer.train()
     (path,) = list_checkpoints(run_folder(trainer))
@@ -281,7 +281,7 @@ def test_an_error_saves_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    trainer = tiny(tmp_path, checkpoint_interval=0)
+    trainer = tiny(tmp_path, save_freq=0)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(callback=At(ROLLOUT + 10, lambda: signal.raise_signal(number)))
     (path,) = list_checkpoints(run_folder(trainer))
@@ -338,7 +338,7 @@ def test_a_callback_may_end_training(tmp_path: Path) -> None:
 def test_what_tensorboard_gets(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_interval=128).train()
+    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_freq=128).train()
     board = EventAccumulator(str(run_folder(trainer) / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     tags = set(board.Tags()["scalars"])
     assert tags >= {
@@ -408,7 +408,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64, memory={"type": "pmm", "num_slots": 4}).train()
+    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_freq=64, memory={"type": "pmm", "num_slots": 4}).train()
     run = run_folder(trainer)
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 60
@@ -468,7 +468,7 @@ def test_one_thread_unless_told_otherwise(tmp_path: Path) -> None:
 
 
 def test_small_settings_are_tiny() -> None:
-    assert TINY["horizon"] * TINY["num_envs"] == ROLLOUT
+    assert TINY["n_steps"] * TINY["n_envs"] == ROLLOUT
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TrainerV7(TINY)
