@@ -215,7 +215,7 @@ def test_aliases_are_accepted(tmp_path: Path, alias: str, source: str) -> None:
     saved = yaml.safe_load(config.to_yaml())
     assert saved.keys() == TrainerConfig.model_fields.keys(), "SB3's words are saved"
     assert config.changed(**{alias: VALUES.get(key, 128)}) == config
-    assert TrainerConfig(**given) == config  # type: ignore[arg-type]  # mypy knows no aliases
+    assert TrainerConfig(**given) == config
 
 
 def test_the_mission_documents_words() -> None:

@@ -1,4 +1,4 @@
-"""What an agent remembers: the trace of each memory, the arrays of an episode, and their picture."""
+"""Inspection: the records of each memory, the arrays of an episode, and their figure."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +49,7 @@ class LongToyEnv(ToyEnv):
 
 
 def agent(kind: str, num_slots: int = 4, env: VecEnv | None = None, **policy_kwargs: Any) -> MemoryPPO:
-    """:return: An agent of random, and not of neutral, weights: what starts at zero would hide faults."""
+    """:return: An agent with random weights in the memory, as weights that are initialized to zero would hide faults."""
     options: dict[str, Any] = {} if kind == "none" else {"memory_kwargs": {"num_slots": num_slots, "num_heads": 2}}
     model = toy_model(env or toy_vec_env(1, LongToyEnv), policy_kwargs={"memory": kind, **options, **policy_kwargs})
     with th.no_grad():
@@ -59,7 +59,7 @@ def agent(kind: str, num_slots: int = 4, env: VecEnv | None = None, **policy_kwa
 
 
 def memory_of(model: MemoryPPO) -> Any:
-    """:return: The memory behind ``MemoryV7``; typed loosely, as tests look into all kinds."""
+    """:return: The memory inside ``MemoryV7``; untyped, as tests access attributes of all kinds."""
     memory = model.policy.core.parts["memory"]
     assert isinstance(memory, MemoryV7)
     return memory.memory
@@ -74,7 +74,7 @@ def make_memory(kind: str) -> MemoryV7:
 
 
 def run(memory: SequenceModel, stepped: bool) -> tuple[th.Tensor, State]:
-    """Two rows, nine steps, resets inside."""
+    """Run two rows of nine steps with resets."""
     x = th.randn(2, 9, 3, generator=th.Generator().manual_seed(1))
     masks = th.ones(2, 9)
     masks[0, 5] = masks[1, 0] = 0
@@ -146,7 +146,7 @@ def test_an_unknown_quantity() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_says_exactly_what_was_read(kind: str) -> None:
-    """The read is made anew from the attention over steps and what each step put in; shares are whole."""
+    """Attention times the values of each step reproduces the read; the shares sum to one."""
     model = agent(kind)
     memory, inputs, latents, contexts = memory_of(model), [], [], []
     encoder: Any = model.policy.core.parts["encoder"]
@@ -205,7 +205,7 @@ def test_a_ring_that_looks_three_steps_back() -> None:
 
 
 def test_what_the_slots_of_pmm_hold() -> None:
-    """Found by comparing what is in the slots with what each step offered; gates, strengths and usage as in the state."""
+    """``held`` equals a search for each slot's item among those of all steps; gates, strength and usage equal the state's."""
     model = agent("pmm", num_slots=3)
     memory, offered, gates = memory_of(model), [], []
     memory.item.register_forward_hook(lambda _, __, item: offered.append(item[0]))
@@ -300,7 +300,7 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
 
 
 class OwnMemory(AttentionMemory):
-    """Holds nothing, but says what it is told to."""
+    """Stores nothing, and records the given quantities."""
 
     shown: dict[str, th.Tensor]
 
@@ -368,7 +368,7 @@ def test_write_gates_are_those_the_agent_acted_with(kind: str) -> None:
 
 
 class _Look(BaseCallback):
-    """Look at the write gates of each rollout."""
+    """Compute the write gates of each rollout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -384,7 +384,7 @@ class _Look(BaseCallback):
 
 
 def test_write_gates_leave_training_as_it_was() -> None:
-    """Bit by bit: the weights after three rollouts and updates, with and without a look at each."""
+    """The weights after three updates are bitwise equal with and without computing the write gates."""
     models, look = [agent("pmm", env=toy_vec_env(3)) for _ in range(2)], _Look()
     for model, callback in zip(models, (None, look), strict=True):
         model.set_random_seed(0)

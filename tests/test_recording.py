@@ -1,4 +1,4 @@
-"""Watching an agent: what is recorded, in what order and with which state; and what cannot be."""
+"""Recording: frames, states, episode results, files and errors."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ LENGTH = 5
 
 
 class PictureEnv(ToyEnv):
-    """Episodes of ``LENGTH`` steps; a picture's colour says which step it is, its reward is 2."""
+    """Episodes of ``LENGTH`` steps with reward 2; the colour of a frame encodes the step."""
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10}  # noqa: RUF012  # gymnasium's
 
@@ -70,7 +70,7 @@ def test_gif(model: MemoryPPO, tmp_path: Path) -> None:
 
 
 def test_mp4(model: MemoryPPO, tmp_path: Path) -> None:
-    """Odd sizes are made even; the picture is where it was."""
+    """Odd sizes are padded to even ones, without a shift."""
     path = tmp_path / "agent.mp4"
     enjoy(model, PictureEnv(), video=path, n_episodes=3, fps=5, report=lambda _: None)
     assert path.stat().st_size > 1_000
@@ -81,7 +81,7 @@ def test_mp4(model: MemoryPPO, tmp_path: Path) -> None:
 
 
 def test_state_and_starts_are_threaded(model: MemoryPPO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The actions are those of a hand-written loop over two episodes, where the memory matters."""
+    """The actions equal those of a hand-written loop over two episodes."""
     env = PictureEnv()
     enjoy(model, env, video=tmp_path / "a.gif", n_episodes=2, seed=3, deterministic=False, report=lambda _: None)
     taken = np.array(env.actions)
@@ -128,7 +128,7 @@ def test_a_window_without_a_display(model: MemoryPPO, monkeypatch: pytest.Monkey
 
 
 def test_returns_are_those_of_the_environment(model: MemoryPPO, tmp_path: Path) -> None:
-    """Neither normalised nor of a wrapper outside of Monitor; several environments are counted apart."""
+    """Returns are not normalized and ignore wrappers outside of Monitor; environments are counted separately."""
     normalised = VecNormalize(DummyVecEnv([PictureEnv]), training=False)
     normalised.ret_rms.var = np.array(100.0)
     scaled = DummyVecEnv([lambda: gym.wrappers.TransformReward(Monitor(PictureEnv()), lambda reward: float(reward) / 10)])

@@ -1,22 +1,25 @@
-"""A run that was interrupted, or killed, goes on as if nothing had happened."""
+"""Resuming: an interrupted or killed run continues as an uninterrupted one."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_cyborg import MemoryPPO, TrainerV7
 from sb3_cyborg.trainers.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
+from sb3_cyborg.trainers.config import TrainerConfig
 from tests.helpers import same, weights
 from tests.trainer_helpers import ROLLOUT, run_folder, tiny
 
@@ -24,11 +27,11 @@ HALF, WHOLE = 4 * ROLLOUT, 8 * ROLLOUT
 
 
 class Crash(Exception):
-    """What ends the first half."""
+    """The error that ends the first half."""
 
 
 class CrashAt(BaseCallback):
-    """Raise once so many steps are made."""
+    """Raise after ``num_timesteps`` steps."""
 
     def __init__(self, num_timesteps: int) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class CrashAt(BaseCallback):
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """:return: A list that gains what each update logs."""
+    """:return: A list to which each update appends its log."""
     logged: list[dict[str, Any]] = []
     log_update = MemoryPPO._log_update
 
@@ -61,7 +64,7 @@ def optimizer_state(trainer: TrainerV7) -> dict[str, th.Tensor]:
 
 
 def statistics(trainer: TrainerV7) -> dict[str, Any]:
-    """:return: What ``VecNormalize`` has learned."""
+    """:return: The statistics of ``VecNormalize``."""
     normalize = trainer.model.get_vec_normalize_env()
     assert isinstance(normalize, VecNormalize)
     obs_rms: Any = normalize.obs_rms  # SB3 types it as that of a Dict
@@ -97,10 +100,10 @@ def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any
         broken.train(callback=CrashAt(crash_at))
     run = run_folder(broken)
     for later in list_checkpoints(run)[1:]:
-        later.unlink()  # what was saved at the crash itself: here the one before it is meant to be gone on with
-    th.manual_seed(99)  # another process has other random numbers
+        later.unlink()  # saved at the crash itself; this test resumes from the checkpoint before it
+    th.manual_seed(99)  # as another process would
     np.random.seed(99)  # noqa: NPY002
-    # TensorBoard reads files in the order of their names, which hold whole seconds. A process takes longer to start than that.
+    # TensorBoard orders files by names that hold whole seconds; a new process would start later than that.
     time.sleep(1)
     resumed = TrainerV7.resume(run)
     assert resumed.model.num_timesteps == HALF
@@ -124,7 +127,7 @@ def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """:return: What TensorBoard shows of a run, but for times."""
+    """:return: The scalars that TensorBoard shows of a run, without times."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -142,7 +145,7 @@ def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None
     assert same(optimizer_state(other), optimizer_state(trainer))
     assert statistics(other) == statistics(trainer)
     assert (th.rand(3).tolist(), np.random.rand(3).tolist()) == drawn  # noqa: NPY002
-    # Schedules go towards the new total: half of it is left, of which the next rollout is a part.
+    # Schedules end at the new total, of which half is left, including the next rollout.
     updates.clear()
     other.train()
     assert updates[0]["train/learning_rate"] == pytest.approx(1e-3 * (1 - (WHOLE + ROLLOUT) / (2 * WHOLE)))
@@ -193,7 +196,7 @@ def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
     best = run / "best_model.zip"
     with np.load(run / "evaluations.npz") as file:
         assert read_checkpoint(best).progress["mean_return"] == file["results"].max()
-    # As if an evaluation after the last checkpoint had been the best: no later one is as good.
+    # As after an evaluation past the last checkpoint whose mean return no later one reaches.
     from sb3_cyborg.trainers.checkpoints import save_checkpoint
 
     save_checkpoint(best, trainer.model, trainer.config, mean_return=1e9)
@@ -214,6 +217,48 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
         TrainerV7.resume(run, encodr="lstm")
 
 
+OLD_WORDS = {"n_steps": "horizon", "n_envs": "num_envs", "save_freq": "checkpoint_interval", "eval_freq": "eval_interval"}
+OLD_WORDS |= {"n_eval_episodes": "eval_episodes"}
+
+
+def in_old_words(text: str) -> str:
+    """:return: A config file as earlier versions wrote it."""
+    values = {OLD_WORDS.get(key, key): value for key, value in yaml.safe_load(text).items()}
+    for part, name in (("encoder", "type"), ("memory", "type")):
+        if options := values.pop(f"{part}_kwargs"):
+            values[part] = {name: values[part]} | options
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def rewrite_checkpoint(path: Path) -> None:
+    """Replace the config in a checkpoint by that of an earlier version."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries["trainer_config.yaml"] = in_old_words(entries["trainer_config.yaml"].decode()).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def test_runs_of_earlier_versions_load_and_resume(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, eval_freq=128, n_eval_episodes=2).train()
+    run = run_folder(trainer)
+    config = run / "config.yaml"
+    config.write_text(in_old_words(config.read_text()))
+    for path in run.rglob("*.zip"):
+        rewrite_checkpoint(path)
+    assert {"horizon", "num_envs", "eval_interval"} <= yaml.safe_load(config.read_text()).keys()
+    assert yaml.safe_load(config.read_text())["memory"] == {"type": "slot", "num_slots": 4}
+    assert TrainerConfig.parse(config) == trainer.config
+    loaded = TrainerV7.load(run, "last")
+    assert loaded.config == trainer.config.changed(run_name=None)
+    assert loaded.evaluate(2) == trainer.evaluate(2)
+    resumed = TrainerV7.resume(run, total_timesteps=2 * WHOLE, checkpoint_interval=128)
+    assert resumed.config == trainer.config.changed(total_timesteps=2 * WHOLE, save_freq=128)
+    assert resumed.train().model.num_timesteps == 2 * WHOLE
+    assert yaml.safe_load(config.read_text()).keys() == TrainerConfig.model_fields.keys(), "SB3's words are saved"
+
+
 # --- killed at random -------------------------------------------------------------------------------------------------
 
 KILLS = 20
@@ -230,7 +275,7 @@ class Report(BaseCallback):
     def _on_step(self):
         return True
     def _on_rollout_start(self):
-        # Callbacks of the trainer come first: what had to be saved is saved.
+        # The trainer's callbacks come first, so a due checkpoint is saved by now.
         print("rollout", self.num_timesteps, flush=True)
 
 folder = Path(sys.argv[1])
@@ -247,7 +292,7 @@ trainer.train(callback=Report())
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_random(tmp_path: Path) -> None:
-    """20 times SIGKILL in training and in saving, which these settings make a large part of the time."""
+    """Sends SIGKILL 20 times, during training and during saving, which takes a large part of the time here."""
     interval, random = 2 * ROLLOUT, np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     run, reached, lost, torn = tmp_path / "killed", 0, [], 0
     for kill in range(KILLS):
@@ -266,8 +311,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
             assert process.wait() == -signal.SIGKILL, output.read_text()
         lines = [line.split() for line in output.read_text().splitlines() if line.startswith(("start", "rollout"))]
         steps = [int(line[1]) for line in lines if len(line) == 2]
-        # It went on from where the last process had come, but for an interval at most; that one may have saved once more
-        # before it could say so.
+        # It resumed at most one interval behind the last process, which may have saved once more without printing it.
         assert reached - interval <= steps[0] <= reached + ROLLOUT
         lost.append(max(0, reached - steps[0]))
         reached = steps[-1]
@@ -276,7 +320,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
             assert MemoryPPO.load(path).num_timesteps == read_checkpoint(path).progress["num_timesteps"]
         newest = [read_checkpoint(path).progress["num_timesteps"] for path in list_checkpoints(run)]
         assert reached - max(newest, default=0) <= interval
-        assert len(newest) <= 3  # a process may be killed before it removes the oldest of two
+        assert len(newest) <= 3  # a process may be killed before it removes the oldest one
         if (run / "evaluations.npz").exists():
             with np.load(run / "evaluations.npz") as file:
                 assert len(file["results"]) == len(file["timesteps"])

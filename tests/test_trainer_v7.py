@@ -1,4 +1,4 @@
-"""``TrainerV7``: from a config to an agent and its files."""
+"""``TrainerV7``: training from a config, and the files of a run."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import pytest
 import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTransposeImage
 
@@ -25,7 +26,7 @@ from tests.trainer_helpers import EPISODE_LENGTH, ROLLOUT, TINY, run_folder, tin
 
 
 class At(BaseCallback):
-    """Do something once, after so many steps."""
+    """Call ``action`` once, after ``num_timesteps`` steps."""
 
     def __init__(self, num_timesteps: int, action: Any) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ def test_a_named_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_which_checkpoint(tmp_path: Path) -> None:
     run = run_folder(tiny(tmp_path).train())
     assert find_checkpoint(run, "last").stem == "step_000000000256"
-    assert find_checkpoint(run, "best").stem == "step_000000000256"  # it was never evaluated
+    assert find_checkpoint(run, "best").stem == "step_000000000256"  # the run had no evaluation
     assert find_checkpoint(run, "192").stem == "step_000000000192"
     assert TrainerV7.load(run, "192").model.num_timesteps == 192
     with pytest.raises(ValueError, match="no checkpoint '7': 'best', 'last' and 128, 192, 256"):
@@ -232,7 +233,7 @@ def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
         tiny(tmp_path, env="tests.trainer_helpers:tests/Dict-v0", policy="MlpPolicy")
     with pytest.raises(ValueError, match="num_slots"):
         tiny(tmp_path, memory={"type": "slot", "num_slots": 0})
-    assert list(tmp_path.iterdir()) == []  # nothing is left of a run that never began
+    assert list(tmp_path.iterdir()) == []  # a run that did not begin leaves no files
 
 
 def test_evaluation_needs_no_training_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +267,7 @@ def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "error"), [("raise", RuntimeError), ("nan", ValueError)])
 def test_an_error_saves_first(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, error: type[Exception]) -> None:
-    # The third rollout breaks off: 2 rollouts of 16 steps of each environment are learned from.
+    # The third rollout is interrupted, after 2 complete rollouts of 16 steps of each environment.
     trainer = tiny(tmp_path, env_kwargs={"break_at": 36, "how": how}, save_freq=0)
     with pytest.raises(error, match=r"simulator has died|not finite"):
         trainer.train()
@@ -364,6 +365,40 @@ def test_what_tensorboard_gets(tmp_path: Path) -> None:
         assert 0 <= histogram.min <= histogram.max <= 1
 
 
+class HParamCallback(BaseCallback):
+    """The callback of SB3's documentation (guide/tensorboard), unchanged."""
+
+    def _on_training_start(self) -> None:
+        hparam_dict = {
+            "algorithm": self.model.__class__.__name__,
+            "learning rate": self.model.learning_rate,
+            "gamma": self.model.gamma,  # type: ignore[attr-defined]  # SB3's base class does not declare it
+        }
+        metric_dict = {
+            "rollout/ep_len_mean": 0.0,
+            "train/value_loss": 0.0,
+        }
+        self.logger.record(
+            "hparams",
+            HParam(hparam_dict, metric_dict),
+            exclude=("stdout", "log", "json", "csv"),
+        )
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_sb3s_hparam_callback(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = tiny(tmp_path, tensorboard=True, histograms=False, learning_rate=3e-4).train(callback=HParamCallback())
+    board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
+    shown = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    for part in (b"MemoryPPO", b"learning rate", b"gamma"):
+        assert part in shown
+    assert "train/value_loss" in board.Tags()["scalars"]
+
+
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from rich.console import Console
 
@@ -413,7 +448,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 60
     while b"train/ratio_error" not in (content := file.read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.1)  # W&B's own process writes it, a little after `finish`
+        time.sleep(0.1)  # the process of W&B writes it shortly after `finish`
     assert b"train/ratio_error" in content
     assert b"eval/mean_reward" in content
     assert b"memory/write_gates" in content

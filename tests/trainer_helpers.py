@@ -16,7 +16,7 @@ EPISODE_LENGTH = 8
 
 class FixedEnv(gym.Env[Any, Any]):
     """
-    Episodes of a fixed length and without randomness: the observation is the step and the last action.
+    Episodes of a fixed length without randomness. The observation is the step and the last action.
 
     :param break_at: Step of the environment at which it fails, or returns NaN.
     :param how: ``"raise"`` or ``"nan"``.
@@ -77,11 +77,11 @@ ROLLOUT = 2 * 2 * EPISODE_LENGTH
 
 
 def tiny(folder: Path, **settings: Any) -> TrainerV7:
-    """:return: A trainer of few weights and few steps."""
+    """:return: A trainer with few weights and few steps."""
     return TrainerV7(TINY | {"log_dir": str(folder)} | settings)
 
 
 def run_folder(trainer: TrainerV7) -> Path:
-    """:return: Where it has trained."""
+    """:return: The folder of a trainer's run."""
     assert trainer.run is not None
     return trainer.run
