@@ -220,7 +220,7 @@ def test_aliases_change_a_resumed_run(finished: Path, monkeypatch: pytest.Monkey
     )
 
 
-def test_text_stays_text() -> None:
+def test_flags_are_read_as_yaml_except_text() -> None:
     text = {"run_name": "2024", "env": "CartPole-v1", "env_id": "1"}
     assert read_flags(text) == text
     read = read_flags({"seed": "2024", "net_arch": "[8, 8]", "batch_size": "null", "amp": True, "learning_rate": "1e-3"})
@@ -228,7 +228,7 @@ def test_text_stays_text() -> None:
     assert read_flags({"horizon": "64", "memory": "{type: kv}"}) == {"horizon": 64, "memory": {"type": "kv"}}
 
 
-def test_a_run_goes_on(folder: Path) -> None:
+def test_resume(folder: Path) -> None:
     run("train", "--env", FIXED, *SHORT)
     path = folder / "runs" / "tests-Fixed-v0_1"
     run("train", "--resume", str(path), "--timesteps", "128")
@@ -238,7 +238,7 @@ def test_a_run_goes_on(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["raise", "nan"])
-def test_what_goes_wrong_while_it_runs(folder: Path, how: str) -> None:
+def test_errors_while_running(folder: Path, how: str) -> None:
     result = run("train", "--env", FIXED, "--env-kwargs", f"{{break_at: 36, how: {how}}}", *SHORT, code=1)
     assert re.search("simulator has died|not finite", said(result))
     (path,) = list_checkpoints(folder / "runs" / "tests-Fixed-v0_1")
@@ -305,7 +305,7 @@ def test_envs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("envs", "memorychain").stdout.splitlines() == lines[:2]
 
 
-def test_what_is_needed_is_a_family_or_in_an_id() -> None:
+def test_requirements_name_a_family_or_part_of_an_id() -> None:
     everything = [*FAMILIES, *(env_id for family in FAMILIES.values() for env_id in family.kwargs)]
     for part, _, _ in cli.REQUIREMENTS:
         assert any(part in name for name in everything), part

@@ -92,13 +92,13 @@ def test_a_line_for_each_key() -> None:
     assert sorted(line[:12] for line in lines) == ["The config n", "Unknown conf", "`gamma`: Inp"]
 
 
-def test_no_gpu_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="'cuda:0' asks for a GPU"):
         TrainerConfig.parse({"env": "CartPole-v1", "device": "cuda:0"})
 
 
-def test_what_is_no_config(tmp_path: Path) -> None:
+def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "cartpole.yaml").write_text("env: CartPole-v1\nn_steps: [\n")
     (tmp_path / "list.yaml").write_text("- env\n")
     (tmp_path / "twice.yaml").write_text("env: CartPole-v1\nn_steps: 64\nn_steps: 128\n")
@@ -117,7 +117,7 @@ def test_what_is_no_config(tmp_path: Path) -> None:
         TrainerConfig.parse(["env"])  # type: ignore[arg-type]
 
 
-def test_numbers_as_people_write_them() -> None:
+def test_forms_of_numbers() -> None:
     values = parse_yaml("learning_rate: 3e-4\ntotal_timesteps: 1e6\nseed: 1_000\nlog_dir: 1e\n", "here")
     assert values == {"learning_rate": 3e-4, "total_timesteps": 1e6, "seed": 1000, "log_dir": "1e"}
     config = TrainerConfig.parse({"env": "CartPole-v1", **values, "gamma": "9e-1", "n_steps": np.int64(64), "n_epochs": 2.0})
@@ -126,14 +126,14 @@ def test_numbers_as_people_write_them() -> None:
 
 
 @given(st.floats(1e-6, 1.0), st.integers(1, 64), st.integers(1, 16), st.integers(0, 2**32 - 1))
-def test_a_config_survives_its_file(learning_rate: float, num_slots: int, n_envs: int, seed: int) -> None:
+def test_yaml_round_trip(learning_rate: float, num_slots: int, n_envs: int, seed: int) -> None:
     given = {"learning_rate": learning_rate, "memory": {"type": "kv", "num_slots": num_slots}, "n_envs": n_envs}
     config = TrainerConfig.parse({"env": "CartPole-v1", "seed": seed, **given})
     assert TrainerConfig.parse(parse_yaml(config.to_yaml(), "here")) == config
     assert config.changed(seed=seed) == config
 
 
-def test_what_memory_ppo_gets() -> None:
+def test_arguments_of_memory_ppo() -> None:
     config = TrainerConfig.parse(
         {
             "env": "CartPole-v1",
@@ -163,7 +163,7 @@ def test_what_memory_ppo_gets() -> None:
     assert model.clip_range_vf(1.0) == pytest.approx(0.3)  # type: ignore[operator,misc]  # a schedule by now
 
 
-def test_every_setting_of_memory_ppo_can_be_reached() -> None:
+def test_every_argument_of_memory_ppo_is_a_key() -> None:
     import inspect
 
     own = {"policy", "learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"}

@@ -86,7 +86,7 @@ def run(memory: SequenceModel, stepped: bool) -> tuple[th.Tensor, State]:
 
 @pytest.mark.parametrize("stepped", [True, False])
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_looking_changes_nothing(kind: str, stepped: bool) -> None:
+def test_tracing_does_not_change_outputs(kind: str, stepped: bool) -> None:
     memory = make_memory(kind)
     output, state = run(memory, stepped)
     with trace() as records:
@@ -97,7 +97,7 @@ def test_looking_changes_nothing(kind: str, stepped: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_recorded_or_computed_while_nobody_looks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_trace_nothing_is_recorded_or_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with trace() as records:
         assert tracing()
     assert not tracing()
@@ -114,7 +114,7 @@ def test_nothing_is_recorded_or_computed_while_nobody_looks(kind: str, monkeypat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sequences_record_what_steps_record(kind: str) -> None:
+def test_sequences_and_steps_record_the_same(kind: str) -> None:
     memory = make_memory(kind)
     with trace() as steps:
         run(memory, stepped=True)
@@ -145,7 +145,7 @@ def test_an_unknown_quantity() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_says_exactly_what_was_read(kind: str) -> None:
+def test_attention_reproduces_the_read(kind: str) -> None:
     """Attention times the values of each step reproduces the read; the shares sum to one."""
     model = agent(kind)
     memory, inputs, latents, contexts = memory_of(model), [], [], []
@@ -170,7 +170,7 @@ def test_attention_says_exactly_what_was_read(kind: str) -> None:
     np.testing.assert_allclose(th.stack(contexts).detach().numpy(), expected, atol=1e-4)
 
 
-def test_a_ring_that_looks_three_steps_back() -> None:
+def test_a_ring_that_reads_three_steps_back() -> None:
     model = agent("ring", num_slots=5)
     memory = memory_of(model)
     assert isinstance(memory, RingMemory)
@@ -204,7 +204,7 @@ def test_a_ring_that_looks_three_steps_back() -> None:
     np.testing.assert_allclose(by_age[2, 3:].filled(np.nan), 1, atol=1e-6)
 
 
-def test_what_the_slots_of_pmm_hold() -> None:
+def test_held_steps_of_pmm() -> None:
     """``held`` equals a search for each slot's item among those of all steps; gates, strength and usage equal the state's."""
     model = agent("pmm", num_slots=3)
     memory, offered, gates = memory_of(model), [], []
@@ -250,7 +250,7 @@ def test_slot_shows_its_gate_and_what_is_unwritten() -> None:
 
 
 @pytest.mark.parametrize("space", ["box", "discrete", "image", "dict"])
-def test_it_acts_as_predict_does(space: str) -> None:
+def test_actions_equal_those_of_predict(space: str) -> None:
     env = toy_vec_env(2, lambda: LongToyEnv(OBSERVATION_SPACES[space], spaces.Box(-0.5, 0.5, (2,))))
     policy = "MultiInputPolicy" if space == "dict" else "MlpPolicy"
     model = toy_model(env, policy, policy_kwargs={"memory": "kv", "use_last_action": True})
@@ -285,7 +285,7 @@ def test_a_gymnasium_environment_and_its_name() -> None:
     assert inspect_episode(model, name="Mine").name == "Mine"
 
 
-def test_what_cannot_be_inspected(tmp_path: Path) -> None:
+def test_agents_that_cannot_be_inspected(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no memory to inspect \(memory 'none'\); memories that can be inspected: 'pmm', 'slot'"
     ):
@@ -316,7 +316,7 @@ class OwnMemory(AttentionMemory):
         return self.out(x[:, :4]), {}, {}
 
 
-def test_memories_of_other_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_memories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_cyborg.memories.memory_v7.MEMORIES", dict(MEMORIES))
     register_memory("own", OwnMemory)
     model = toy_model(toy_vec_env(1, LongToyEnv), policy_kwargs={"memory": "own", "memory_kwargs": {}})
@@ -393,7 +393,7 @@ def test_write_gates_leave_training_as_it_was() -> None:
     assert same(*[weights(model.policy) for model in models])
 
 
-def test_where_there_are_no_write_gates() -> None:
+def test_without_write_gates() -> None:
     assert write_gates(rollout(agent("ring", env=toy_vec_env()))) is None
     assert write_gates(rollout(agent("none", env=toy_vec_env()))) is None
     with pytest.raises(ValueError, match="no rollout to look at yet: 0 of 12 steps"):

@@ -112,7 +112,7 @@ def test_the_interval_of_many_seeds_is_that_of_their_mean(tmp_path: Path) -> Non
     np.testing.assert_allclose(curve.mean - curve.low, half_width, rtol=0.15)
 
 
-def test_what_is_one_configuration(tmp_path: Path) -> None:
+def test_runs_of_one_configuration(tmp_path: Path) -> None:
     """A configuration is our file without the seed, or RL Zoo's file, or otherwise the name without a seed suffix."""
     for name, learning_rate, seed in (("a", 1, 0), ("b", 1, 1), ("c", 2, 0)):
         write_monitor(tmp_path / "ours" / name, steady(1.0))
@@ -195,7 +195,7 @@ def test_the_picture(tmp_path: Path, suffix: str) -> None:
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20, "not an empty page"
 
 
-def test_what_is_drawn(tmp_path: Path) -> None:
+def test_contents_of_the_figure(tmp_path: Path) -> None:
     for seed in range(2):
         write_monitor(tmp_path / f"run_seed{seed}", [(seed + index, 10, index) for index in range(9)])
     curves = learning_curves([tmp_path], window=1)

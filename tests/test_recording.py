@@ -146,7 +146,7 @@ def test_max_steps(model: MemoryPPO, tmp_path: Path) -> None:
         assert getattr(gif, "n_frames", 0) == 7
 
 
-def test_a_recording_that_fails_leaves_the_one_before(model: MemoryPPO, tmp_path: Path) -> None:
+def test_a_failed_recording_keeps_the_old_file(model: MemoryPPO, tmp_path: Path) -> None:
     class Failing(PictureEnv):
         def step(self, action: Any) -> Any:
             if self.step_number == 3:

@@ -90,7 +90,7 @@ SETTINGS = {"tensorboard": True, "histograms": False, "eval_freq": HALF // 2, "n
 
 
 @pytest.mark.parametrize("crash_at", [HALF + 2, HALF + 10, WHOLE - 2])
-def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any]], crash_at: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, updates: list[dict[str, Any]], crash_at: int) -> None:
     straight = tiny(tmp_path / "straight", **SCHEDULED, **SETTINGS)
     straight.train()
     whole = list(updates)
@@ -135,7 +135,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in tags}
 
 
-def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None:
+def test_resuming_restores_the_state(tmp_path: Path, updates: list[dict[str, Any]]) -> None:
     trainer = tiny(tmp_path, **SCHEDULED).train()
     run = run_folder(trainer)
     drawn = th.rand(3).tolist(), np.random.rand(3).tolist()  # noqa: NPY002
@@ -153,7 +153,7 @@ def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None
     assert other.config.total_timesteps == 2 * WHOLE
 
 
-def test_episodes_after_going_on_are_not_those_of_the_start(tmp_path: Path) -> None:
+def test_resumed_episodes_have_new_seeds(tmp_path: Path) -> None:
     settings = {"env": "CartPole-v1", "total_timesteps": HALF, "keep_checkpoints": 9}
     run = run_folder(tiny(tmp_path, **settings).train())
     first = tiny(tmp_path, **settings)
@@ -164,7 +164,7 @@ def test_episodes_after_going_on_are_not_those_of_the_start(tmp_path: Path) -> N
     assert not np.isclose(starts[0], starts[1]).any()
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     run = run_folder(tiny(tmp_path, **SCHEDULED).train())
     newest = checkpoint_path(run, WHOLE)
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -205,7 +205,7 @@ def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
     assert best.read_bytes() == content
 
 
-def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+def test_bad_resumptions(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a run: it has no config.yaml"):
         TrainerV7.resume(tmp_path)
     run = run_folder(tiny(tmp_path).train())

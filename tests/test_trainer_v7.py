@@ -39,7 +39,7 @@ class At(BaseCallback):
         return self.action() is not False
 
 
-def test_as_the_mission_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_mission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = TrainerV7(
         {
@@ -68,7 +68,7 @@ def test_as_the_mission_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run_folder(trainer) == Path("runs/CartPole-v1_1")
 
 
-def test_what_was_loaded_trains_as_a_new_run(tmp_path: Path) -> None:
+def test_a_loaded_trainer_trains_as_a_new_run(tmp_path: Path) -> None:
     trainer = tiny(tmp_path, run_name="first").train()
     loaded = TrainerV7.load(run_folder(trainer)).train(total_timesteps=512)
     assert run_folder(loaded).name == "tests-Fixed-v0_1"
@@ -140,7 +140,7 @@ def test_which_checkpoint(tmp_path: Path) -> None:
         TrainerV7.load(tmp_path / "nothing")
 
 
-def test_what_was_not_saved_by_a_trainer(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     trainer = tiny(tmp_path)
     trainer.model.save(tmp_path / "plain.zip")
     with pytest.raises(ValueError, match="not written by TrainerV7"):
@@ -157,9 +157,7 @@ def test_what_was_not_saved_by_a_trainer(tmp_path: Path) -> None:
         TrainerV7.load(tmp_path / "whole.pt", devise="cpu")
 
 
-def test_a_file_that_is_being_written_does_not_take_the_place_of_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny(tmp_path)
     trainer.save(tmp_path / "model.pt")
     before = (tmp_path / "model.pt").read_bytes()
@@ -220,7 +218,7 @@ def test_the_policy_fits_the_observations(tmp_path: Path, env: str, policy: str,
     assert loaded.evaluate(2) == trainer.evaluate(2)
 
 
-def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_the_observations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"normalize images.*norm_obs: false"):
         tiny(tmp_path, env="tests.trainer_helpers:tests/Image-v0", normalize=True)
     with pytest.raises(ValueError, match="images 'image'"):
@@ -250,7 +248,7 @@ def test_evaluation_needs_no_training_environments(tmp_path: Path, monkeypatch: 
         TrainerV7.resume(run_folder(trainer), total_timesteps=512)
 
 
-def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
+def test_saving_a_loaded_trainer(tmp_path: Path) -> None:
     trainer = tiny(tmp_path, normalize=True).train()
     trainer.save(tmp_path / "first.pt")
     TrainerV7.load(tmp_path / "first.pt").save(tmp_path / "second.pt")
@@ -304,7 +302,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert read_checkpoint(list_checkpoints(run_folder(trainer))[-1]).progress["num_timesteps"] == ROLLOUT
 
 
-def test_broken_weights_do_not_take_a_good_checkpoints_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny(tmp_path)
 
     def poison() -> None:
@@ -336,7 +334,7 @@ def test_a_callback_may_end_training(tmp_path: Path) -> None:
 # --- logs
 
 
-def test_what_tensorboard_gets(tmp_path: Path) -> None:
+def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_freq=128).train()
@@ -462,7 +460,7 @@ def test_wandb_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_model_learns_on_without_its_trainer(tmp_path: Path) -> None:
+def test_the_model_learns_without_its_trainer(tmp_path: Path) -> None:
     model = tiny(tmp_path, tensorboard=True, histograms=False).train().model
     assert model.learn(64, reset_num_timesteps=False).num_timesteps == 320
 

@@ -200,7 +200,7 @@ class TrainerConfig(BaseModel):
     n_steps: Whole | None = Field(
         None,
         ge=1,
-        description="Steps of each environment per rollout; null is at least 128, and 2048 transitions of all environments.",
+        description="Steps of each environment per rollout; null is the smallest multiple of 128 with 2048 transitions.",
     )
     seq_len: Whole | None = Field(
         None,

@@ -42,7 +42,7 @@ def make_logger(folder: Path | None, verbose: int, num_timesteps: int, extra: KV
     """
     :param folder: Folder of TensorBoard, or ``None``.
     :param verbose: 0, or larger to print SB3's tables.
-    :param num_timesteps: Step at which the run starts or goes on: TensorBoard hides what it has of later steps.
+    :param num_timesteps: Step at which the run starts or resumes: TensorBoard hides entries of later steps.
     :param extra: A further output, or ``None``.
     :return: SB3's logger.
     """
