@@ -293,7 +293,7 @@ class TrainerV7:
         config, done = self.config, self.model.num_timesteps
         if done >= config.total_timesteps:
             raise ValueError(
-                f"The run has made {done:,} steps already; `total_timesteps`={config.total_timesteps:,} must be more to resume."
+                f"The run has made {done:,} steps already; `total_timesteps`={config.total_timesteps:,} must be more to go on."
             )
         for package, wanted in {"tensorboard": config.tensorboard, "wandb": config.wandb}.items():
             if wanted and find_spec(package) is None:
