@@ -24,7 +24,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.trainers.config import TrainerConfig
-from sb3_cyborg.trainers.vocabulary import canonical
 
 CONFIG, PROGRESS, NORMALIZE, RANDOM = "trainer_config.yaml", "trainer_progress.json", "vec_normalize.pkl", "random_state.pkl"
 
@@ -98,7 +97,7 @@ class Checkpoint:
     The entries of a checkpoint beside the model.
 
     :param path: The file.
-    :param config: Settings of the run, by key.
+    :param config: Settings of the run, under the names that they were saved with.
     :param progress: The trainer's counters: ``num_timesteps``, and for a best model ``mean_return``.
     :param normalize: ``VecNormalize`` with its statistics, without environments, or ``None``.
     :param random: States of the random generators.
@@ -147,7 +146,7 @@ def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, *
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     :param path: A checkpoint.
-    :return: Its entries beside the model. Settings that were saved under names of earlier versions get their present keys.
+    :return: Its entries beside the model.
     :raises ValueError: if there is no such file, if it is damaged, or if it was not written by the trainer.
     """
     path = Path(path)
@@ -167,7 +166,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} was not written by TrainerV7; `MemoryPPO.load` reads what `MemoryPPO.save` wrote.")
     return Checkpoint(
         path,
-        canonical(yaml.safe_load(entries[CONFIG])),
+        yaml.safe_load(entries[CONFIG]),
         json.loads(entries[PROGRESS]),
         pickle.loads(entries[NORMALIZE]) if NORMALIZE in entries else None,
         pickle.loads(entries[RANDOM]),
