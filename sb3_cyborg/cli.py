@@ -1,8 +1,8 @@
 """
 The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, envs, zoo.
 
-Needs ``pip install "sb3-cyborg[train]"``. Bad input ends with one line and exit code 2, a failure while running with one line
-and exit code 1, Ctrl-C with 130.
+It needs ``pip install "sb3-cyborg[train]"``. Errors are one line. The exit code is 2 for bad input, 1 for a failure while
+running, and 130 for Ctrl-C.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import gymnasium as gym
 
@@ -22,7 +22,9 @@ try:
     import typer
 
     from sb3_cyborg.trainers.config import RESUME_KEYS
-    from sb3_cyborg.trainers.config_flags import effective_config, read_flags, with_config_flags
+    from sb3_cyborg.trainers.config_file import read_yaml
+    from sb3_cyborg.trainers.config_flags import as_flag, read_flags, with_config_flags
+    from sb3_cyborg.trainers.vocabulary import canonical, merge
 except ModuleNotFoundError as error:
     sys.exit(f'sb3-cyborg: error: {error.name} is missing: pip install "sb3-cyborg[train]"')
 
@@ -30,26 +32,26 @@ TRACEBACK_VARIABLE = "SB3_CYBORG_TRACEBACK"
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 TRAIN_HELP = """
-Train an agent, or go on with a run.
+Train an agent, or resume a run.
 
-Settings come from --config, a YAML file, and from flags; a flag overrides the file. Every key of a config has its flag, and
-the other way round. What was used is saved in the run's folder, beside the checkpoints.
+Settings come from --config, a YAML file, and from flags; a flag overrides the file. Each key of a config has a flag. All
+settings of a run are saved in its folder, beside the checkpoints.
 
 \b
 Examples:
-  sb3-cyborg train --env CartPole-v1 --timesteps 50_000
-  sb3-cyborg train --env CartPoleNoVel-v1 --encoder gru --memory none --num-envs 8
+  sb3-cyborg train --env CartPole-v1 --total-timesteps 50_000
+  sb3-cyborg train --env CartPoleNoVel-v1 --encoder gru --memory none --n-envs 8
   sb3-cyborg train --env sb3_cyborg/MemoryChain-v0 --env-kwargs '{memory_length: 30}' --memory '{type: ring, num_slots: 64}'
   sb3-cyborg train --config configs/memory_ppo_v7.yaml --wandb
   sb3-cyborg train --resume runs/CartPole-v1_1
-  sb3-cyborg train --resume runs/CartPole-v1_1 --timesteps 100_000
+  sb3-cyborg train --resume runs/CartPole-v1_1 --total-timesteps 100_000
 """
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 app = typer.Typer(
     name="sb3-cyborg",
-    help="Agents that remember, for Stable-Baselines3. Each command has its own --help, with examples.",
+    help="Agents with memory, for Stable-Baselines3. Each command has its own --help, with examples.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +61,12 @@ app = typer.Typer(
 
 
 def fail(message: object, code: int) -> NoReturn:
-    """End with one line on the standard error."""
+    """
+    Print an error and exit.
+
+    :param message: The error, printed as one line on the standard error.
+    :param code: The exit code.
+    """
     print(f"sb3-cyborg: error: {message}", file=sys.stderr)
     raise typer.Exit(code)
 
@@ -67,13 +74,13 @@ def fail(message: object, code: int) -> NoReturn:
 @contextlib.contextmanager
 def errors_as_lines(value_error: int = BAD_INPUT) -> Iterator[None]:
     """
-    End with one line for what a user can mend. ``SB3_CYBORG_TRACEBACK=1`` shows where it came from.
+    Print expected errors as one line and exit. With ``SB3_CYBORG_TRACEBACK=1`` they are raised instead.
 
-    :param value_error: Exit code of a ``ValueError``: before training it is about the input, in training about the run.
+    :param value_error: Exit code for a ``ValueError``: before training its cause is the input, during training the run.
     """
     try:
         yield
-    except (ValueError, AssertionError) as error:  # SB3 asserts what users pass
+    except (ValueError, AssertionError) as error:  # SB3 checks input with assertions
         _end(error, value_error)
     except (ImportError, RuntimeError, OSError, gym.error.Error) as error:
         _end(error, FAILED)
@@ -92,33 +99,37 @@ def _end(error: Exception, code: int) -> NoReturn:
 def train(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.", show_default=False)] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", "-r", help="Folder of a run to go on with.", show_default=False)
+        Path | None, typer.Option("--resume", "-r", help="Folder of a run to resume.", show_default=False)
     ] = None,
     **given: Any,
 ) -> None:
-    """Train an agent, or go on with a run."""
+    """Train an agent, or resume a run."""
     with errors_as_lines():
         from sb3_cyborg.trainers.trainer_v7 import TrainerV7
 
-        values = read_flags(given)
+        values = canonical(read_flags(given))
         if resume is not None:
-            if config is not None:
-                raise ValueError("`--resume` goes on with the config of the run: leave `--config` out, or start a new run.")
-            for key in values:
-                if key not in RESUME_KEYS:
-                    flags = ", ".join("--" + name.replace("_", "-") for name in RESUME_KEYS)
-                    raise ValueError(
-                        f"`--{key.replace('_', '-')}` cannot change in a run that goes on: leave it out, or start a new run. "
-                        f"What can: {flags}."
-                    )
+            _check_resume(config, values)
             trainer = TrainerV7.resume(resume, **values)
         else:
-            settings = effective_config(config, values)
+            settings = merge({} if config is None else read_yaml(config), values)
             if "env" not in settings:
-                raise ValueError("Which environment? Give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists ours.")
+                raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
             trainer = TrainerV7(settings)
         trainer.open_run()
     _train(trainer)
+
+
+def _check_resume(config: Path | None, values: dict[str, Any]) -> None:
+    """:raises ValueError: for flags that cannot change in a run that is resumed."""
+    if config is not None:
+        raise ValueError("`--resume` uses the config of the run: leave `--config` out, or start a new run.")
+    for key in values:
+        if key not in RESUME_KEYS:
+            raise ValueError(
+                f"`{as_flag(key)}` cannot change in a run that is resumed: leave it out, or start a new run. "
+                f"These flags can: {', '.join(map(as_flag, RESUME_KEYS))}."
+            )
 
 
 def _train(trainer: "TrainerV7") -> None:
@@ -137,26 +148,26 @@ def _train(trainer: "TrainerV7") -> None:
 app.command("train", help=TRAIN_HELP)(train)
 
 
-# --- what to do with a run --------------------------------------------------------------------------------------------
+# --- commands for a run -----------------------------------------------------------------------------------------------
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, or a file that a trainer saved.", show_default=False)]
 Which = Annotated[
-    str, typer.Option("--which", help="Of a run: 'best' by evaluation, 'last', or the number of steps of a checkpoint.")
+    str, typer.Option("--which", help="Checkpoint of a run: 'best' by evaluation, 'last', or its number of steps.")
 ]
-Stochastic = Annotated[bool, typer.Option("--stochastic", help="Sample actions instead of taking the most likely.")]
+Stochastic = Annotated[bool, typer.Option("--stochastic", help="Sample actions instead of taking the mode of the policy.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes a GPU if there is one.")]
 
 
 @app.command("eval")
 def evaluate(
     run: Run,
-    episodes: Annotated[int, typer.Option("--episodes", help="How many.")] = 20,
+    episodes: Annotated[int, typer.Option("--episodes", help="Number of episodes.")] = 20,
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
 ) -> None:
     """
-    Play episodes with a trained agent, and print how well it does.
+    Play episodes with a trained agent, and print their returns and lengths.
 
     \b
     Examples:
@@ -182,10 +193,12 @@ def evaluate(
 @app.command()
 def enjoy(
     run: Run,
-    video: Annotated[Path | None, typer.Option("--video", help="A .gif or .mp4 file instead of a window.")] = None,
-    episodes: Annotated[int, typer.Option("--episodes", help="How many.")] = 3,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Stop there in any case.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episodes; that of the run if left out.")] = None,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Write a .gif or .mp4 file instead of opening a window.")
+    ] = None,
+    episodes: Annotated[int, typer.Option("--episodes", help="Number of episodes.")] = 3,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Steps after which to stop in any case.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episodes; the default is that of the run.")] = None,
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
@@ -199,7 +212,7 @@ def enjoy(
       sb3-cyborg enjoy runs/CartPole-v1_1 --video agent.gif --episodes 1
     """
     with errors_as_lines():
-        from sb3_cyborg.viewers.recording import enjoy_run
+        from sb3_cyborg.viewers.runs import enjoy_run
 
         enjoy_run(
             run,
@@ -215,16 +228,18 @@ def enjoy(
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold such.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders of these.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")] = Path("learning_curves.png"),
     x: Annotated[str, typer.Option("--x", help="steps, episodes or time.")] = "steps",
     y: Annotated[str, typer.Option("--y", help="return, length, success or another column of monitor.csv.")] = "return",
-    window: Annotated[int | None, typer.Option("--window", help="Episodes that a point averages.")] = None,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Leave out what came later.")] = None,
-    each: Annotated[bool, typer.Option("--each", help="A curve for each run, not one for all its seeds.")] = False,
+    window: Annotated[int | None, typer.Option("--window", help="Episodes that each point averages.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Leave out episodes that ended later.")] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="Draw a curve for each run instead of one for all seeds of a config.")
+    ] = False,
 ) -> None:
     """
-    Draw learning curves, with a band, into a picture.
+    Draw learning curves with a confidence band.
 
     \b
     Examples:
@@ -243,15 +258,17 @@ def plot(
 def inspect_memory(
     run: Run,
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")] = Path("memory.png"),
-    max_steps: Annotated[int, typer.Option("--max-steps", help="Stop there if the episode is longer.")] = 500,
-    heads: Annotated[str, typer.Option("--heads", help="mean, max, or the number of one head.")] = "mean",
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episode; that of the run if left out.")] = None,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Steps after which to stop if the episode is longer.")] = 500,
+    heads: Annotated[
+        str, typer.Option("--heads", help="Reduction over the heads: mean, max, or the number of one head.")
+    ] = "mean",
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the episode; the default is that of the run.")] = None,
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
 ) -> None:
     """
-    Draw what an agent remembers along an episode: attention over the past, write gates, slots.
+    Draw the memory of an agent along an episode: attention over past steps, write gates, slots.
 
     \b
     Examples:
@@ -259,7 +276,7 @@ def inspect_memory(
       sb3-cyborg inspect runs/sb3_cyborg-TMaze-v0_1 --output maze.png --heads max
     """
     with errors_as_lines():
-        from sb3_cyborg.viewers.inspection import inspect_run
+        from sb3_cyborg.viewers.runs import inspect_run
 
         episode = inspect_run(
             run,
@@ -276,24 +293,38 @@ def inspect_memory(
 
 # --- environments and RL Zoo ------------------------------------------------------------------------------------------
 
-NEEDS = (
-    ("POPGym", "popgym", 'pip install "sb3-cyborg[popgym]"'),
-    ("Labyrinth", "mazelib", 'pip install "sb3-cyborg[popgym]"'),
-    ("MiniGrid", "minigrid", 'pip install "sb3-cyborg[minigrid]"'),
-    ("Crafter", "crafter", 'pip install "sb3-cyborg[crafter]"'),
-    ("LunarLander", "Box2D", 'pip install "gymnasium[box2d]"'),
-    ("MineRL", "minerl", "see docs/minerl.md"),
+
+class Requirement(NamedTuple):
+    """
+    A package that some environments need.
+
+    :param part: A family of environments, or part of the id of an environment.
+    :param package: The package to import.
+    :param how: How to install it.
+    """
+
+    part: str
+    package: str
+    how: str
+
+
+REQUIREMENTS = (
+    Requirement("POPGym", "popgym", 'pip install "sb3-cyborg[popgym]"'),
+    Requirement("Labyrinth", "mazelib", 'pip install "sb3-cyborg[popgym]"'),
+    Requirement("MiniGrid", "minigrid", 'pip install "sb3-cyborg[minigrid]"'),
+    Requirement("Crafter", "crafter", 'pip install "sb3-cyborg[crafter]"'),
+    Requirement("LunarLander", "Box2D", 'pip install "gymnasium[box2d]"'),
+    Requirement("MineRL", "minerl", "see docs/minerl.md"),
 )
-"""A family, or part of an id; the package that it needs; how to get that."""
 
 
 def missing(family: str, env_id: str) -> str:
     """
     :param family: Name of a family of environments.
-    :param env_id: One of it.
-    :return: What is missing to run it, or an empty string.
+    :param env_id: An environment of it.
+    :return: The requirement that is not installed, with how to install it, or an empty string.
     """
-    for part, package, how in NEEDS:
+    for part, package, how in REQUIREMENTS:
         if (part == family or part in env_id) and find_spec(package) is None:
             return f"needs {package}: {how}"
     if family == "MineRL":
@@ -308,12 +339,12 @@ def missing(family: str, env_id: str) -> str:
 
 @app.command()
 def envs(
-    pattern: Annotated[str, typer.Argument(help="Show only ids that hold this text.", show_default=False)] = "",
+    pattern: Annotated[str, typer.Argument(help="Show only ids that contain this text.", show_default=False)] = "",
 ) -> None:
     """
-    List the environments of this package, and what is missing to run them.
+    List the environments of this package, and the packages that are missing to run them.
 
-    Any other environment that is registered with gymnasium can be trained in, too: --env CartPole-v1, --env my_module:My-v0.
+    Any other environment that is registered with gymnasium can be used as well: --env CartPole-v1, --env my_module:My-v0.
 
     \b
     Examples:
@@ -330,8 +361,8 @@ def envs(
             if ids:
                 print(name)
             for env_id in ids:
-                lack = missing(name, env_id)
-                print(f"  {env_id}  ({lack})" if lack else f"  {env_id}")
+                requirement = missing(name, env_id)
+                print(f"  {env_id}  ({requirement})" if requirement else f"  {env_id}")
         if not shown:
             raise ValueError(f"No environment of this package has {pattern!r} in its id; `sb3-cyborg envs` lists all.")
 
@@ -341,7 +372,7 @@ def envs(
     add_help_option=False,
 )
 def zoo(context: typer.Context) -> None:
-    """Run RL Zoo with MemoryPPO in it: sb3-cyborg zoo train --env CartPoleNoVel-v1; `sb3-cyborg zoo` lists its commands."""
+    """Run RL Zoo with MemoryPPO: sb3-cyborg zoo train --env CartPoleNoVel-v1; `sb3-cyborg zoo` lists its commands."""
     with errors_as_lines():
         from sb3_cyborg.zoo import zoo_main
 
@@ -349,7 +380,7 @@ def zoo(context: typer.Context) -> None:
 
 
 def train_main() -> None:
-    """What ``examples/train_v7.py`` runs: ``sb3-cyborg train`` by itself."""
+    """Run ``sb3-cyborg train`` as a command of its own, for ``examples/train_v7.py``."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
     single.command("train", help=TRAIN_HELP)(train)
     single()

@@ -1,4 +1,4 @@
-"""The command line: the mission's lines as they are, and one line for each thing that a user can get wrong."""
+"""The command line: the mission's command lines, flags, errors, and the commands for runs."""
 
 import re
 import signal
@@ -13,19 +13,20 @@ from typer.testing import CliRunner
 
 from sb3_cyborg import MemoryPPO, TrainerV7, cli
 from sb3_cyborg.envs import FAMILIES
-from sb3_cyborg.trainers.callbacks import MonitorLog
 from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
 from sb3_cyborg.trainers.config import TrainerConfig
-from sb3_cyborg.trainers.config_flags import effective_config, read_flags
+from sb3_cyborg.trainers.config_flags import as_flag, read_flags
+from sb3_cyborg.trainers.monitor import MonitorLog
+from sb3_cyborg.trainers.vocabulary import ALIASES
 from tests.trainer_helpers import FIXED, run_folder, tiny
 
 ROOT = Path(__file__).parent.parent
-SHORT = ["--timesteps", "64", "--horizon", "16", "--n-epochs", "1", "--hidden-dim", "8", "--eval-interval", "0"]
+SHORT = ["--timesteps", "64", "--n-steps", "16", "--n-epochs", "1", "--hidden-dim", "8", "--eval-freq", "0"]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """:return: Where commands run."""
+    """:return: The working directory of the commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -41,7 +42,7 @@ def run(*arguments: str, code: int = 0) -> Any:
 
 
 def said(result: Any) -> str:
-    """:return: The one line of an error."""
+    """:return: The line of an error, which is the only one."""
     errors = [line for line in result.stderr.splitlines() if "rror: " in line]
     assert len(errors) == 1, result.stderr
     assert "Traceback" not in result.output
@@ -69,7 +70,7 @@ def test_the_missions_lines(folder: Path, line: str, env: str) -> None:
         assert re.search("docs/minerl.md|minerl.html", said(result)), result.stderr
         assert not (folder / "runs").exists()
         return
-    run("train", *arguments, "--timesteps", "16384", "--n-epochs", "1", "--eval-interval", "0")
+    run("train", *arguments, "--timesteps", "16384", "--n-epochs", "1", "--eval-freq", "0")
     path = list_checkpoints(folder / "runs" / "CartPole-v1_1")[-1]
     model = MemoryPPO.load(path)
     assert (model.num_timesteps, model.n_envs, model.n_steps, model.burn_in, model.amp) == (16384, 8, 2048, 256, True)
@@ -99,16 +100,18 @@ def test_the_example_takes_the_same_flags(folder: Path) -> None:
 
 BAD: list[tuple[str, list[str]]] = [
     ("train", ["--env", "--config", "sb3-cyborg envs"]),
-    ("train --horizn 64", ["--horizn", "--horizon"]),
+    ("train --n-stps 64", ["--n-stps", "--n-steps"]),
+    ("train --env CartPole-v1 --n-steps 64 --horizon 128", ["`n_steps`=64", "`horizon`=128", "leave one out"]),
+    ("train --env CartPole-v1 --n-envs 2 --num-envs 4", ["`n_envs`=2", "`num_envs`=4", "leave one out"]),
     ("train --env CartPol-v1", ["'CartPol-v1'", "'CartPole-v1'"]),
-    ("train --env CartPole-v1 --horizon long", ["`horizon`", "'long'", "integer"]),
+    ("train --env CartPole-v1 --n-steps long", ["`n_steps`", "'long'", "integer"]),
     ("train --env CartPole-v1 --horizon", ["--horizon", "argument"]),
     ("train --env CartPole-v1 --encoder mmba", ["'mmba'", "'mamba'"]),
     ("train --env CartPole-v1 --memory {type:pmm", ["--memory", "is not YAML"]),
     ("train --env CartPole-v1 --memory {type:pmm}", ["`memory`", "one `type`"]),
-    ("train --env CartPole-v1 --num-envs 0", ["`num_envs`", "0", "greater than or equal to 1"]),
-    ("train --env CartPole-v1 --horizon 128 --seq-len 48", ["`seq_len`=48", "`horizon`=128", "32 and 64"]),
-    ("train --env CartPole-v1 --horizon 128 --burn-in 500", ["`burn_in`=500", "`horizon`=128"]),
+    ("train --env CartPole-v1 --n-envs 0", ["`n_envs`", "0", "greater than or equal to 1"]),
+    ("train --env CartPole-v1 --horizon 128 --seq-len 48", ["`seq_len`=48", "`n_steps`=128", "32 and 64"]),
+    ("train --env CartPole-v1 --n-steps 128 --burn-in 500", ["`burn_in`=500", "`n_steps`=128"]),
     ("train --env CartPole-v1 --learning-rate lin_fast", ["'lin_fast'", "lin_3e-4"]),
     ("train --env CartPole-v1 --policy CnnPolicy", ["'CnnPolicy' needs images", "'auto'"]),
     ("train --env CartPole-v1 --env-kwargs {length:3}", ["`env_kwargs`", "'length:3'"]),
@@ -116,17 +119,18 @@ BAD: list[tuple[str, list[str]]] = [
     ("train --env FrozenLake-v1 --frame-stack 4", ["`frame_stack`=4", "Box"]),
     ("train --env CartPole-v1 --vec-env native", ["'native'", "'dummy'"]),
     ("train --config nothing.yaml", ["'nothing.yaml'", "no config file"]),
-    ("train --resume nothing", ["'nothing'", "no run"]),
+    ("train --resume nothing", ["'nothing'", "not a run"]),
     ("train --resume run --env CartPole-v1", ["`--env` cannot change", "--total-timesteps"]),
     ("train --resume run --config run/config.yaml", ["`--config`", "leave"]),
     ("train --resume run", ["256 steps already", "must be more"]),
+    ("train --resume run --horizon 8", ["`--n-steps` cannot change", "--eval-freq"]),
     ("train --resume run --timesteps lots", ["`total_timesteps`", "'lots'"]),
     ("train --env CartPole-v1 --run-name run --log-dir .", ["'run'", "--resume run"]),
     ("eval", ["'run'"]),
     ("eval nothing", ["no run or checkpoint 'nothing'"]),
     ("eval run --which 7", ["no checkpoint '7'", "'best', 'last'"]),
     ("eval run --episodes 0", ["`n_episodes`", "0", "at least 1"]),
-    ("eval run/config.yaml", ["not a whole checkpoint"]),
+    ("eval run/config.yaml", ["not a complete checkpoint"]),
     ("envs nothing", ["'nothing'", "sb3-cyborg envs"]),
     ("trian", ["trian", "train"]),
 ]
@@ -134,7 +138,7 @@ BAD: list[tuple[str, list[str]]] = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """:return: Folder with a run named ``run`` that is finished."""
+    """:return: Folder with a finished run named ``run``."""
     log_dir = tmp_path_factory.mktemp("finished")
     tiny(log_dir, run_name="run").train()
     return log_dir
@@ -152,7 +156,7 @@ def test_bad_command_lines(monkeypatch: pytest.MonkeyPatch, finished: Path, line
 
 def test_a_flag_overrides_the_file(folder: Path) -> None:
     Path("mine.yaml").write_text(
-        f"env: {FIXED}\nnum_envs: 2\nhorizon: 16\nmemory: {{type: kv, num_slots: 3}}\nencoder: gru\nn_epochs: 1\n"
+        f"env: {FIXED}\nn_envs: 2\nhorizon: 16\nmemory: {{type: kv, num_slots: 3}}\nencoder: gru\nn_epochs: 1\n"
         "eval_interval: 0\ntensorboard: true\nlearning_rate: 3e-4\n"
     )
     flags = ["--num-envs", "4", "--memory", "kv", "--encoder", "{type: mamba, d_state: 4}", "--hidden-dim", "8", "--amp"]
@@ -161,10 +165,13 @@ def test_a_flag_overrides_the_file(folder: Path) -> None:
     assert (
         saved.items()
         >= {
-            "num_envs": 4,
-            "horizon": 16,
-            "memory": {"type": "kv", "num_slots": 3},
-            "encoder": {"type": "mamba", "d_state": 4},
+            "n_envs": 4,
+            "n_steps": 16,
+            "eval_freq": 0,
+            "memory": "kv",
+            "memory_kwargs": {"num_slots": 3},
+            "encoder": "mamba",
+            "encoder_kwargs": {"d_state": 4},
             "learning_rate": "lin_1e-3",
             "total_timesteps": 100,
             "tensorboard": False,
@@ -175,25 +182,53 @@ def test_a_flag_overrides_the_file(folder: Path) -> None:
     assert saved.keys() == TrainerConfig.model_fields.keys()
     assert "Run: runs/tests-Fixed-v0_1" in result.stdout
     assert "Finished after 128 steps" in result.stdout
-    assert effective_config(Path("mine.yaml"), {"memory": "slot"})["memory"] == "slot"
 
 
 def test_each_key_is_a_flag() -> None:
     shown = run("train", "--help").stdout
     for key, field in TrainerConfig.model_fields.items():
-        assert f"--{key.replace('_', '-')}" in shown
+        assert as_flag(key) in shown
         assert str(field.description).split()[0] in shown
     assert "[default: 0.99]" in shown
     assert "sb3-cyborg train --resume runs/CartPole-v1_1" in shown
 
 
-def test_text_stays_text() -> None:
-    assert read_flags({"run_name": "2024", "env": "CartPole-v1"}) == {"run_name": "2024", "env": "CartPole-v1"}
+def test_help_shows_keys_and_no_aliases() -> None:
+    shown = run("train", "--help").stdout
+    assert not re.findall(rf"(?:{'|'.join(map(as_flag, ALIASES))})(?![\w-])", shown)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_aliases_are_flags(monkeypatch: pytest.MonkeyPatch, alias: str) -> None:
+    given: list[dict[str, Any]] = []
+
+    def trainer(settings: dict[str, Any]) -> None:
+        given.append(settings)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr("sb3_cyborg.trainers.trainer_v7.TrainerV7", trainer)
+    value = "CartPole-v1" if alias == "env_id" else 64
+    run("train", *(() if alias == "env_id" else ("--env", "CartPole-v1")), as_flag(alias), str(value), code=2)
+    assert given == [{"env": "CartPole-v1", ALIASES[alias]: value}]
+
+
+def test_aliases_change_a_resumed_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TrainerV7.resume(finished / "run", eval_interval=8, timesteps=512).config.eval_freq == 8
+    monkeypatch.chdir(finished)
+    assert "`eval_freq`=9 and `eval_interval`=8" in said(
+        run(*["train", "--resume", "run", "--eval-interval", "8", "--eval-freq", "9"], code=2)
+    )
+
+
+def test_flags_are_read_as_yaml_except_text() -> None:
+    text = {"run_name": "2024", "env": "CartPole-v1", "env_id": "1"}
+    assert read_flags(text) == text
     read = read_flags({"seed": "2024", "net_arch": "[8, 8]", "batch_size": "null", "amp": True, "learning_rate": "1e-3"})
     assert read == {"seed": 2024, "net_arch": [8, 8], "batch_size": None, "amp": True, "learning_rate": 1e-3}
+    assert read_flags({"horizon": "64", "memory": "{type: kv}"}) == {"horizon": 64, "memory": {"type": "kv"}}
 
 
-def test_a_run_goes_on(folder: Path) -> None:
+def test_resume(folder: Path) -> None:
     run("train", "--env", FIXED, *SHORT)
     path = folder / "runs" / "tests-Fixed-v0_1"
     run("train", "--resume", str(path), "--timesteps", "128")
@@ -203,7 +238,7 @@ def test_a_run_goes_on(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["raise", "nan"])
-def test_what_goes_wrong_while_it_runs(folder: Path, how: str) -> None:
+def test_errors_while_running(folder: Path, how: str) -> None:
     result = run("train", "--env", FIXED, "--env-kwargs", f"{{break_at: 36, how: {how}}}", *SHORT, code=1)
     assert re.search("simulator has died|not finite", said(result))
     (path,) = list_checkpoints(folder / "runs" / "tests-Fixed-v0_1")
@@ -270,9 +305,9 @@ def test_envs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("envs", "memorychain").stdout.splitlines() == lines[:2]
 
 
-def test_what_is_needed_is_a_family_or_in_an_id() -> None:
+def test_requirements_name_a_family_or_part_of_an_id() -> None:
     everything = [*FAMILIES, *(env_id for family in FAMILIES.values() for env_id in family.kwargs)]
-    for part, _, _ in cli.NEEDS:
+    for part, _, _ in cli.REQUIREMENTS:
         assert any(part in name for name in everything), part
 
 
@@ -299,8 +334,8 @@ def test_every_command_has_help_with_examples() -> None:
 )
 def test_configs_train(folder: Path, name: str, package: str) -> None:
     pytest.importorskip(package)
-    sizes = "--num-envs 2 --horizon 128 --batch-size 64 --seq-len 32 --n-epochs 1"
-    short = f"{sizes} --timesteps 256 --eval-interval 0 --vec-env dummy"
+    sizes = "--n-envs 2 --n-steps 128 --batch-size 64 --seq-len 32 --n-epochs 1"
+    short = f"{sizes} --timesteps 256 --eval-freq 0 --vec-env dummy"
     run("train", "--config", str(ROOT / "configs" / f"{name}.yaml"), *short.split())
     (path,) = (folder / "runs").glob("*/final_model.zip")
     assert MemoryPPO.load(path).num_timesteps == 256

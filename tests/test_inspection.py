@@ -1,4 +1,4 @@
-"""What an agent remembers: the trace of each memory, the arrays of an episode, and their picture."""
+"""Inspection: the records of each memory, the arrays of an episode, and their figure."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +21,10 @@ from sb3_cyborg.memories.slot import SlotMemory
 from sb3_cyborg.memories.trace import QUANTITIES, record, trace, tracing
 from sb3_cyborg.sequence_model import Logs
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from sb3_cyborg.viewers.inspection import Inspection, inspect_episode, inspect_run, write_gates
+from sb3_cyborg.trainers.write_gates import write_gates
+from sb3_cyborg.viewers.inspection import Inspection, inspect_episode
 from sb3_cyborg.viewers.inspection_figure import draw_inspection, inspection_figure
+from sb3_cyborg.viewers.runs import inspect_run
 from tests.helpers import OBSERVATION_SPACES, ToyEnv, predict, rollout, same, toy_model, toy_vec_env, weights
 
 KINDS = ("pmm", "slot", "kv", "ring")
@@ -47,7 +49,7 @@ class LongToyEnv(ToyEnv):
 
 
 def agent(kind: str, num_slots: int = 4, env: VecEnv | None = None, **policy_kwargs: Any) -> MemoryPPO:
-    """:return: An agent of random, and not of neutral, weights: what starts at zero would hide faults."""
+    """:return: An agent with random weights in the memory, as weights that are initialized to zero would hide faults."""
     options: dict[str, Any] = {} if kind == "none" else {"memory_kwargs": {"num_slots": num_slots, "num_heads": 2}}
     model = toy_model(env or toy_vec_env(1, LongToyEnv), policy_kwargs={"memory": kind, **options, **policy_kwargs})
     with th.no_grad():
@@ -57,7 +59,7 @@ def agent(kind: str, num_slots: int = 4, env: VecEnv | None = None, **policy_kwa
 
 
 def memory_of(model: MemoryPPO) -> Any:
-    """:return: The memory behind ``MemoryV7``; typed loosely, as tests look into all kinds."""
+    """:return: The memory inside ``MemoryV7``; untyped, as tests access attributes of all kinds."""
     memory = model.policy.core.parts["memory"]
     assert isinstance(memory, MemoryV7)
     return memory.memory
@@ -72,7 +74,7 @@ def make_memory(kind: str) -> MemoryV7:
 
 
 def run(memory: SequenceModel, stepped: bool) -> tuple[th.Tensor, State]:
-    """Two rows, nine steps, resets inside."""
+    """Run two rows of nine steps with resets."""
     x = th.randn(2, 9, 3, generator=th.Generator().manual_seed(1))
     masks = th.ones(2, 9, dtype=th.bool)
     masks[0, 5] = masks[1, 0] = 0
@@ -84,7 +86,7 @@ def run(memory: SequenceModel, stepped: bool) -> tuple[th.Tensor, State]:
 
 @pytest.mark.parametrize("stepped", [True, False])
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_looking_changes_nothing(kind: str, stepped: bool) -> None:
+def test_tracing_does_not_change_outputs(kind: str, stepped: bool) -> None:
     memory = make_memory(kind)
     output, state = run(memory, stepped)
     with trace() as records:
@@ -95,7 +97,7 @@ def test_looking_changes_nothing(kind: str, stepped: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_recorded_or_computed_while_nobody_looks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_trace_nothing_is_recorded_or_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with trace() as records:
         assert tracing()
     assert not tracing()
@@ -112,7 +114,7 @@ def test_nothing_is_recorded_or_computed_while_nobody_looks(kind: str, monkeypat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sequences_record_what_steps_record(kind: str) -> None:
+def test_sequences_and_steps_record_the_same(kind: str) -> None:
     memory = make_memory(kind)
     with trace() as steps:
         run(memory, stepped=True)
@@ -143,8 +145,8 @@ def test_an_unknown_quantity() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_says_exactly_what_was_read(kind: str) -> None:
-    """The read is made anew from the attention over steps and what each step put in; shares are whole."""
+def test_attention_reproduces_the_read(kind: str) -> None:
+    """Attention times the values of each step reproduces the read; the shares sum to one."""
     model = agent(kind)
     memory, inputs, latents, contexts = memory_of(model), [], [], []
     encoder: Any = model.policy.core.parts["encoder"]
@@ -168,7 +170,7 @@ def test_attention_says_exactly_what_was_read(kind: str) -> None:
     np.testing.assert_allclose(th.stack(contexts).detach().numpy(), expected, atol=1e-4)
 
 
-def test_a_ring_that_looks_three_steps_back() -> None:
+def test_a_ring_that_reads_three_steps_back() -> None:
     model = agent("ring", num_slots=5)
     memory = memory_of(model)
     assert isinstance(memory, RingMemory)
@@ -202,8 +204,8 @@ def test_a_ring_that_looks_three_steps_back() -> None:
     np.testing.assert_allclose(by_age[2, 3:].filled(np.nan), 1, atol=1e-6)
 
 
-def test_what_the_slots_of_pmm_hold() -> None:
-    """Found by comparing what is in the slots with what each step offered; gates, strengths and usage as in the state."""
+def test_held_steps_of_pmm() -> None:
+    """``held`` equals a search for each slot's item among those of all steps; gates, strength and usage equal the state's."""
     model = agent("pmm", num_slots=3)
     memory, offered, gates = memory_of(model), [], []
     memory.item.register_forward_hook(lambda _, __, item: offered.append(item[0]))
@@ -248,7 +250,7 @@ def test_slot_shows_its_gate_and_what_is_unwritten() -> None:
 
 
 @pytest.mark.parametrize("space", ["box", "discrete", "image", "dict"])
-def test_it_acts_as_predict_does(space: str) -> None:
+def test_actions_equal_those_of_predict(space: str) -> None:
     env = toy_vec_env(2, lambda: LongToyEnv(OBSERVATION_SPACES[space], spaces.Box(-0.5, 0.5, (2,))))
     policy = "MultiInputPolicy" if space == "dict" else "MlpPolicy"
     model = toy_model(env, policy, policy_kwargs={"memory": "kv", "use_last_action": True})
@@ -283,8 +285,10 @@ def test_a_gymnasium_environment_and_its_name() -> None:
     assert inspect_episode(model, name="Mine").name == "Mine"
 
 
-def test_what_cannot_be_inspected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no memory to inspect \(memory 'none'\); what can be inspected: 'pmm', 'slot'"):
+def test_agents_that_cannot_be_inspected(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"no memory to inspect \(memory 'none'\); memories that can be inspected: 'pmm', 'slot'"
+    ):
         inspect_episode(agent("none"))
     with pytest.raises(ValueError, match="Only a MemoryPPO agent can be inspected, got RecurrentPPO"):
         inspect_episode(RecurrentPPO("MlpLstmPolicy", toy_vec_env(), n_steps=8))  # type: ignore[arg-type]  # on purpose
@@ -296,7 +300,7 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
 
 
 class OwnMemory(AttentionMemory):
-    """Holds nothing, but says what it is told to."""
+    """Stores nothing, and records the given quantities."""
 
     shown: dict[str, th.Tensor]
 
@@ -312,7 +316,7 @@ class OwnMemory(AttentionMemory):
         return self.out(x[:, :4]), {}, {}
 
 
-def test_memories_of_other_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_memories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_cyborg.memories.memory_v7.MEMORIES", dict(MEMORIES))
     register_memory("own", OwnMemory)
     model = toy_model(toy_vec_env(1, LongToyEnv), policy_kwargs={"memory": "own", "memory_kwargs": {}})
@@ -327,9 +331,7 @@ def test_memories_of_other_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspection.held is None
     assert [image.tolist() for image in maps(inspection)["slot"]] == [[[0.25] * STEPS] * 3]
     assert maps(shows(**read, usage=th.ones(1, 3)))["slot"][1].tolist() == [[1.0] * STEPS] * 3
-    with pytest.raises(
-        ValueError, match=r"Memory 'own' \(OwnMemory\) does not show what it does: 0 records in a step.*record"
-    ):
+    with pytest.raises(ValueError, match=r"Memory 'own' \(OwnMemory\) cannot be inspected: 0 records in a step.*record"):
         shows()
     with pytest.raises(ValueError, match=r"only \['gate'\] in a step"):
         shows(gate=th.ones(1, 1))
@@ -366,7 +368,7 @@ def test_write_gates_are_those_the_agent_acted_with(kind: str) -> None:
 
 
 class _Look(BaseCallback):
-    """Look at the write gates of each rollout."""
+    """Compute the write gates of each rollout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,7 +384,7 @@ class _Look(BaseCallback):
 
 
 def test_write_gates_leave_training_as_it_was() -> None:
-    """Bit by bit: the weights after three rollouts and updates, with and without a look at each."""
+    """The weights after three updates are bitwise equal with and without computing the write gates."""
     models, look = [agent("pmm", env=toy_vec_env(3)) for _ in range(2)], _Look()
     for model, callback in zip(models, (None, look), strict=True):
         model.set_random_seed(0)
@@ -391,7 +393,7 @@ def test_write_gates_leave_training_as_it_was() -> None:
     assert same(*[weights(model.policy) for model in models])
 
 
-def test_where_there_are_no_write_gates() -> None:
+def test_without_write_gates() -> None:
     assert write_gates(rollout(agent("ring", env=toy_vec_env()))) is None
     assert write_gates(rollout(agent("none", env=toy_vec_env()))) is None
     with pytest.raises(ValueError, match="no rollout to look at yet: 0 of 12 steps"):
@@ -434,8 +436,8 @@ def test_panels(kind: str, wanted: list[str], tmp_path: Path) -> None:
     assert [axes.get_ylabel() for axes in left] == [*wanted, "share", "observation", "action", "reward"]
     assert left[-1].get_xlabel() == "step of the episode"
     title = figure.get_suptitle()
-    assert f"memory '{kind}'" in title
-    assert f"an episode of {STEPS} steps, return {inspection.rewards.sum():.2f}" in title
+    assert f"Memory '{kind}' along an episode" in title
+    assert f"; {STEPS} steps, return {inspection.rewards.sum():.2f}" in title
     path = draw_inspection(inspection, tmp_path / "new" / "picture.png")
     with Image.open(path) as picture:
         picture.load()
@@ -484,11 +486,11 @@ def test_a_run(tmp_path: Path) -> None:
             "env": "CartPole-v1",
             "memory": {"type": "pmm", "num_slots": 4, "num_heads": 2},
             "hidden_dim": 8,
-            "horizon": 16,
+            "n_steps": 16,
             "n_epochs": 1,
             "log_dir": str(tmp_path),
             "normalize": True,
-            "eval_interval": 0,
+            "eval_freq": 0,
             "progress_bar": False,
             "seed": 1,
         }

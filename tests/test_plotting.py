@@ -1,4 +1,4 @@
-"""Learning curves: what is read of Monitor's files, what becomes one curve, and the picture."""
+"""Learning curves: reading Monitor files, grouping runs, statistics of a curve, and the figure."""
 
 import json
 import sys
@@ -13,7 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import ts2xy
 
-from sb3_cyborg.viewers.plotting import find_runs, learning_curves, learning_figure, plot_learning_curves, read_episodes
+from sb3_cyborg.viewers.episodes import find_runs, read_episodes
+from sb3_cyborg.viewers.plotting import learning_curves, learning_figure, plot_learning_curves
 from tests.helpers import ToyEnv, toy_model
 
 Row = tuple[float, int, float]
@@ -45,7 +46,7 @@ def test_episodes_of_several_environments_are_in_order_of_their_end(tmp_path: Pa
 
 
 def test_the_same_as_sb3_reads(tmp_path: Path) -> None:
-    """On the files of a real training run: returns and steps as in SB3's ``load_results`` and ``ts2xy``."""
+    """Returns and steps equal those of SB3's ``load_results`` and ``ts2xy`` on the files of a training run."""
     pytest.importorskip("pandas")
     env = make_vec_env(ToyEnv, n_envs=3, seed=0, monitor_dir=str(tmp_path))
     toy_model(env).learn(200)
@@ -93,7 +94,7 @@ def test_seeds_of_one_configuration_are_one_curve_with_an_interval(tmp_path: Pat
     assert (other.label, other.runs) == ("other", 1)
     assert (run.label, run.runs) == ("run", 3)
     np.testing.assert_allclose(run.mean, 3.0)
-    # Of 27 equally likely resamples, one is 1 alone and one 6 alone: both are beyond the middle 95 %... of three numbers.
+    # One of 27 equally likely resamples holds only the 1 and one only the 6: each has more than 2.5 % of the probability.
     assert run.low == pytest.approx(np.full_like(run.low, 1.0))
     assert run.high == pytest.approx(np.full_like(run.high, 6.0))
     assert (run.x[0], run.x[-1]) == (20, 400), "as far as all of them have come"
@@ -111,8 +112,8 @@ def test_the_interval_of_many_seeds_is_that_of_their_mean(tmp_path: Path) -> Non
     np.testing.assert_allclose(curve.mean - curve.low, half_width, rtol=0.15)
 
 
-def test_what_is_one_configuration(tmp_path: Path) -> None:
-    """Ours by its file but for the seed; RL Zoo's by its own; else by a name that says seed."""
+def test_runs_of_one_configuration(tmp_path: Path) -> None:
+    """A configuration is our file without the seed, or RL Zoo's file, or otherwise the name without a seed suffix."""
     for name, learning_rate, seed in (("a", 1, 0), ("b", 1, 1), ("c", 2, 0)):
         write_monitor(tmp_path / "ours" / name, steady(1.0))
         text = f"learning_rate: {learning_rate}\nseed: {seed}\nrun_name: {name}\nlog_dir: here\n"
@@ -129,6 +130,18 @@ def test_what_is_one_configuration(tmp_path: Path) -> None:
     zoos = [(curve.label, curve.runs) for curve in learning_curves([tmp_path / "memory_ppo"])]
     assert zoos == [("Toy-v0", 2), ("Toy-v0_3", 1), ("Toy-v0_4", 1)]
     assert [(curve.label, curve.runs) for curve in learning_curves([tmp_path / "plain"])] == [("ring_16", 1), ("ring_32", 1)]
+
+
+def test_configs_of_earlier_versions_are_the_same_configuration(tmp_path: Path) -> None:
+    texts = {
+        "a": "env: Toy-v0\nhorizon: 64\nmemory: {type: kv, num_slots: 3}\nseed: 0\ncheckpoint_interval: 7\n",
+        "b": "env: Toy-v0\nn_steps: 64\nmemory: kv\nmemory_kwargs: {num_slots: 3}\namp: false\nseed: 1\nsave_freq: 9\n",
+        "c": "env: Toy-v0\nn_steps: 32\nmemory: kv\nmemory_kwargs: {num_slots: 3}\n",
+    }
+    for name, text in texts.items():
+        write_monitor(tmp_path / name, steady(1.0))
+        (tmp_path / name / "config.yaml").write_text(text)
+    assert [(curve.label, curve.runs) for curve in learning_curves([tmp_path])] == [("a", 2), ("c", 1)]
 
 
 def test_labels_tell_curves_apart(tmp_path: Path) -> None:
@@ -182,7 +195,7 @@ def test_the_picture(tmp_path: Path, suffix: str) -> None:
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20, "not an empty page"
 
 
-def test_what_is_drawn(tmp_path: Path) -> None:
+def test_contents_of_the_figure(tmp_path: Path) -> None:
     for seed in range(2):
         write_monitor(tmp_path / f"run_seed{seed}", [(seed + index, 10, index) for index in range(9)])
     curves = learning_curves([tmp_path], window=1)
@@ -208,7 +221,7 @@ def test_bad_input(tmp_path: Path) -> None:
             plot_learning_curves(runs, **({"output": output} | options))  # type: ignore[arg-type]  # wrong on purpose
 
     refused([], "No run to plot")
-    refused([tmp_path / "nowhere"], "nowhere is not there")
+    refused([tmp_path / "nowhere"], "nowhere does not exist")
     refused([run / "0.monitor.csv"], "is a file; give the folder of a run")
     (tmp_path / "empty").mkdir()
     refused([tmp_path / "empty"], "not the folder of a run: no .*monitor.csv")

@@ -1,4 +1,4 @@
-"""Watching an agent: what is recorded, in what order and with which state; and what cannot be."""
+"""Recording: frames, states, episode results, files and errors."""
 
 import sys
 from pathlib import Path
@@ -13,15 +13,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_cyborg import MemoryPPO
+from sb3_cyborg.trainers.acting import EpisodeResult
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-from sb3_cyborg.viewers.recording import EpisodeResult, enjoy, enjoy_run
+from sb3_cyborg.viewers.recording import enjoy
+from sb3_cyborg.viewers.runs import enjoy_run
 from tests.helpers import ToyEnv, predict, toy_model, toy_vec_env
 
 LENGTH = 5
 
 
 class PictureEnv(ToyEnv):
-    """Episodes of ``LENGTH`` steps; a picture's colour says which step it is, its reward is 2."""
+    """Episodes of ``LENGTH`` steps with reward 2; the colour of a frame encodes the step."""
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10}  # noqa: RUF012  # gymnasium's
 
@@ -68,7 +70,7 @@ def test_gif(model: MemoryPPO, tmp_path: Path) -> None:
 
 
 def test_mp4(model: MemoryPPO, tmp_path: Path) -> None:
-    """Odd sizes are made even; the picture is where it was."""
+    """Odd sizes are padded to even ones, without a shift."""
     path = tmp_path / "agent.mp4"
     enjoy(model, PictureEnv(), video=path, n_episodes=3, fps=5, report=lambda _: None)
     assert path.stat().st_size > 1_000
@@ -79,7 +81,7 @@ def test_mp4(model: MemoryPPO, tmp_path: Path) -> None:
 
 
 def test_state_and_starts_are_threaded(model: MemoryPPO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The actions are those of a hand-written loop over two episodes, where the memory matters."""
+    """The actions equal those of a hand-written loop over two episodes."""
     env = PictureEnv()
     enjoy(model, env, video=tmp_path / "a.gif", n_episodes=2, seed=3, deterministic=False, report=lambda _: None)
     taken = np.array(env.actions)
@@ -121,12 +123,12 @@ def test_a_window_without_a_display(model: MemoryPPO, monkeypatch: pytest.Monkey
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(ValueError, match="no display to open a window on; record a video in its place"):
+    with pytest.raises(ValueError, match="no display to open a window on; record a video instead"):
         enjoy(model, PictureEnv("human"))
 
 
 def test_returns_are_those_of_the_environment(model: MemoryPPO, tmp_path: Path) -> None:
-    """Neither normalised nor of a wrapper outside of Monitor; several environments are counted apart."""
+    """Returns are not normalized and ignore wrappers outside of Monitor; environments are counted separately."""
     normalised = VecNormalize(DummyVecEnv([PictureEnv]), training=False)
     normalised.ret_rms.var = np.array(100.0)
     scaled = DummyVecEnv([lambda: gym.wrappers.TransformReward(Monitor(PictureEnv()), lambda reward: float(reward) / 10)])
@@ -144,7 +146,7 @@ def test_max_steps(model: MemoryPPO, tmp_path: Path) -> None:
         assert getattr(gif, "n_frames", 0) == 7
 
 
-def test_a_recording_that_fails_leaves_the_one_before(model: MemoryPPO, tmp_path: Path) -> None:
+def test_a_failed_recording_keeps_the_old_file(model: MemoryPPO, tmp_path: Path) -> None:
     class Failing(PictureEnv):
         def step(self, action: Any) -> Any:
             if self.step_number == 3:
@@ -172,11 +174,9 @@ def test_bad_input(model: MemoryPPO, tmp_path: Path) -> None:
     refused("`n_episodes` must be a whole number of at least 1, got 0", n_episodes=0)
     refused("`max_steps` must be a whole number of at least 1, got 0", max_steps=0)
     refused(r"`fps` must be in \(0, 1000\], got nan", fps=float("nan"))
-    needed = (
-        "A video needs .*'rgb_array'`; this one was made with 'human', and the modes that it has are: 'human', 'rgb_array'"
-    )
+    needed = "A video needs .*'rgb_array'`; this one was made with 'human'. Its render modes: 'human', 'rgb_array'"
     refused(needed, PictureEnv("human"))
-    refused("made with None, and the modes that it has are: none", toy_vec_env(1, ToyEnv))
+    refused("made with None. Its render modes: none", toy_vec_env(1, ToyEnv))
 
     class Blind(PictureEnv):
         def render(self) -> Any:
@@ -213,10 +213,10 @@ def test_a_missing_package(
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {
         "hidden_dim": 8,
-        "horizon": 16,
+        "n_steps": 16,
         "n_epochs": 1,
         "log_dir": str(tmp_path),
-        "eval_interval": 0,
+        "eval_freq": 0,
         "progress_bar": False,
         "seed": 1,
     }
@@ -243,10 +243,10 @@ def test_a_run_whose_environment_does_not_render(tmp_path: Path) -> None:
         {
             "env": "popgym:popgym-RepeatPreviousEasy-v0",
             "hidden_dim": 8,
-            "horizon": 16,
+            "n_steps": 16,
             "n_epochs": 1,
             "log_dir": str(tmp_path),
-            "eval_interval": 0,
+            "eval_freq": 0,
             "progress_bar": False,
         }
     )

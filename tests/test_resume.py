@@ -1,22 +1,25 @@
-"""A run that was interrupted, or killed, goes on as if nothing had happened."""
+"""Resuming: an interrupted or killed run continues as an uninterrupted one."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_cyborg import MemoryPPO, TrainerV7
 from sb3_cyborg.trainers.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
+from sb3_cyborg.trainers.config import TrainerConfig
 from tests.helpers import same, weights
 from tests.trainer_helpers import ROLLOUT, run_folder, tiny
 
@@ -24,11 +27,11 @@ HALF, WHOLE = 4 * ROLLOUT, 8 * ROLLOUT
 
 
 class Crash(Exception):
-    """What ends the first half."""
+    """The error that ends the first half."""
 
 
 class CrashAt(BaseCallback):
-    """Raise once so many steps are made."""
+    """Raise after ``num_timesteps`` steps."""
 
     def __init__(self, num_timesteps: int) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class CrashAt(BaseCallback):
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """:return: A list that gains what each update logs."""
+    """:return: A list to which each update appends its log."""
     logged: list[dict[str, Any]] = []
     log_update = MemoryPPO._log_update
 
@@ -61,7 +64,7 @@ def optimizer_state(trainer: TrainerV7) -> dict[str, th.Tensor]:
 
 
 def statistics(trainer: TrainerV7) -> dict[str, Any]:
-    """:return: What ``VecNormalize`` has learned."""
+    """:return: The statistics of ``VecNormalize``."""
     normalize = trainer.model.get_vec_normalize_env()
     assert isinstance(normalize, VecNormalize)
     obs_rms: Any = normalize.obs_rms  # SB3 types it as that of a Dict
@@ -79,15 +82,15 @@ SCHEDULED: dict[str, Any] = {
     "learning_rate": "lin_1e-3",
     "clip_range": "lin_0.3",
     "total_timesteps": WHOLE,
-    "checkpoint_interval": HALF,
+    "save_freq": HALF,
     "burn_in": 4,
     "seq_len": 8,
 }
-SETTINGS = {"tensorboard": True, "histograms": False, "eval_interval": HALF // 2, "eval_episodes": 2}
+SETTINGS = {"tensorboard": True, "histograms": False, "eval_freq": HALF // 2, "n_eval_episodes": 2}
 
 
 @pytest.mark.parametrize("crash_at", [HALF + 2, HALF + 10, WHOLE - 2])
-def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any]], crash_at: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, updates: list[dict[str, Any]], crash_at: int) -> None:
     straight = tiny(tmp_path / "straight", **SCHEDULED, **SETTINGS)
     straight.train()
     whole = list(updates)
@@ -97,10 +100,10 @@ def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any
         broken.train(callback=CrashAt(crash_at))
     run = run_folder(broken)
     for later in list_checkpoints(run)[1:]:
-        later.unlink()  # what was saved at the crash itself: here the one before it is meant to be gone on with
-    th.manual_seed(99)  # another process has other random numbers
+        later.unlink()  # saved at the crash itself; this test resumes from the checkpoint before it
+    th.manual_seed(99)  # as another process would
     np.random.seed(99)  # noqa: NPY002
-    # TensorBoard reads files in the order of their names, which hold whole seconds. A process takes longer to start than that.
+    # TensorBoard orders files by names that hold whole seconds; a new process would start later than that.
     time.sleep(1)
     resumed = TrainerV7.resume(run)
     assert resumed.model.num_timesteps == HALF
@@ -124,7 +127,7 @@ def test_twice_the_half_is_the_whole(tmp_path: Path, updates: list[dict[str, Any
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """:return: What TensorBoard shows of a run, but for times."""
+    """:return: The scalars that TensorBoard shows of a run, without times."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -132,7 +135,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in tags}
 
 
-def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None:
+def test_resuming_restores_the_state(tmp_path: Path, updates: list[dict[str, Any]]) -> None:
     trainer = tiny(tmp_path, **SCHEDULED).train()
     run = run_folder(trainer)
     drawn = th.rand(3).tolist(), np.random.rand(3).tolist()  # noqa: NPY002
@@ -142,7 +145,7 @@ def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None
     assert same(optimizer_state(other), optimizer_state(trainer))
     assert statistics(other) == statistics(trainer)
     assert (th.rand(3).tolist(), np.random.rand(3).tolist()) == drawn  # noqa: NPY002
-    # Schedules go towards the new total: half of it is left, of which the next rollout is a part.
+    # Schedules end at the new total, of which half is left, including the next rollout.
     updates.clear()
     other.train()
     assert updates[0]["train/learning_rate"] == pytest.approx(1e-3 * (1 - (WHOLE + ROLLOUT) / (2 * WHOLE)))
@@ -150,7 +153,7 @@ def test_what_is_restored(tmp_path: Path, updates: list[dict[str, Any]]) -> None
     assert other.config.total_timesteps == 2 * WHOLE
 
 
-def test_episodes_after_going_on_are_not_those_of_the_start(tmp_path: Path) -> None:
+def test_resumed_episodes_have_new_seeds(tmp_path: Path) -> None:
     settings = {"env": "CartPole-v1", "total_timesteps": HALF, "keep_checkpoints": 9}
     run = run_folder(tiny(tmp_path, **settings).train())
     first = tiny(tmp_path, **settings)
@@ -161,12 +164,12 @@ def test_episodes_after_going_on_are_not_those_of_the_start(tmp_path: Path) -> N
     assert not np.isclose(starts[0], starts[1]).any()
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     run = run_folder(tiny(tmp_path, **SCHEDULED).train())
     newest = checkpoint_path(run, WHOLE)
     newest.write_bytes(newest.read_bytes()[:-100])
     (run / "checkpoints" / ".step_9.zip.1.writing").write_bytes(b"half")
-    with pytest.warns(UserWarning, match=r"not a whole checkpoint.*The one before it is taken"):
+    with pytest.warns(UserWarning, match=r"not a complete checkpoint.*The one before it is used"):
         resumed = TrainerV7.resume(run)
     assert resumed.model.num_timesteps == HALF
     assert not list(run.rglob(".*"))
@@ -175,7 +178,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
-    trainer = tiny(tmp_path, seed=None, checkpoint_interval=0)
+    trainer = tiny(tmp_path, seed=None, save_freq=0)
     with pytest.raises(Crash):
         trainer.train(callback=CrashAt(10))
     run = run_folder(trainer)
@@ -187,13 +190,13 @@ def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 
 
 def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
-    settings = {"eval_interval": ROLLOUT, "eval_episodes": 1}
+    settings = {"eval_freq": ROLLOUT, "n_eval_episodes": 1}
     trainer = tiny(tmp_path, **settings).train()
     run = run_folder(trainer)
     best = run / "best_model.zip"
     with np.load(run / "evaluations.npz") as file:
         assert read_checkpoint(best).progress["mean_return"] == file["results"].max()
-    # As if an evaluation after the last checkpoint had been the best: no later one is as good.
+    # As after an evaluation past the last checkpoint whose mean return no later one reaches.
     from sb3_cyborg.trainers.checkpoints import save_checkpoint
 
     save_checkpoint(best, trainer.model, trainer.config, mean_return=1e9)
@@ -202,16 +205,58 @@ def test_the_best_model_stays_the_best(tmp_path: Path) -> None:
     assert best.read_bytes() == content
 
 
-def test_what_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run: it has no config.yaml"):
+def test_bad_resumptions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a run: it has no config.yaml"):
         TrainerV7.resume(tmp_path)
     run = run_folder(tiny(tmp_path).train())
     with pytest.raises(ValueError, match="has made 256 steps already; `total_timesteps`=256 must be more"):
         TrainerV7.resume(run).train()
-    with pytest.raises(ValueError, match="`encoder` cannot change in a run that goes on"):
+    with pytest.raises(ValueError, match="`encoder` cannot change in a run that is resumed"):
         TrainerV7.resume(run, encoder="lstm")
     with pytest.raises(ValueError, match=r"'encodr'.*'encoder'"):
         TrainerV7.resume(run, encodr="lstm")
+
+
+OLD_WORDS = {"n_steps": "horizon", "n_envs": "num_envs", "save_freq": "checkpoint_interval", "eval_freq": "eval_interval"}
+OLD_WORDS |= {"n_eval_episodes": "eval_episodes"}
+
+
+def in_old_words(text: str) -> str:
+    """:return: A config file as earlier versions wrote it."""
+    values = {OLD_WORDS.get(key, key): value for key, value in yaml.safe_load(text).items()}
+    for part, name in (("encoder", "type"), ("memory", "type")):
+        if options := values.pop(f"{part}_kwargs"):
+            values[part] = {name: values[part]} | options
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def rewrite_checkpoint(path: Path) -> None:
+    """Replace the config in a checkpoint by that of an earlier version."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries["trainer_config.yaml"] = in_old_words(entries["trainer_config.yaml"].decode()).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def test_runs_of_earlier_versions_load_and_resume(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, eval_freq=128, n_eval_episodes=2).train()
+    run = run_folder(trainer)
+    config = run / "config.yaml"
+    config.write_text(in_old_words(config.read_text()))
+    for path in run.rglob("*.zip"):
+        rewrite_checkpoint(path)
+    assert {"horizon", "num_envs", "eval_interval"} <= yaml.safe_load(config.read_text()).keys()
+    assert yaml.safe_load(config.read_text())["memory"] == {"type": "slot", "num_slots": 4}
+    assert TrainerConfig.parse(config) == trainer.config
+    loaded = TrainerV7.load(run, "last")
+    assert loaded.config == trainer.config.changed(run_name=None)
+    assert loaded.evaluate(2) == trainer.evaluate(2)
+    resumed = TrainerV7.resume(run, total_timesteps=2 * WHOLE, checkpoint_interval=128)
+    assert resumed.config == trainer.config.changed(total_timesteps=2 * WHOLE, save_freq=128)
+    assert resumed.train().model.num_timesteps == 2 * WHOLE
+    assert yaml.safe_load(config.read_text()).keys() == TrainerConfig.model_fields.keys(), "SB3's words are saved"
 
 
 # --- killed at random -------------------------------------------------------------------------------------------------
@@ -230,12 +275,12 @@ class Report(BaseCallback):
     def _on_step(self):
         return True
     def _on_rollout_start(self):
-        # Callbacks of the trainer come first: what had to be saved is saved.
+        # The trainer's callbacks come first, so a due checkpoint is saved by now.
         print("rollout", self.num_timesteps, flush=True)
 
 folder = Path(sys.argv[1])
-settings = dict(normalize=True, tensorboard=True, histograms=False, total_timesteps=10**7, eval_episodes=1)
-settings |= dict(checkpoint_interval=2 * 32, eval_interval=3 * 32, keep_checkpoints=2, run_name="killed")
+settings = dict(normalize=True, tensorboard=True, histograms=False, total_timesteps=10**7, n_eval_episodes=1)
+settings |= dict(save_freq=2 * 32, eval_freq=3 * 32, keep_checkpoints=2, run_name="killed")
 if (folder / "killed" / "config.yaml").exists():
     trainer = TrainerV7.resume(folder / "killed")
 else:
@@ -247,7 +292,7 @@ trainer.train(callback=Report())
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_random(tmp_path: Path) -> None:
-    """20 times SIGKILL in training and in saving, which these settings make a large part of the time."""
+    """Sends SIGKILL 20 times, during training and during saving, which takes a large part of the time here."""
     interval, random = 2 * ROLLOUT, np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     run, reached, lost, torn = tmp_path / "killed", 0, [], 0
     for kill in range(KILLS):
@@ -266,8 +311,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
             assert process.wait() == -signal.SIGKILL, output.read_text()
         lines = [line.split() for line in output.read_text().splitlines() if line.startswith(("start", "rollout"))]
         steps = [int(line[1]) for line in lines if len(line) == 2]
-        # It went on from where the last process had come, but for an interval at most; that one may have saved once more
-        # before it could say so.
+        # It resumed at most one interval behind the last process, which may have saved once more without printing it.
         assert reached - interval <= steps[0] <= reached + ROLLOUT
         lost.append(max(0, reached - steps[0]))
         reached = steps[-1]
@@ -276,7 +320,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
             assert MemoryPPO.load(path).num_timesteps == read_checkpoint(path).progress["num_timesteps"]
         newest = [read_checkpoint(path).progress["num_timesteps"] for path in list_checkpoints(run)]
         assert reached - max(newest, default=0) <= interval
-        assert len(newest) <= 3  # a process may be killed before it removes the oldest of two
+        assert len(newest) <= 3  # a process may be killed before it removes the oldest one
         if (run / "evaluations.npz").exists():
             with np.load(run / "evaluations.npz") as file:
                 assert len(file["results"]) == len(file["timesteps"])

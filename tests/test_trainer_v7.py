@@ -1,4 +1,4 @@
-"""``TrainerV7``: from a config to an agent and its files."""
+"""``TrainerV7``: training from a config, and the files of a run."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import pytest
 import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTransposeImage
 
@@ -25,7 +26,7 @@ from tests.trainer_helpers import EPISODE_LENGTH, ROLLOUT, TINY, run_folder, tin
 
 
 class At(BaseCallback):
-    """Do something once, after so many steps."""
+    """Call ``action`` once, after ``num_timesteps`` steps."""
 
     def __init__(self, num_timesteps: int, action: Any) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class At(BaseCallback):
         return self.action() is not False
 
 
-def test_as_the_mission_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_mission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = TrainerV7(
         {
@@ -67,7 +68,7 @@ def test_as_the_mission_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run_folder(trainer) == Path("runs/CartPole-v1_1")
 
 
-def test_what_was_loaded_trains_as_a_new_run(tmp_path: Path) -> None:
+def test_a_loaded_trainer_trains_as_a_new_run(tmp_path: Path) -> None:
     trainer = tiny(tmp_path, run_name="first").train()
     loaded = TrainerV7.load(run_folder(trainer)).train(total_timesteps=512)
     assert run_folder(loaded).name == "tests-Fixed-v0_1"
@@ -76,7 +77,7 @@ def test_what_was_loaded_trains_as_a_new_run(tmp_path: Path) -> None:
 
 
 def test_files_of_a_run(tmp_path: Path) -> None:
-    trainer = tiny(tmp_path, eval_interval=64, eval_episodes=3, tensorboard=True, histograms=False, keep_checkpoints=2)
+    trainer = tiny(tmp_path, eval_freq=64, n_eval_episodes=3, tensorboard=True, histograms=False, keep_checkpoints=2)
     trainer.train()
     run = run_folder(trainer)
     assert {path.name for path in run.iterdir()} == {
@@ -130,7 +131,7 @@ def test_a_named_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_which_checkpoint(tmp_path: Path) -> None:
     run = run_folder(tiny(tmp_path).train())
     assert find_checkpoint(run, "last").stem == "step_000000000256"
-    assert find_checkpoint(run, "best").stem == "step_000000000256"  # it was never evaluated
+    assert find_checkpoint(run, "best").stem == "step_000000000256"  # the run had no evaluation
     assert find_checkpoint(run, "192").stem == "step_000000000192"
     assert TrainerV7.load(run, "192").model.num_timesteps == 192
     with pytest.raises(ValueError, match="no checkpoint '7': 'best', 'last' and 128, 192, 256"):
@@ -139,7 +140,7 @@ def test_which_checkpoint(tmp_path: Path) -> None:
         TrainerV7.load(tmp_path / "nothing")
 
 
-def test_what_was_not_saved_by_a_trainer(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     trainer = tiny(tmp_path)
     trainer.model.save(tmp_path / "plain.zip")
     with pytest.raises(ValueError, match="not written by TrainerV7"):
@@ -148,7 +149,7 @@ def test_what_was_not_saved_by_a_trainer(tmp_path: Path) -> None:
     content = (tmp_path / "whole.pt").read_bytes()
     for damaged in (content[: len(content) // 2], b"", content.replace(b"num_timesteps", b"mun_timesteps")):
         (tmp_path / "damaged.pt").write_bytes(damaged)
-        with pytest.raises(ValueError, match="not a whole checkpoint"):
+        with pytest.raises(ValueError, match="not a complete checkpoint"):
             TrainerV7.load(tmp_path / "damaged.pt")
     with pytest.raises(ValueError, match="`hidden_dim` cannot change"):
         TrainerV7.load(tmp_path / "whole.pt", hidden_dim=16)
@@ -156,9 +157,7 @@ def test_what_was_not_saved_by_a_trainer(tmp_path: Path) -> None:
         TrainerV7.load(tmp_path / "whole.pt", devise="cpu")
 
 
-def test_a_file_that_is_being_written_does_not_take_the_place_of_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny(tmp_path)
     trainer.save(tmp_path / "model.pt")
     before = (tmp_path / "model.pt").read_bytes()
@@ -219,7 +218,7 @@ def test_the_policy_fits_the_observations(tmp_path: Path, env: str, policy: str,
     assert loaded.evaluate(2) == trainer.evaluate(2)
 
 
-def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_the_observations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"normalize images.*norm_obs: false"):
         tiny(tmp_path, env="tests.trainer_helpers:tests/Image-v0", normalize=True)
     with pytest.raises(ValueError, match="images 'image'"):
@@ -232,7 +231,7 @@ def test_what_does_not_fit_the_observations(tmp_path: Path) -> None:
         tiny(tmp_path, env="tests.trainer_helpers:tests/Dict-v0", policy="MlpPolicy")
     with pytest.raises(ValueError, match="num_slots"):
         tiny(tmp_path, memory={"type": "slot", "num_slots": 0})
-    assert list(tmp_path.iterdir()) == []  # nothing is left of a run that never began
+    assert list(tmp_path.iterdir()) == []  # a run that did not begin leaves no files
 
 
 def test_evaluation_needs_no_training_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +248,7 @@ def test_evaluation_needs_no_training_environments(tmp_path: Path, monkeypatch: 
         TrainerV7.resume(run_folder(trainer), total_timesteps=512)
 
 
-def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
+def test_saving_a_loaded_trainer(tmp_path: Path) -> None:
     trainer = tiny(tmp_path, normalize=True).train()
     trainer.save(tmp_path / "first.pt")
     TrainerV7.load(tmp_path / "first.pt").save(tmp_path / "second.pt")
@@ -266,8 +265,8 @@ def test_what_was_loaded_is_saved_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "error"), [("raise", RuntimeError), ("nan", ValueError)])
 def test_an_error_saves_first(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, error: type[Exception]) -> None:
-    # The third rollout breaks off: 2 rollouts of 16 steps of each environment are learned from.
-    trainer = tiny(tmp_path, env_kwargs={"break_at": 36, "how": how}, checkpoint_interval=0)
+    # The third rollout is interrupted, after 2 complete rollouts of 16 steps of each environment.
+    trainer = tiny(tmp_path, env_kwargs={"break_at": 36, "how": how}, save_freq=0)
     with pytest.raises(error, match=r"simulator has died|not finite"):
         trainer.train()
     (path,) = list_checkpoints(run_folder(trainer))
@@ -281,7 +280,7 @@ def test_an_error_saves_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    trainer = tiny(tmp_path, checkpoint_interval=0)
+    trainer = tiny(tmp_path, save_freq=0)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(callback=At(ROLLOUT + 10, lambda: signal.raise_signal(number)))
     (path,) = list_checkpoints(run_folder(trainer))
@@ -303,7 +302,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert read_checkpoint(list_checkpoints(run_folder(trainer))[-1]).progress["num_timesteps"] == ROLLOUT
 
 
-def test_broken_weights_do_not_take_a_good_checkpoints_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny(tmp_path)
 
     def poison() -> None:
@@ -335,10 +334,10 @@ def test_a_callback_may_end_training(tmp_path: Path) -> None:
 # --- logs
 
 
-def test_what_tensorboard_gets(tmp_path: Path) -> None:
+def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_interval=128).train()
+    trainer = tiny(tmp_path, tensorboard=True, memory={"type": "pmm", "num_slots": 4}, eval_freq=128).train()
     board = EventAccumulator(str(run_folder(trainer) / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     tags = set(board.Tags()["scalars"])
     assert tags >= {
@@ -362,6 +361,40 @@ def test_what_tensorboard_gets(tmp_path: Path) -> None:
     for histogram in gates:
         assert histogram.num == ROLLOUT
         assert 0 <= histogram.min <= histogram.max <= 1
+
+
+class HParamCallback(BaseCallback):
+    """The callback of SB3's documentation (guide/tensorboard), unchanged."""
+
+    def _on_training_start(self) -> None:
+        hparam_dict = {
+            "algorithm": self.model.__class__.__name__,
+            "learning rate": self.model.learning_rate,
+            "gamma": self.model.gamma,  # type: ignore[attr-defined]  # SB3's base class does not declare it
+        }
+        metric_dict = {
+            "rollout/ep_len_mean": 0.0,
+            "train/value_loss": 0.0,
+        }
+        self.logger.record(
+            "hparams",
+            HParam(hparam_dict, metric_dict),
+            exclude=("stdout", "log", "json", "csv"),
+        )
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_sb3s_hparam_callback(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = tiny(tmp_path, tensorboard=True, histograms=False, learning_rate=3e-4).train(callback=HParamCallback())
+    board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
+    shown = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    for part in (b"MemoryPPO", b"learning rate", b"gamma"):
+        assert part in shown
+    assert "train/value_loss" in board.Tags()["scalars"]
 
 
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -408,12 +441,12 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_interval=64, memory={"type": "pmm", "num_slots": 4}).train()
+    trainer = tiny(tmp_path, wandb=True, total_timesteps=128, eval_freq=64, memory={"type": "pmm", "num_slots": 4}).train()
     run = run_folder(trainer)
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 60
     while b"train/ratio_error" not in (content := file.read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.1)  # W&B's own process writes it, a little after `finish`
+        time.sleep(0.1)  # the process of W&B writes it shortly after `finish`
     assert b"train/ratio_error" in content
     assert b"eval/mean_reward" in content
     assert b"memory/write_gates" in content
@@ -427,7 +460,7 @@ def test_wandb_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_model_learns_on_without_its_trainer(tmp_path: Path) -> None:
+def test_the_model_learns_without_its_trainer(tmp_path: Path) -> None:
     model = tiny(tmp_path, tensorboard=True, histograms=False).train().model
     assert model.learn(64, reset_num_timesteps=False).num_timesteps == 320
 
@@ -468,7 +501,7 @@ def test_one_thread_unless_told_otherwise(tmp_path: Path) -> None:
 
 
 def test_small_settings_are_tiny() -> None:
-    assert TINY["horizon"] * TINY["num_envs"] == ROLLOUT
+    assert TINY["n_steps"] * TINY["n_envs"] == ROLLOUT
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TrainerV7(TINY)

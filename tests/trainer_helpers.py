@@ -16,7 +16,7 @@ EPISODE_LENGTH = 8
 
 class FixedEnv(gym.Env[Any, Any]):
     """
-    Episodes of a fixed length and without randomness: the observation is the step and the last action.
+    Episodes of a fixed length without randomness. The observation is the step and the last action.
 
     :param break_at: Step of the environment at which it fails, or returns NaN.
     :param how: ``"raise"`` or ``"nan"``.
@@ -58,17 +58,17 @@ if FIXED not in gym.registry:
 
 TINY: dict[str, Any] = {
     "env": FIXED,
-    "num_envs": 2,
+    "n_envs": 2,
     "encoder": "gru",
     "memory": {"type": "slot", "num_slots": 4},
     "hidden_dim": 8,
     "net_arch": [8],
-    "horizon": 2 * EPISODE_LENGTH,
+    "n_steps": 2 * EPISODE_LENGTH,
     "n_epochs": 2,
     "seed": 3,
     "total_timesteps": 256,
-    "checkpoint_interval": 64,
-    "eval_interval": 0,
+    "save_freq": 64,
+    "eval_freq": 0,
     "tensorboard": False,
     "progress_bar": False,
     "device": "cpu",
@@ -77,11 +77,11 @@ ROLLOUT = 2 * 2 * EPISODE_LENGTH
 
 
 def tiny(folder: Path, **settings: Any) -> TrainerV7:
-    """:return: A trainer of few weights and few steps."""
+    """:return: A trainer with few weights and few steps."""
     return TrainerV7(TINY | {"log_dir": str(folder)} | settings)
 
 
 def run_folder(trainer: TrainerV7) -> Path:
-    """:return: Where it has trained."""
+    """:return: The folder of a trainer's run."""
     assert trainer.run is not None
     return trainer.run

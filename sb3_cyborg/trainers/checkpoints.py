@@ -1,7 +1,7 @@
 """
-Checkpoints: one file each, written whole or not at all.
+Checkpoints, each in one file that is written atomically.
 
-A checkpoint is the zip file that SB3's ``save`` writes, so that ``MemoryPPO.load`` reads it, with four more entries: the
+A checkpoint is the zip file that SB3's ``save`` writes, so that ``MemoryPPO.load`` reads it, with up to four more entries: the
 config, the trainer's counters, ``VecNormalize`` with its statistics, and the state of the random generators.
 """
 
@@ -30,14 +30,14 @@ CONFIG, PROGRESS, NORMALIZE, RANDOM = "trainer_config.yaml", "trainer_progress.j
 FOLDER, CONFIG_FILE = "checkpoints", "config.yaml"
 BEST, FINAL = "best_model.zip", "final_model.zip"
 TEMPORARY = ".writing"
-"""Suffix of files that are being written; one that is left over is of a process that was killed."""
+"""Suffix of files that are being written. A process that is killed leaves such a file behind."""
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """
-    Write a file so that at any moment the path holds the old content or the new one, both whole.
+    Write a file so that at any moment the path holds either the complete old content or the complete new one.
 
-    :param path: The file; its folder is made if it is missing.
+    :param path: The file; its folder is created if it is missing.
     :param write: Writes the content into an open file.
     """
     path = Path(path)
@@ -56,7 +56,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable; Windows cannot open folders, and needs no such thing."""
+    """Flush the new name to the disk, where the system can open folders (not on Windows)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -66,18 +66,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """:func:`write_atomically`, for text."""
+    """
+    :func:`write_atomically` for text.
+
+    :param path: The file; its folder is created if it is missing.
+    :param text: The content.
+    """
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def random_state() -> dict[str, Any]:
-    """:return: The state of the generators of Python, NumPy and PyTorch, of all its GPUs, too."""
+    """:return: The states of the random generators of Python, NumPy and PyTorch, including those of all GPUs."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}  # noqa: NPY002
     return state | {"cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else []}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """:param state: What :func:`random_state` returned; GPUs that are not here any more are left out."""
+    """:param state: The result of :func:`random_state`; states of GPUs that this machine does not have are skipped."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002  # what SB3 seeds and uses
     th.set_rng_state(state["torch"])
@@ -89,11 +94,11 @@ def set_random_state(state: dict[str, Any]) -> None:
 @dataclass
 class Checkpoint:
     """
-    What a checkpoint holds beside the model.
+    The entries of a checkpoint beside the model.
 
     :param path: The file.
-    :param config: The run's settings, by key.
-    :param progress: The trainer's counters: ``num_timesteps``, and ``mean_return`` of a best model.
+    :param config: Settings of the run, under the names that they were saved with.
+    :param progress: The trainer's counters: ``num_timesteps``, and for a best model ``mean_return``.
     :param normalize: ``VecNormalize`` with its statistics, without environments, or ``None``.
     :param random: States of the random generators.
     """
@@ -107,19 +112,19 @@ class Checkpoint:
 
 def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, **progress: Any) -> None:
     """
-    Write a checkpoint, atomically, under exactly this name.
+    Write a checkpoint atomically, under exactly this name.
 
-    :param path: The file; any suffix will do.
+    :param path: The file; any suffix is allowed.
     :param model: The model; its ``VecNormalize`` is saved with it.
-    :param config: The run's settings.
+    :param config: Settings of the run.
     :param progress: Further counters of the trainer.
-    :raises ValueError: for weights that are not finite: such a model is of no use, and must not take a good one's place.
+    :raises ValueError: for weights that are not finite; they would replace a usable model.
     """
     broken = [name for name, tensor in model.policy.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(
             f"The weights are not finite after {model.num_timesteps} steps ({broken[0]}): training has diverged. Nothing was "
-            "saved; try a smaller `learning_rate`, or go on from an earlier checkpoint."
+            "saved; try a smaller `learning_rate`, or resume from an earlier checkpoint."
         )
     entries = {
         CONFIG: config.to_yaml().encode(),
@@ -141,8 +146,8 @@ def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, *
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     :param path: A checkpoint.
-    :return: What it holds beside the model.
-    :raises ValueError: if there is no such file, if it is damaged, or was not written by the trainer.
+    :return: Its entries beside the model.
+    :raises ValueError: if there is no such file, if it is damaged, or if it was not written by the trainer.
     """
     path = Path(path)
     if not path.is_file():
@@ -154,9 +159,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             names = set(archive.namelist())
             entries = {name: archive.read(name) for name in (CONFIG, PROGRESS, NORMALIZE, RANDOM) if name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint: {error}.") from error
-    if "data" not in names:  # a torn file may end in a whole one: PyTorch's files, inside of it, are such archives, too
-        raise ValueError(f"{path} is not a whole checkpoint: it holds no model.")
+        raise ValueError(f"{path} is not a complete checkpoint: {error}.") from error
+    if "data" not in names:  # the end of a truncated file may be an archive: PyTorch's files in it are zip files, too
+        raise ValueError(f"{path} is not a complete checkpoint: it holds no model.")
     if not {CONFIG, PROGRESS, RANDOM} <= entries.keys():
         raise ValueError(f"{path} was not written by TrainerV7; `MemoryPPO.load` reads what `MemoryPPO.save` wrote.")
     return Checkpoint(
@@ -169,35 +174,35 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def checkpoint_path(run: Path, num_timesteps: int) -> Path:
-    """:return: The file of a run's checkpoint after so many steps."""
+    """:return: The file of the checkpoint of a run after ``num_timesteps`` steps."""
     return run / FOLDER / f"step_{num_timesteps:012d}.zip"
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
-    """:return: A run's checkpoints, the oldest first."""
+    """:return: The checkpoints of a run, the oldest first."""
     return sorted((Path(run) / FOLDER).glob("step_*.zip"))
 
 
 def newest_checkpoint(run: str | Path) -> Checkpoint | None:
     """
     :param run: Folder of a run.
-    :return: Its newest checkpoint that is whole, or ``None`` if it has none yet. One that is damaged is named in a warning.
+    :return: The newest complete checkpoint, or ``None`` if there is none. Damaged ones are skipped with a warning.
     """
     for path in reversed(list_checkpoints(run)):
         try:
             return read_checkpoint(path)
         except ValueError as error:
-            warnings.warn(f"{error} The one before it is taken.", stacklevel=2)
+            warnings.warn(f"{error} The one before it is used.", stacklevel=2)
     return None
 
 
 def find_checkpoint(path: str | Path, which: str = "best") -> Path:
     """
-    Find the file to load, of a run or not.
+    Find the file to load.
 
     :param path: A file, or the folder of a run.
-    :param which: Of a run: ``"best"`` (by evaluation; the newest if there was none), ``"last"``, or the number of steps
-        that a checkpoint was saved after.
+    :param which: Which checkpoint of a run: ``"best"`` by evaluation (the newest if the run had no evaluation), ``"last"``, or
+        the number of steps after which it was saved.
     :return: The file.
     :raises ValueError: if there is none.
     """
@@ -221,7 +226,7 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
 
 
 def remove_leftovers(run: str | Path) -> None:
-    """Remove files that a process which was killed did not finish."""
+    """Remove the unfinished files of processes that were killed while writing."""
     for folder in (Path(run), Path(run) / FOLDER):
         for path in folder.glob(f".*{TEMPORARY}"):
             path.unlink(missing_ok=True)

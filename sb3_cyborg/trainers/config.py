@@ -1,4 +1,4 @@
-"""``TrainerConfig``: all settings of a training run, checked before anything is built."""
+"""``TrainerConfig``: the settings of a training run, checked before anything is built."""
 
 import math
 import warnings
@@ -9,20 +9,27 @@ from typing import Annotated, Any
 
 import torch as th
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_cyborg.checks import check_divides, check_options, unknown_name
+from sb3_cyborg.checks import check_options, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.vec_env import VEC_ENVS, check_env_id
 from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
 from sb3_cyborg.trainers.config_file import read_yaml, readable
-
-CORE_SIZES = ("hidden_dim", "latent_dim", "num_layers")
-"""Sizes of any encoder, which its options may hold, too."""
+from sb3_cyborg.trainers.vocabulary import NAME_OPTIONS, canonical, merge
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -33,7 +40,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
 }
 
-SAME_NAMES = (
+MODEL_KEYS = (
+    "n_steps",
     "seq_len",
     "burn_in",
     "batch_size",
@@ -58,7 +66,21 @@ SAME_NAMES = (
     "device",
     "verbose",
 )
-"""Keys that ``MemoryPPO`` has, too."""
+"""Keys that are passed on to ``MemoryPPO`` under the same name and unchanged."""
+
+POLICY_KEYS = (
+    "encoder",
+    "encoder_kwargs",
+    "memory",
+    "memory_kwargs",
+    "hidden_dim",
+    "latent_dim",
+    "num_layers",
+    "net_arch",
+    "use_time",
+    "normalize_observations",
+)
+"""Keys that are passed on to the policy under the same name and unchanged."""
 
 FURTHER_POLICY_OPTIONS = (
     "ortho_init",
@@ -70,15 +92,15 @@ FURTHER_POLICY_OPTIONS = (
     "normalize_images",
     "optimizer_kwargs",
 )
-"""Options of the policy that have no key of their own."""
+"""Options of the policy that have no key of their own: ``policy_kwargs`` may hold them."""
 
 NORMALIZE_OPTIONS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "epsilon", "norm_obs_keys")
 
 RESUME_KEYS = (
     "total_timesteps",
-    "checkpoint_interval",
+    "save_freq",
     "keep_checkpoints",
-    "eval_interval",
+    "eval_freq",
     "tensorboard",
     "histograms",
     "wandb",
@@ -88,11 +110,11 @@ RESUME_KEYS = (
     "device",
     "torch_threads",
 )
-"""Keys that a resumed run may change: how it is carried out. All others say what is learned."""
+"""Keys that a resumed run may change. They decide how it is carried out; all others decide what is learned."""
 
 
 def _number(value: Any) -> Any:
-    """:return: A float for any number, and for text that is one: YAML reads ``3e-4``, which has no point, as text."""
+    """:return: A float for a number and for text that holds one; YAML reads ``3e-4`` as text, as it has no point."""
     if isinstance(value, bool):
         return value
     if not isinstance(value, (str, Real)):
@@ -104,7 +126,7 @@ def _number(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """:return: A whole number for ``1e6`` and numpy's."""
+    """:return: An int for whole numbers, also for ``1e6`` and those of numpy."""
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
@@ -118,7 +140,7 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 def _schedule(value: Any) -> Any:
-    """:return: A number as such, and the name of a schedule as text."""
+    """:return: The text of a schedule as it is, anything else as by :func:`_number`."""
     return value if isinstance(value, str) and value.startswith("lin_") else _number(value)
 
 
@@ -127,135 +149,153 @@ Scheduled = Annotated[float | str, BeforeValidator(_schedule)]
 
 class TrainerConfig(BaseModel):
     """
-    Settings of :class:`~sb3_cyborg.trainers.trainer_v7.TrainerV7`. Every field's meaning is its description.
+    Settings of :class:`~sb3_cyborg.trainers.trainer_v7.TrainerV7`. The description of each field says what it means.
 
-    Where it says *schedule*, ``"lin_3e-4"`` decreases linearly from that number to zero over ``total_timesteps``, as in
-    RL Zoo, and ``"lin_3e-4_1e-5"`` to the second number.
+    Keys are the words of SB3 and RL Zoo where these have one. Other words for them are accepted, ``horizon`` for ``n_steps``
+    for example: see ``sb3_cyborg.trainers.vocabulary``. ``memory: {type: pmm, num_slots: 16}`` is accepted for
+    ``memory: pmm`` with ``memory_kwargs: {num_slots: 16}``, and the same goes for ``encoder``.
+
+    A *schedule* is a number, or text: ``"lin_3e-4"`` decreases linearly from 3e-4 to 0 over ``total_timesteps``, as in RL Zoo,
+    and ``"lin_3e-4_1e-5"`` from 3e-4 to 1e-5.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
 
     # --- the environments
-    env: str = Field(description="Id of the environment; `module:id` imports the module before. `sb3-cyborg envs` lists ours.")
-    env_kwargs: dict[str, Any] = Field({}, description="Its keyword arguments.")
-    num_envs: Whole = Field(1, ge=1, description="Environments that run side by side.")
-    vec_env: str = Field("auto", description="How they run: auto, dummy, subproc (a process each) or native.")
-    frame_stack: Whole = Field(1, ge=1, description="Latest observations stacked into one.")
+    env: str = Field(
+        description="Id of the environment; `module:id` imports the module first. `sb3-cyborg envs` lists our own."
+    )
+    env_kwargs: dict[str, Any] = Field({}, description="Keyword arguments of the environment.")
+    n_envs: Whole = Field(1, ge=1, description="Number of environments that run in parallel.")
+    vec_env: str = Field("auto", description=f"Vectorization of the environments: {', '.join(VEC_ENVS)}.")
+    frame_stack: Whole = Field(1, ge=1, description="Number of latest observations that are stacked into one.")
     normalize: bool | dict[str, Any] = Field(
         False, description="VecNormalize: true, false, or its options, e.g. {norm_obs: true, norm_reward: false}."
     )
 
     # --- the agent
-    policy: str = Field("auto", description="auto picks MlpPolicy, CnnPolicy or MultiInputPolicy by the observations.")
-    encoder: str | dict[str, Any] = Field(
-        "gru", description="gru, lstm, mamba, hybrid, fusion, or {type: mamba, d_state: 32}, with the encoder's options."
+    policy: str = Field("auto", description="auto picks MlpPolicy, CnnPolicy or MultiInputPolicy by the observation space.")
+    encoder: str = Field(
+        "gru", description=f"Encoder: {', '.join(ENCODERS)}; or with its options, {{type: mamba, d_state: 32}}."
     )
-    memory: str | dict[str, Any] = Field(
-        "ring", description="ring, kv, slot, pmm, none, or {type: pmm, num_slots: 16}, with the memory's options."
+    encoder_kwargs: dict[str, Any] = Field({}, description="Options of the encoder, e.g. {d_state: 32}.")
+    memory: str = Field(
+        "ring", description=f"Memory: {', '.join(MEMORIES)}; or with its options, {{type: pmm, num_slots: 16}}."
     )
+    memory_kwargs: dict[str, Any] = Field({}, description="Options of the memory, e.g. {num_slots: 16}.")
     hidden_dim: Whole = Field(128, ge=1, description="Width of the encoder.")
-    latent_dim: Whole | None = Field(None, ge=1, description="Features that the encoder gives; null takes `hidden_dim`.")
-    num_layers: Whole = Field(1, ge=1, description="Layers of the encoder.")
+    latent_dim: Whole | None = Field(None, ge=1, description="Output features of the encoder; null takes `hidden_dim`.")
+    num_layers: Whole = Field(1, ge=1, description="Number of layers of the encoder.")
     net_arch: list[Whole] | dict[str, list[Whole]] | None = Field(
         None,
         description="Layers of actor and critic behind the memory: [64, 64], {pi: [64], vf: [64]}; null is SB3's default.",
     )
-    activation_fn: str = Field("tanh", description=f"Activation of those layers: {', '.join(ACTIVATIONS)}.")
-    use_last_action: bool = Field(False, description="The policy also reads its last action.")
-    use_time: bool = Field(False, description="The policy also reads how many steps old the episode is.")
-    normalize_observations: bool = Field(True, description="Observations that are no images are normalized in the policy.")
+    activation_fn: str = Field("tanh", description=f"Activation of these layers: {', '.join(ACTIVATIONS)}.")
+    use_last_action: bool = Field(False, description="The last action is an input of the policy.")
+    use_time: bool = Field(False, description="The number of steps since the episode began is an input of the policy.")
+    normalize_observations: bool = Field(True, description="The policy normalizes observations that are not images.")
     policy_kwargs: dict[str, Any] = Field({}, description="Further arguments of the policy, e.g. {ortho_init: false}.")
 
     # --- the algorithm
-    horizon: Whole | None = Field(
+    n_steps: Whole | None = Field(
         None,
         ge=1,
-        description="Steps of each environment between two updates (PPO's `n_steps`); null is 128, more if `num_envs` < 16.",
+        description="Steps of each environment per rollout; null is the smallest multiple of 128 with 2048 transitions.",
     )
     seq_len: Whole | None = Field(
-        None, ge=1, description="Steps that gradients flow back through; divides `horizon`. null takes up to 64, or 128."
+        None,
+        ge=1,
+        description="Steps that gradients flow back through; a divisor of `n_steps`. null takes up to 64, or 128.",
     )
-    burn_in: Whole = Field(0, ge=0, description="Steps before each sequence that are replayed to refresh its state.")
+    burn_in: Whole = Field(
+        0, ge=0, description="Steps before each sequence that are replayed to refresh its state; less than `n_steps`."
+    )
     batch_size: Whole | None = Field(
         None,
         ge=2,
-        description="Transitions in a minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024.",
+        description="Transitions per minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024.",
     )
-    n_epochs: Whole = Field(4, ge=1, description="Passes over a rollout.")
+    n_epochs: Whole = Field(4, ge=1, description="Passes over each rollout.")
     learning_rate: Scheduled = Field("lin_7e-4_7e-5", description="Learning rate (schedule).")
     gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
-    gae_lambda: Number = Field(0.9, ge=0, le=1, description="Lambda of the generalized advantage estimation.")
+    gae_lambda: Number = Field(0.9, ge=0, le=1, description="Lambda of generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
-    clip_range_vf: Scheduled | None = Field(None, description="Clipping of the value (schedule); null does not clip.")
+    clip_range_vf: Scheduled | None = Field(None, description="Clipping of the value (schedule); null turns it off.")
     normalize_advantage: bool = Field(True, description="Normalize the advantages of each minibatch.")
-    normalize_value: bool = Field(True, description="The critic learns in units of the return's standard deviation.")
-    scale_lr_by_advantage: bool = Field(True, description="Shorter steps where advantages are less than half the usual size.")
+    normalize_value: bool = Field(True, description="Normalize the value targets by the running moments of the returns.")
+    scale_lr_by_advantage: bool = Field(
+        True, description="Lower the learning rate where advantages are less than half of their running size."
+    )
     ent_coef: Number = Field(0.01, ge=0, description="Weight of the entropy.")
     vf_coef: Number = Field(0.5, ge=0, description="Weight of the value loss.")
-    max_grad_norm: Number = Field(0.5, gt=0, description="Largest norm of the gradient.")
-    target_kl: Number | None = Field(None, gt=0, description="End an update once the KL divergence exceeds 1.5 times this.")
-    memory_loss_coef: Number = Field(1.0, ge=0, description="Weight of the loss that a memory may return.")
-    log_barrier_coef: Number = Field(0.0, ge=0, description="Weight of the log barrier, which keeps every action possible.")
+    max_grad_norm: Number = Field(0.5, gt=0, description="Maximum norm of the gradient.")
+    target_kl: Number | None = Field(
+        None, gt=0, description="Stop an update once the KL divergence exceeds 1.5 times this; null turns it off."
+    )
+    memory_loss_coef: Number = Field(1.0, ge=0, description="Weight of the auxiliary loss of the memory, if it has one.")
+    log_barrier_coef: Number = Field(
+        0.0, ge=0, description="Weight of the log barrier, which keeps the probability of every action above zero."
+    )
     use_sde: bool = Field(False, description="State-dependent exploration, for continuous actions.")
-    sde_sample_freq: Whole = Field(-1, ge=-1, description="Steps between two of its noise matrices; -1 is one a rollout.")
-    stats_window_size: Whole = Field(100, ge=1, description="Episodes that logged means are over.")
-    amp: bool = Field(False, description="Features and the encoder's projections in bf16.")
-    seed: Whole | None = Field(None, ge=0, lt=2**32, description="Seed of everything; null draws one, and saves it.")
+    sde_sample_freq: Whole = Field(-1, ge=-1, description="Steps between two noise matrices of it; -1 is one per rollout.")
+    stats_window_size: Whole = Field(100, ge=1, description="Number of episodes that logged means are taken over.")
+    amp: bool = Field(False, description="Compute features and the projections of the encoder in bf16.")
+    seed: Whole | None = Field(
+        None, ge=0, lt=2**32, description="Seed of all random numbers; null draws one, which is saved in the config."
+    )
 
     # --- the run
-    total_timesteps: Whole = Field(1_000_000, ge=1, description="Environment steps of the whole run; schedules end there.")
+    total_timesteps: Whole = Field(
+        1_000_000, ge=1, description="Environment steps of the whole run; schedules reach their end there."
+    )
     log_dir: str = Field("runs", min_length=1, description="Folder of all runs.")
-    run_name: str | None = Field(None, min_length=1, description="This run's folder in `log_dir`; null is <env>_<number>.")
-    checkpoint_interval: Whole = Field(
-        50_000, ge=0, description="Environment steps between two checkpoints, at least a rollout; 0 saves at the end alone."
+    run_name: str | None = Field(
+        None, min_length=1, description="Name of this run's folder in `log_dir`; null is <env>_<number>."
     )
-    keep_checkpoints: Whole = Field(3, ge=1, description="Checkpoints that are kept.")
-    eval_interval: Whole = Field(
-        50_000, ge=0, description="Environment steps between two evaluations, which decide the best model; 0 for none."
+    save_freq: Whole = Field(
+        50_000, ge=0, description="Environment steps between two checkpoints, at least a rollout; 0 saves at the end only."
     )
-    eval_episodes: Whole = Field(10, ge=1, description="Episodes of an evaluation.")
+    keep_checkpoints: Whole = Field(3, ge=1, description="Number of latest checkpoints that are kept.")
+    eval_freq: Whole = Field(
+        50_000, ge=0, description="Environment steps between two evaluations, which select the best model; 0 turns them off."
+    )
+    n_eval_episodes: Whole = Field(10, ge=1, description="Episodes of an evaluation.")
     tensorboard: bool = Field(True, description="Log for TensorBoard.")
-    histograms: bool = Field(True, description="With TensorBoard or W&B: also histograms of the memory's write gates.")
+    histograms: bool = Field(True, description="Log histograms of the memory's write gates, with TensorBoard or W&B.")
     wandb: bool = Field(False, description="Log to Weights & Biases.")
-    wandb_project: str = Field("sb3_cyborg", min_length=1, description="Project there.")
-    progress_bar: bool = Field(True, description="Show steps, steps per second, return and time left.")
-    verbose: Whole = Field(0, ge=0, le=2, description="1 prints SB3's tables, 2 debug messages.")
+    wandb_project: str = Field("sb3_cyborg", min_length=1, description="Project on Weights & Biases.")
+    progress_bar: bool = Field(True, description="Show steps, steps per second, mean return and remaining time.")
+    verbose: Whole = Field(0, ge=0, le=2, description="1 prints SB3's tables, 2 debug messages as well.")
     device: str = Field("auto", description="cpu, cuda, ...; auto takes a GPU if there is one.")
     torch_threads: Whole | None = Field(
-        1, ge=1, description="PyTorch's threads. One is quickest for small policies; null leaves it as it is."
+        1, ge=1, description="Threads of PyTorch. One is fastest for small policies; null keeps the present number."
     )
 
-    # --- making one
+    # --- construction
 
     @classmethod
     def parse(cls, config: "TrainerConfig | Mapping[str, Any] | str | Path") -> "TrainerConfig":
         """
-        :param config: Settings by name, or the path of a YAML file that holds them.
+        :param config: Settings by key or alias, or the path of a YAML file with them.
         :return: The settings, checked.
-        :raises ValueError: with a line for each key that is unknown, has a wrong type or cannot work.
+        :raises ValueError: with one line for each key that is unknown, has a wrong type or cannot work, and for a setting
+            that is given under two names with different values.
         """
         if isinstance(config, TrainerConfig):
             return config
         values = read_yaml(config) if isinstance(config, (str, Path)) else config
         if not isinstance(values, Mapping):
             raise ValueError(f"A config is a dictionary or the path of a YAML file, got {type(values).__name__}.")
+        settings = canonical(values)
         try:
-            return cls(**{str(key): value for key, value in values.items()})
+            return cls(**settings)
         except ValidationError as error:
-            raise ValueError(readable(error, values, cls.model_fields)) from None
+            raise ValueError(readable(error, settings, cls.model_fields)) from None
 
     @model_validator(mode="before")
     @classmethod
-    def _lift_sizes(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Sizes among the encoder's options go to their own keys, so that each has one place in the effective config."""
-        if not isinstance(encoder := values.get("encoder"), Mapping):
-            return values
-        sizes = {name: encoder[name] for name in CORE_SIZES if name in encoder}
-        for name, size in sizes.items():
-            if values.get(name, size) != size:
-                raise ValueError(f"`{name}`={values[name]}, but `encoder` has {name}={size}; leave one out.")
-        options = {name: value for name, value in encoder.items() if name not in sizes}
-        return {**values, **sizes, "encoder": options}
+    def _canonical(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return canonical(values)
 
     @field_validator("learning_rate", "clip_range", "clip_range_vf")
     @classmethod
@@ -308,19 +348,24 @@ class TrainerConfig(BaseModel):
             check_options("normalize", value, NORMALIZE_OPTIONS)
         return value
 
+    @field_validator("encoder", "memory", mode="before")
+    @classmethod
+    def _check_one_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, Mapping):  # one with a single name has been split by `canonical`
+            key = str(info.field_name)
+            word, example = NAME_OPTIONS[key][0], {"encoder": "mamba", "memory": "pmm"}[key]
+            raise ValueError(f"needs one `{word}`, e.g. {{'{word}': {example!r}}}, got {dict(value)}.")
+        return value
+
     @field_validator("encoder")
     @classmethod
-    def _check_encoder(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
-        mode, options = split_options("encoder", value, ("type", "mode"))
-        check_options(f"encoder {_known('encoder', mode, ENCODERS)!r}", options, ENCODERS[mode].options)
-        return value
+    def _check_encoder(cls, value: str) -> str:
+        return _known("encoder", value, ENCODERS)
 
     @field_validator("memory")
     @classmethod
-    def _check_memory(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
-        kind, options = split_options("memory", value, ("type", "kind"))
-        check_options(f"memory {_known('memory', kind, MEMORIES)!r}", options, memory_options(kind))
-        return value
+    def _check_memory(cls, value: str) -> str:
+        return _known("memory", value, MEMORIES)
 
     @field_validator("device")
     @classmethod
@@ -328,74 +373,55 @@ class TrainerConfig(BaseModel):
         try:
             kind = "cpu" if value == "auto" else th.device(value).type
         except RuntimeError:
-            raise ValueError(f"unknown device {value!r}; 'auto', 'cpu', 'cuda' and 'cuda:0' are such names.") from None
+            raise ValueError(f"unknown device {value!r}; examples: 'auto', 'cpu', 'cuda', 'cuda:0'.") from None
         if kind == "cuda" and not th.cuda.is_available():
-            raise ValueError(f"{value!r} asks for a GPU, but PyTorch sees none; use 'cpu' or 'auto'.")
+            raise ValueError(f"{value!r} asks for a GPU, but PyTorch finds none; use 'cpu' or 'auto'.")
         return value
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrainerConfig":
-        horizon = plan_n_steps(self.num_envs, self.seq_len) if self.horizon is None else self.horizon
-        if self.seq_len is not None:
-            check_divides("seq_len", self.seq_len, "horizon", horizon)
-        if self.burn_in >= horizon > 1 or (self.burn_in and horizon == 1):
-            raise ValueError(
-                f"`burn_in`={self.burn_in} must be less than `horizon`={horizon}: it replays steps of the same rollout."
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MemoryPPO says it again
-            try:
-                plan_minibatches(horizon, self.num_envs, self.seq_len, self.batch_size)
-            except ValueError as error:
-                raise ValueError(str(error).replace("n_steps", "horizon").replace("n_envs", "num_envs")) from None
+        check_options(f"encoder {self.encoder!r}", self.encoder_kwargs, ENCODERS[self.encoder].options)
+        check_options(f"memory {self.memory!r}", self.memory_kwargs, memory_options(self.memory))
         check_options("policy_kwargs", self.policy_kwargs, FURTHER_POLICY_OPTIONS)
+        n_steps = plan_n_steps(self.n_envs, self.seq_len) if self.n_steps is None else self.n_steps
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MemoryPPO gives the same warnings later
+            plan_minibatches(n_steps, self.n_envs, self.seq_len, self.batch_size)
+        check_burn_in(self.burn_in, n_steps)
         return self
 
-    # --- what others make of it
+    # --- use
 
     def model_arguments(self) -> dict[str, Any]:
         """:return: Arguments of :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO`, without policy and environment."""
-        encoder, encoder_options = split_options("encoder", self.encoder, ("type", "mode"))
-        memory, memory_options = split_options("memory", self.memory, ("type", "kind"))
-        sizes = {name: getattr(self, name) for name in CORE_SIZES}
-        policy_kwargs = {
-            **self.policy_kwargs,
-            **sizes,
-            "encoder": encoder,
-            "encoder_kwargs": encoder_options,
-            "memory": memory,
-            "memory_kwargs": memory_options,
-            "net_arch": self.net_arch,
-            "use_time": self.use_time,
-            "normalize_observations": self.normalize_observations,
-            "activation_fn": ACTIVATIONS[self.activation_fn],
-        }
-        same = {name: getattr(self, name) for name in SAME_NAMES}
         return {
-            **same,
-            "n_steps": self.horizon,
+            **{name: getattr(self, name) for name in MODEL_KEYS},
             "learning_rate": as_schedule(self.learning_rate),
             "clip_range": as_schedule(self.clip_range),
             "clip_range_vf": None if self.clip_range_vf is None else as_schedule(self.clip_range_vf),
-            "policy_kwargs": policy_kwargs,
+            "policy_kwargs": {
+                **self.policy_kwargs,
+                **{name: getattr(self, name) for name in POLICY_KEYS},
+                "activation_fn": ACTIVATIONS[self.activation_fn],
+            },
         }
 
     def normalize_arguments(self) -> dict[str, Any] | None:
-        """:return: Arguments of SB3's ``VecNormalize``, or ``None`` where it is off."""
+        """:return: Arguments of SB3's ``VecNormalize``, or ``None`` if it is off."""
         if self.normalize is False:
             return None
         return {"gamma": self.gamma, **(self.normalize if isinstance(self.normalize, dict) else {})}
 
     def changed(self, **values: Any) -> "TrainerConfig":
         """
-        :param values: New values by key.
-        :return: This config with them, checked.
+        :param values: New values by key or alias. Another encoder or memory drops the options of the one before.
+        :return: A copy of this config with the new values, checked.
         :raises ValueError: as :meth:`parse`.
         """
-        return self.parse(self.model_dump() | values)
+        return self.parse(merge(self.model_dump(), values))
 
     def to_yaml(self) -> str:
-        """:return: All settings, as a file that :meth:`parse` reads."""
+        """:return: All settings as YAML, which :meth:`parse` reads."""
         text: str = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
         return text
 
@@ -403,7 +429,7 @@ class TrainerConfig(BaseModel):
 def as_schedule(value: float | str) -> float | LinearSchedule:
     """
     :param value: A number, ``"lin_<number>"`` or ``"lin_<number>_<number>"``.
-    :return: The number, or a schedule that goes from it to the second number, or zero.
+    :return: The number, or a linear schedule from the first number to the second one, or to zero.
     """
     if not isinstance(value, str):
         return value
@@ -412,31 +438,9 @@ def as_schedule(value: float | str) -> float | LinearSchedule:
 
 
 def _ends(schedule: str) -> tuple[str, str]:
-    """:return: Where ``"lin_<start>_<end>"`` starts and ends, as text; without an end, it is 0."""
+    """:return: Start and end of ``"lin_<start>_<end>"``, as text; the end of ``"lin_<start>"`` is 0."""
     start, _, end = schedule.removeprefix("lin_").partition("_")
     return start, end or "0"
-
-
-def split_options(key: str, value: str | Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """
-    Take the name out of ``"pmm"`` or ``{"type": "pmm", "num_slots": 16}``.
-
-    :param key: Key of the config, for the message.
-    :param value: Its value.
-    :param names: Keys that the name may have, the preferred one first.
-    :return: The name, and a copy of the options.
-    :raises ValueError: if it has no name, or two.
-    """
-    if isinstance(value, str):
-        return value, {}
-    options = dict(value)
-    given = [options.pop(name) for name in names if name in options]
-    if len(given) != 1 or not isinstance(given[0], str):
-        raise ValueError(f"needs one `{names[0]}`, e.g. {{'{names[0]}': {_EXAMPLES[key]!r}}}, got {dict(value)}.")
-    return given[0], options
-
-
-_EXAMPLES = {"encoder": "mamba", "memory": "pmm"}
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> str:

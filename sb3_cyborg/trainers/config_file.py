@@ -1,4 +1,4 @@
-"""Reading configs: YAML files, and errors of pydantic as one line for each key."""
+"""Reads YAML files, and formats errors of pydantic as one line for each key."""
 
 import difflib
 import re
@@ -10,30 +10,11 @@ import yaml
 from pydantic import ValidationError
 
 from sb3_cyborg.checks import unknown_name
-
-SYNONYMS = {
-    "n_steps": "horizon",
-    "n_envs": "num_envs",
-    "n_timesteps": "total_timesteps",
-    "timesteps": "total_timesteps",
-    "steps": "total_timesteps",
-    "env_id": "env",
-    "lr": "learning_rate",
-    "eval_freq": "eval_interval",
-    "n_eval_episodes": "eval_episodes",
-    "save_freq": "checkpoint_interval",
-    "activation": "activation_fn",
-    "tensorboard_log": "tensorboard",
-    "memory_kwargs": "memory",
-    "encoder_kwargs": "encoder",
-    "lstm_hidden_size": "hidden_dim",
-    "n_lstm_layers": "num_layers",
-}
-"""What a key is called elsewhere, in SB3 and RL Zoo for the most part: only to point to ours."""
+from sb3_cyborg.trainers.vocabulary import OTHER_NAMES
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats (``3e-4`` is one, ``1e6`` too), and no key twice."""
+    """A safe loader with the floats of YAML 1.2 (``3e-4``, ``1e6``) that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -53,9 +34,9 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """
     :param text: YAML.
-    :param where: Where it came from, for the message.
-    :return: What it says.
-    :raises ValueError: if it is no YAML, with the line.
+    :param where: Source of the text, for the error.
+    :return: The content.
+    :raises ValueError: if it is not YAML, with the line.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
@@ -69,7 +50,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     :param path: A YAML file that holds a mapping.
     :return: The mapping.
-    :raises ValueError: if there is no such file, or it holds something else.
+    :raises ValueError: if there is no such file, or if it holds no mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +60,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text file.") from None
+        raise ValueError(f"{path} is not a text file.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(values).__name__}.")
     return values
@@ -87,10 +68,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def readable(error: ValidationError, values: Mapping[Any, Any], keys: Iterable[str]) -> str:
     """
-    :param error: Pydantic's.
-    :param values: What was given.
-    :param keys: Keys that exist.
-    :return: A line for each key that is wrong: which, why, what was given.
+    :param error: Pydantic's error.
+    :param values: The settings that were given, by key.
+    :param keys: All keys of the config.
+    :return: One line for each wrong key: its name, the reason and the given value.
     """
     reasons: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
@@ -102,27 +83,26 @@ def readable(error: ValidationError, values: Mapping[Any, Any], keys: Iterable[s
             reason = f"The config needs `{key}`."
         elif not reason:
             inner = "".join(f"[{part!r}]" for part in detail["loc"][1:] if not _is_branch(part))
-            text = detail["msg"].replace("Input should be", "must be")
-            reason = f"{inner} {text}".strip()
+            reason = f"{inner} {detail['msg']}".strip()
         if reason not in reasons.setdefault(key, []):
             reasons[key].append(reason)
     return "\n".join(_line(key, parts, values) for key, parts in reasons.items())
 
 
 def _is_branch(part: object) -> bool:
-    """:return: Whether pydantic names a member of a union here, which is no key of the user's."""
+    """:return: Whether ``part`` of a location is pydantic's name for a member of a union, not a key."""
     return isinstance(part, str) and re.match(r"^(str|int|float|bool|dict|list|function-)", part) is not None
 
 
 def _unknown_key(key: str, keys: Iterable[str]) -> str:
-    if key in SYNONYMS:
-        return f"Unknown config key {key!r}. Its name here is {SYNONYMS[key]!r}."
+    if key in OTHER_NAMES:
+        return f"Unknown config key {key!r}. Its name here is {OTHER_NAMES[key].key!r}."
     return str(unknown_name("config key", key, keys))
 
 
 def _line(key: str, reasons: list[str], values: Mapping[Any, Any]) -> str:
     if not key or reasons[0].startswith(("Unknown", "The config needs")):
         return reasons[0]
-    said = " or ".join(reasons).rstrip(".")
-    got = "" if "got " in said else f", got {values.get(key)!r}"
-    return f"`{key}`: {said}{got}."
+    text = " or ".join(reasons).rstrip(".")
+    got = "" if "got " in text else f", got {values.get(key)!r}"
+    return f"`{key}`: {text}{got}."

@@ -1,61 +1,70 @@
-"""A flag of the command line for each key of the config: their values, and how they override a file."""
+"""Command line flags for the keys of the config, and how they override a file."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sb3_cyborg.trainers.config import TrainerConfig
-from sb3_cyborg.trainers.config_file import parse_yaml, read_yaml
+from sb3_cyborg.trainers.config_file import parse_yaml
+from sb3_cyborg.trainers.vocabulary import ALIASES, NAME_OPTIONS
 
-SHORT: dict[str, tuple[str, ...]] = {"total_timesteps": ("--timesteps", "-n"), "env": ("-e",), "seed": ("-s",)}
-"""Further names of flags."""
+SHORT_FLAGS: dict[str, str] = {"total_timesteps": "-n", "env": "-e", "seed": "-s"}
+"""One-letter flags by key."""
+
+FLAG_KEYS: dict[str, str] = {key: key for key in TrainerConfig.model_fields} | ALIASES
+"""The key of each flag. Those of aliases are accepted, but help shows the keys alone."""
+
+
+def as_flag(name: str) -> str:
+    """:return: The flag of a key or an alias, ``--n-steps`` for ``n_steps``."""
+    return "--" + name.replace("_", "-")
 
 
 def _is_bool(annotation: object) -> bool:
     return annotation is bool or annotation == bool | dict[str, Any]
 
 
-def _is_text(annotation: object) -> bool:
-    return annotation is str or annotation == str | None
+def _is_text(key: str) -> bool:
+    """:return: Whether the value of a key is always text. ``encoder`` and ``memory`` may be ``{type: ...}``."""
+    return TrainerConfig.model_fields[key].annotation in (str, str | None) and key not in NAME_OPTIONS
 
 
-def _options() -> dict[str, tuple[Any, Any]]:
-    """:return: Type and option of each key of the config, by its name."""
-    options: dict[str, tuple[Any, Any]] = {}
-    for key, field in TrainerConfig.model_fields.items():
-        flag, default = "--" + key.replace("_", "-"), field.default
-        shown = "required" if field.is_required() else f"default: {_plain(default)}"
-        text = f"{field.description} [{shown}]"
-        if _is_bool(field.annotation):
-            kind: Any = bool | None
-            names: tuple[str, ...] = (f"{flag}/--no-{flag[2:]}",)
-        else:
-            kind, names = str | None, (flag, *SHORT.get(key, ()))
-        metavar = None if _is_bool(field.annotation) else "TEXT" if _is_text(field.annotation) else "VALUE"
-        options[key] = kind, typer.Option(*names, help=text, metavar=metavar, show_default=False)
-    return options
+def _option(name: str, key: str) -> Any:
+    """:return: The annotated type of a flag."""
+    flag, field, hidden = as_flag(name), TrainerConfig.model_fields[key], name != key
+    default = "required" if field.is_required() else f"default: {_as_yaml(field.default)}"
+    help_text = f"{field.description} [{default}]"
+    if _is_bool(field.annotation):
+        names = f"{flag}/--no-{flag[2:]}"
+        return Annotated[bool | None, typer.Option(names, help=help_text, show_default=False, hidden=hidden)]
+    names_of_value = (flag, SHORT_FLAGS[key]) if key in SHORT_FLAGS and not hidden else (flag,)
+    metavar = "TEXT" if _is_text(key) else "VALUE"
+    option = typer.Option(*names_of_value, help=help_text, metavar=metavar, show_default=False, hidden=hidden)
+    return Annotated[str | None, option]
 
 
-def _plain(value: object) -> object:
-    """:return: A default as it is written in YAML, or as a switch."""
+def _as_yaml(value: object) -> object:
+    """:return: A default as it is written in YAML, or the state of a switch."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "null" if value is None else value
 
 
 def with_config_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """:return: The function with a flag for each key of the config, besides its own; it gets those that were given."""
+    """
+    :param function: A command whose last parameter is ``**given``.
+    :return: The command with a flag for each key of the config and each alias. ``given`` holds the flags that were used.
+    """
     own = list(inspect.signature(function).parameters.values())[:-1]
-    kinds = {key: Annotated[kind, option] for key, (kind, option) in _options().items()}
+    kinds = {name: _option(name, key) for name, key in FLAG_KEYS.items()}
     flags = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for key, kind in kinds.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in kinds.items()
     ]
 
     def command(**values: Any) -> None:
-        function(**{key: value for key, value in values.items() if key not in kinds or value is not None})
+        function(**{name: value for name, value in values.items() if name not in kinds or value is not None})
 
     command.__doc__ = function.__doc__
     command.__name__ = function.__name__
@@ -66,29 +75,13 @@ def with_config_flags(function: Callable[..., None]) -> Callable[..., None]:
 
 def read_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param given: Flags as text, or as booleans.
-    :return: Their values: as in a YAML file, but for keys whose value is text.
-    :raises ValueError: for text that is no YAML.
+    :param given: Values of flags by key or alias, as text or booleans.
+    :return: The values, read as YAML where the key does not take text.
+    :raises ValueError: for text that is not YAML.
     """
-    fields = TrainerConfig.model_fields
     return {
-        key: parse_yaml(value, f"`--{key.replace('_', '-')}` {value!r}")
-        if isinstance(value, str) and not _is_text(fields[key].annotation)
+        name: parse_yaml(value, f"`{as_flag(name)}` {value!r}")
+        if isinstance(value, str) and not _is_text(FLAG_KEYS[name])
         else value
-        for key, value in given.items()
+        for name, value in given.items()
     }
-
-
-def effective_config(config: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    :param config: A YAML file, or ``None``.
-    :param given: Values of flags.
-    :return: The file's values, overridden. ``--memory pmm`` keeps the options of a file that has this memory already.
-    """
-    values = {} if config is None else dict(read_yaml(config))
-    for key, value in given.items():
-        before = values.get(key)
-        same = isinstance(before, Mapping) and isinstance(value, str) and value in (before.get("type"), before.get("mode"))
-        if not same:
-            values[key] = value
-    return values

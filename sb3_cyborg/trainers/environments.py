@@ -1,4 +1,4 @@
-"""The environments of a config: to train in, and to evaluate in."""
+"""Builds the environments of a config, for training and for evaluation."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from sb3_cyborg.trainers.config import TrainerConfig
 def make_training_env(config: TrainerConfig, normalize: VecNormalize | None = None) -> VecEnv:
     """
     :param config: The settings.
-    :param normalize: ``VecNormalize`` of a checkpoint, whose statistics go on.
+    :param normalize: ``VecNormalize`` of a checkpoint, whose statistics are continued, or ``None``.
     :return: The training environments.
     :raises ValueError: for settings that do not fit the environment.
     """
-    env = _stacked_env(config, config.num_envs)
+    env = _stacked_env(config, config.n_envs)
     if normalize is not None:
         normalize.set_venv(env)
         return normalize
@@ -30,8 +30,8 @@ def make_training_env(config: TrainerConfig, normalize: VecNormalize | None = No
 def make_evaluation_env(config: TrainerConfig, render_mode: str | None = None) -> VecEnv:
     """
     :param config: The settings.
-    :param render_mode: Gymnasium's; ``None`` leaves it to the environment.
-    :return: One environment as in training. Its normalization learns nothing, and leaves rewards as they are.
+    :param render_mode: Render mode of gymnasium; ``None`` leaves it to the environment.
+    :return: One environment as in training. Its normalization is not updated and does not change rewards.
     """
     env = _stacked_env(config, 1, render_mode)
     if (arguments := config.normalize_arguments()) is not None:
@@ -39,11 +39,11 @@ def make_evaluation_env(config: TrainerConfig, render_mode: str | None = None) -
     return MemoryPPO._wrap_env(env, verbose=0, monitor_wrapper=False)
 
 
-def _stacked_env(config: TrainerConfig, num_envs: int, render_mode: str | None = None) -> VecEnv:
-    # Native environments do not render in a window.
+def _stacked_env(config: TrainerConfig, n_envs: int, render_mode: str | None = None) -> VecEnv:
+    # Native environments cannot render in a window.
     kwargs = config.env_kwargs if render_mode is None else {**config.env_kwargs, "render_mode": render_mode}
     vec_env = config.vec_env if render_mode is None else "dummy"
-    env = make_memory_vec_env(config.env, num_envs, seed=config.seed, env_kwargs=kwargs, vec_env=vec_env)
+    env = make_memory_vec_env(config.env, n_envs, seed=config.seed, env_kwargs=kwargs, vec_env=vec_env)
     if config.frame_stack == 1:
         return env
     space = env.observation_space
@@ -61,7 +61,7 @@ def _normalized(config: TrainerConfig, env: VecEnv, arguments: dict[str, Any]) -
         if images := [key for key in keys if key in parts and is_image_space(parts[key])]:
             raise ValueError(
                 f"`normalize` would normalize images{' ' + repr(images[0]) if images[0] else ''}, which the policy divides by "
-                "255 already: use {norm_obs: false}, or name the other observations in `norm_obs_keys`."
+                "255 already: use {norm_obs: false}, or list the other observations in `norm_obs_keys`."
             )
         if isinstance(space, spaces.Dict) and (unknown := [key for key in keys if key not in parts]):
             raise unknown_name("key in `norm_obs_keys`", unknown[0], parts)
@@ -75,7 +75,7 @@ def policy_for(config: TrainerConfig, env: VecEnv) -> str:
     """
     :param config: The settings.
     :param env: The training environments.
-    :return: Name of the policy: the config's, or the one that fits the observations.
+    :return: Name of the policy: that of the config, or for ``"auto"`` the one that fits the observation space.
     :raises ValueError: for a ``CnnPolicy`` without images.
     """
     policy, space = config.policy, env.observation_space

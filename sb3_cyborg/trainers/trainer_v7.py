@@ -1,4 +1,4 @@
-"""``TrainerV7``: a config in, a trained agent and its files out."""
+"""``TrainerV7``: trains an agent from a config and writes its files."""
 
 import contextlib
 import copy
@@ -11,60 +11,58 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cyborg.checks import check_positive, unknown_name
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
-from sb3_cyborg.trainers import callbacks, checkpoints, runs
+from sb3_cyborg.trainers import callbacks, checkpoints, logs, runs
+from sb3_cyborg.trainers.acting import ActingLoop, EpisodeResult
 from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
 from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for
+from sb3_cyborg.trainers.monitor import MonitorLog
+from sb3_cyborg.trainers.vocabulary import canonical, merge
 
 SelfTrainerV7 = TypeVar("SelfTrainerV7", bound="TrainerV7")
 
 EVAL_SEED_OFFSET = 10_000
-"""Evaluation episodes have seeds of their own, the same ones in each evaluation."""
+"""Added to the seed of the run for its evaluations, all of which use the same seeds."""
 
 
 class TrainerV7:
     """
-    Train a :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO` from a config, and keep its files.
-
-    Config → environments → ``MemoryPPO`` → callbacks → files; there is no maths here::
+    Train a :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO` from a config, and write its files::
 
         trainer = TrainerV7({"env": "CartPole-v1", "encoder": "mamba", "memory": {"type": "pmm", "num_slots": 16}})
         trainer.train(total_timesteps=100_000)
         trainer.evaluate(n_episodes=20)
         trainer.save("model.pt")
 
-    A run has a folder, made when training begins:
+    A run has a folder, which is created when training begins:
 
     ======================== ==========================================================================================
-    ``config.yaml``          all settings, also those that were not given, with the seed: ``TrainerV7("…/config.yaml")``
-                             repeats the run
-    ``sessions.yaml``        when the run was started and resumed, at which step, with which versions of what
-    ``checkpoints/``         ``step_….zip``, the last few of them
+    ``config.yaml``          all settings, including defaults and the seed: ``TrainerV7("…/config.yaml")`` repeats the run
+    ``sessions.yaml``        for each start and resumption its time, step, command and package versions
+    ``checkpoints/``         ``step_….zip``, the latest ones
     ``best_model.zip``       the checkpoint with the best evaluation
     ``final_model.zip``      the checkpoint at the end
-    ``monitor.csv``          a row for each training episode, as SB3's ``Monitor`` writes it
-    ``evaluations.npz``      the evaluations, as SB3's ``EvalCallback`` writes them
+    ``monitor.csv``          a row for each training episode, in the format of SB3's ``Monitor``
+    ``evaluations.npz``      the evaluations, in the format of SB3's ``EvalCallback``
     ``tensorboard/``         scalars and histograms
-    ``wandb/``, ``wandb_id`` of Weights & Biases
+    ``wandb/``, ``wandb_id`` files of Weights & Biases
     ======================== ==========================================================================================
 
-    A checkpoint is one file, which ``MemoryPPO.load`` reads, too. It holds weights, optimizer, counters, the statistics of
-    ``VecNormalize`` and the random states of Python, NumPy and PyTorch. Files are written aside, flushed to the disk and then
-    renamed: a run that is killed at any moment leaves whole files only, and loses at most one ``checkpoint_interval``.
+    A checkpoint is one file, which ``MemoryPPO.load`` reads as well. It holds weights, optimizer, counters, the statistics of
+    ``VecNormalize`` and the random states of Python, NumPy and PyTorch. Files are written under another name, flushed to the
+    disk and then renamed. So all files of a run that is killed are complete, and it loses at most ``save_freq`` steps.
 
-    *Resuming* (:meth:`resume`) restores all of that; schedules go on towards the same total. It does not restore what goes on
-    inside of the environments: episodes begin anew, from seeds that depend on the run's seed and the step. So a resumed run
-    can be repeated, but is identical to one that was never interrupted only where episodes end with the rollout and have no
-    randomness of their own.
+    :meth:`resume` restores all of that, and schedules continue towards the same total. The inner state of the environments is
+    not restored: episodes begin anew, from seeds that depend on the seed of the run and the step. So a resumed run can be
+    repeated. It equals an uninterrupted run only where episodes end with the rollout and have no randomness of their own.
 
-    :param config: Settings by name, the path of a YAML file, or a :class:`~sb3_cyborg.trainers.config.TrainerConfig`, which
-        describes them all.
-    :raises ValueError: with a line for each setting that is unknown or cannot work.
+    :param config: Settings by key or alias, the path of a YAML file, or a
+        :class:`~sb3_cyborg.trainers.config.TrainerConfig`, which describes them all.
+    :raises ValueError: with one line for each setting that is unknown or cannot work.
     :raises ImportError: for an environment whose package is missing, with the command that installs it.
     """
 
@@ -79,32 +77,34 @@ class TrainerV7:
     @classmethod
     def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
         """
-        Load what :meth:`save` or a run wrote, for evaluation or for further training.
+        Load a checkpoint of a run or a file of :meth:`save`, for evaluation or for further training.
 
         :param path: A file, or the folder of a run.
-        :param which: Of a run: ``"best"`` by evaluation, ``"last"``, or the number of steps of a checkpoint.
-        :param changes: Settings to change: only those that say how a run is carried out, ``device`` for one.
-        :return: The trainer. If it trains, it does so as a new run; :meth:`resume` goes on with one.
-        :raises ValueError: if there is no such file, if it is damaged, or was not written by a trainer.
+        :param which: Which checkpoint of a run: ``"best"`` by evaluation, ``"last"``, or its number of steps.
+        :param changes: Settings to change, by key or alias: only those that decide how a run is carried out, e.g. ``device``.
+        :return: The trainer. Further training is a new run; :meth:`resume` continues an existing one.
+        :raises ValueError: if there is no such file, if it is damaged, if it was not written by a trainer, or if a setting
+            cannot change.
         """
         checkpoint = checkpoints.read_checkpoint(checkpoints.find_checkpoint(path, which))
-        _check_changes(changes, (*RESUME_KEYS, "log_dir", "run_name"))
+        changes = _checked_changes(changes, (*RESUME_KEYS, "log_dir", "run_name"))
         return cls._restore(checkpoint, {"run_name": None, **changes})
 
     @classmethod
     def resume(cls: type[SelfTrainerV7], run: str | Path, **changes: Any) -> SelfTrainerV7:
         """
-        Go on with a run from its newest checkpoint, in its folder. One that has none yet starts anew, with the same seed.
+        Resume a run from its newest checkpoint, in its folder. A run without a checkpoint starts again with the same seed.
 
         :param run: Folder of the run.
-        :param changes: Settings to change: only those that say how a run is carried out, ``total_timesteps`` for one.
-        :return: The trainer; :meth:`train` goes on.
-        :raises ValueError: if there is no such run, or a setting cannot change.
+        :param changes: Settings to change, by key or alias: only those that decide how a run is carried out, e.g.
+            ``total_timesteps``.
+        :return: The trainer; :meth:`train` continues the run.
+        :raises ValueError: if there is no such run, or if a setting cannot change.
         """
         run = Path(run)
         if not (run / checkpoints.CONFIG_FILE).is_file():
-            raise ValueError(f"{str(run)!r} is no run: it has no {checkpoints.CONFIG_FILE}.")
-        _check_changes(changes, RESUME_KEYS)
+            raise ValueError(f"{str(run)!r} is not a run: it has no {checkpoints.CONFIG_FILE}.")
+        changes = _checked_changes(changes, RESUME_KEYS)
         checkpoints.remove_leftovers(run)
         checkpoint = checkpoints.newest_checkpoint(run)
         if checkpoint is None:
@@ -117,7 +117,7 @@ class TrainerV7:
 
     @classmethod
     def _restore(cls: type[SelfTrainerV7], checkpoint: checkpoints.Checkpoint, changes: Mapping[str, Any]) -> SelfTrainerV7:
-        config = TrainerConfig.parse(checkpoint.config | dict(changes))
+        config = TrainerConfig.parse(merge(checkpoint.config, changes))
         trainer = cls.__new__(cls)
         trainer._prepare(config)
         trainer.model = MemoryPPO.load(checkpoint.path, device=config.device)
@@ -126,7 +126,7 @@ class TrainerV7:
         return trainer
 
     def _prepare(self, config: TrainerConfig) -> None:
-        """What comes before the environments are made."""
+        """Set the attributes of a trainer without a model yet. A missing seed is drawn."""
         if config.seed is None:
             config = config.changed(seed=int(np.random.SeedSequence().generate_state(1)[0] % 2**31))
         self.config = config
@@ -139,7 +139,7 @@ class TrainerV7:
 
     @property
     def env(self) -> VecEnv:
-        """The training environments. Those of a trainer that was loaded are made when they are asked for."""
+        """The training environments. Those of a loaded trainer are created on first access."""
         self._attach_env()
         env = self.model.get_env()
         assert env is not None
@@ -147,9 +147,10 @@ class TrainerV7:
 
     def _attach_env(self) -> None:
         """
-        Make the environments of a model that was loaded, if it has none yet.
+        Create the environments of a loaded model, if it has none yet.
 
-        Episodes begin anew, seeded by the step, and without a trace in the normalization. Then random numbers go on, too.
+        Episodes begin anew, seeded by the step. The first observations are not counted by the normalization. The random states
+        of the checkpoint are restored last.
         """
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
@@ -168,19 +169,19 @@ class TrainerV7:
         self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         checkpoints.set_random_state(checkpoint.random)
 
-    # --- what users call
+    # --- training and evaluation
 
     def train(self: SelfTrainerV7, total_timesteps: int | None = None, callback: MaybeCallback = None) -> SelfTrainerV7:
         """
-        Train up to ``total_timesteps`` environment steps in all, those of a run that is resumed included.
+        Train up to ``total_timesteps`` environment steps in total, including the steps before a resumption.
 
-        Ctrl-C, and any error, saves a checkpoint and says where, and is raised.
+        Ctrl-C and errors save a checkpoint, print its path, and are raised.
 
-        :param total_timesteps: ``None`` takes the config's.
-        :param callback: SB3 callbacks of your own.
+        :param total_timesteps: Environment steps; ``None`` takes those of the config.
+        :param callback: Further callbacks, as for SB3's ``learn``.
         :return: The trainer.
-        :raises ValueError: if the run has made that many steps already; for observations that are not finite.
-        :raises KeyboardInterrupt: on Ctrl-C, and SIGTERM, after saving.
+        :raises ValueError: if the run has made that many steps already, and for observations that are not finite.
+        :raises KeyboardInterrupt: on Ctrl-C and SIGTERM, after saving.
         """
         if total_timesteps is not None:
             check_positive(total_timesteps=total_timesteps)
@@ -198,7 +199,7 @@ class TrainerV7:
                 self.model.learn(total - done, callback=CallbackList(parts), reset_num_timesteps=False)
             except BaseException as error:
                 self.model.num_timesteps = mark.num_timesteps_kept
-                # Ctrl-C ends processes of environments, too, which then is an error here.
+                # Ctrl-C also ends the processes of environments, which raises an error here.
                 interrupted = mark.stop and isinstance(error, Exception)
                 self._rescue(run, KeyboardInterrupt() if interrupted else error)
                 if interrupted:
@@ -213,9 +214,9 @@ class TrainerV7:
 
     def evaluate(self, n_episodes: int = 10, deterministic: bool = True) -> tuple[float, float]:
         """
-        Play episodes with the agent as it is, in an environment of its own and always with the same seeds.
+        Play episodes in a separate environment, with the same seeds at every call.
 
-        :param n_episodes: How many.
+        :param n_episodes: Number of episodes.
         :param deterministic: Take the mode of the policy instead of a sample.
         :return: Mean and standard deviation of the returns (not normalized).
         """
@@ -224,30 +225,35 @@ class TrainerV7:
 
     def evaluate_episodes(self, n_episodes: int = 10, deterministic: bool = True) -> tuple[list[float], list[int]]:
         """
-        :param n_episodes: How many.
+        Play episodes as :meth:`evaluate` does.
+
+        :param n_episodes: Number of episodes.
         :param deterministic: Take the mode of the policy instead of a sample.
-        :return: Return and length of each episode.
+        :return: Returns and lengths of the episodes.
         """
         check_positive(n_episodes=n_episodes)
         if self._eval_env is None:
             self._eval_env = self.make_eval_env()
         self._sync_statistics(self._eval_env)
         assert self.config.seed is not None
+        # Seeded here and not by the loop, which would seed PyTorch, too, and so change the training around an evaluation.
         self._eval_env.seed((self.config.seed + EVAL_SEED_OFFSET) % 2**31)
-        result: Any = evaluate_policy(self.model, self._eval_env, n_episodes, deterministic, return_episode_rewards=True)
-        return [float(value) for value in result[0]], [int(length) for length in result[1]]
+        loop, results = ActingLoop(self.model, self._eval_env, deterministic=deterministic), list[EpisodeResult]()
+        while len(results) < n_episodes:
+            results += loop.step().finished
+        return [result.total for result in results], [result.length for result in results]
 
     def make_eval_env(self, render_mode: str | None = None) -> VecEnv:
         """
-        :param render_mode: Gymnasium's; ``None`` leaves it to the environment.
-        :return: One environment as in training, with the statistics of the moment, which it does not change.
+        :param render_mode: Render mode of gymnasium; ``None`` leaves it to the environment.
+        :return: One environment as in training, with a copy of the present statistics of its normalization.
         """
         env = make_evaluation_env(self.config, render_mode)
         self._sync_statistics(env)
         return env
 
     def _sync_statistics(self, env: VecEnv) -> None:
-        """Copy what the normalization of the training environments has learned."""
+        """Copy the statistics of the normalization of the training environments."""
         source, target = self._normalize(), unwrap_vec_normalize(env)
         if source is not None and target is not None:
             target.ret_rms = copy.deepcopy(source.ret_rms)
@@ -259,9 +265,9 @@ class TrainerV7:
 
     def save(self, path: str | Path) -> None:
         """
-        Write the agent, with all that goes with it, into one file of exactly this name, which ``MemoryPPO.load`` reads, too.
+        Write a checkpoint under exactly this name. ``MemoryPPO.load`` reads it as well.
 
-        :param path: The file; its folder is made if it is missing.
+        :param path: The file; its folder is created if it is missing.
         :raises ValueError: for weights that are not finite.
         """
         self._attach_env()
@@ -274,13 +280,15 @@ class TrainerV7:
         if self._eval_env is not None:
             self._eval_env.close()
 
-    # --- a run
+    # --- the run
 
     def open_run(self) -> Path:
         """
-        :return: The folder of the run, which is made if there is none yet; :meth:`train` does it by itself.
-        :raises ValueError: if the run has come to its end, or if there is another one of its name.
-        :raises ImportError: for logging without its package, with the command that installs it.
+        Create the folder of the run, if there is none yet. :meth:`train` calls this.
+
+        :return: The folder.
+        :raises ValueError: if the run is complete, or if there is another run of this name.
+        :raises ImportError: for logging whose package is missing, with the command that installs it.
         """
         config, done = self.config, self.model.num_timesteps
         if done >= config.total_timesteps:
@@ -297,34 +305,36 @@ class TrainerV7:
 
     def _callbacks(self, run: Path, stack: contextlib.ExitStack) -> list[BaseCallback]:
         config = self.config
-        wandb = callbacks.start_wandb(run, config.wandb_project, config.model_dump()) if config.wandb else None
+        wandb = logs.start_wandb(run, config.wandb_project, config.model_dump()) if config.wandb else None
         board = run / "tensorboard" if config.tensorboard else None
-        logger = callbacks.make_logger(board, config.verbose, self.model.num_timesteps, wandb)
+        logger = logs.make_logger(board, config.verbose, self.model.num_timesteps, wandb)
         self.model.set_logger(logger)
-        stack.callback(setattr, self.model, "_custom_logger", False)  # SB3 makes one of its own if it goes on without us
+        stack.callback(setattr, self.model, "_custom_logger", False)  # so that a later `model.learn` makes a logger of its own
         stack.callback(logger.close)
         self._evaluation = None
-        parts: list[BaseCallback] = [monitor := callbacks.MonitorLog(run, config.env)]
+        parts: list[BaseCallback] = [monitor := MonitorLog(run, config.env)]
         stack.callback(monitor.close)
         if config.histograms and (config.tensorboard or config.wandb):
             parts.append(callbacks.WriteGates())
-        if config.eval_interval:
-            best = run / checkpoints.BEST
-            before = checkpoints.read_checkpoint(best).progress["mean_return"] if best.is_file() else -np.inf
-            self._evaluation = callbacks.Evaluation(
-                run,
-                config.eval_interval,
-                lambda: self.evaluate_episodes(config.eval_episodes),
-                lambda mean: checkpoints.save_checkpoint(best, self.model, self.config, mean_return=mean),
-                before,
-            )
+        if config.eval_freq:
+            self._evaluation = self._make_evaluation(run)
             parts.append(self._evaluation)
-        if config.checkpoint_interval:
-            parts.append(callbacks.Checkpoints(config.checkpoint_interval, lambda: self._save_checkpoint(run)))
+        if config.save_freq:
+            parts.append(callbacks.Checkpoints(config.save_freq, lambda: self._save_checkpoint(run)))
         if config.progress_bar:
             parts.append(progress := callbacks.ProgressDisplay())
             stack.callback(progress.close)
         return parts
+
+    def _make_evaluation(self, run: Path) -> callbacks.Evaluation:
+        best = run / checkpoints.BEST
+        return callbacks.Evaluation(
+            run,
+            self.config.eval_freq,
+            lambda: self.evaluate_episodes(self.config.n_eval_episodes),
+            lambda mean: checkpoints.save_checkpoint(best, self.model, self.config, mean_return=mean),
+            checkpoints.read_checkpoint(best).progress["mean_return"] if best.is_file() else -np.inf,
+        )
 
     def _save_checkpoint(self, run: Path) -> Path:
         path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
@@ -340,25 +350,33 @@ class TrainerV7:
         checkpoints.save_checkpoint(run / checkpoints.FINAL, self.model, self.config)
 
     def _rescue(self, run: Path, error: BaseException) -> None:
-        """Save what there is, and say where; nothing here may hide the error."""
+        """Save a checkpoint and print its path. A failure is printed, not raised: it would hide the error."""
         path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
         try:
-            # One that is there is from the start of the rollout that broke off, so it can be gone on with exactly.
+            # A file of this name was saved at the start of the interrupted rollout and allows an exact resumption.
             where = f"saved {path if path.exists() else self._save_checkpoint(run)}"
         except Exception as failure:
             where = f"nothing could be saved ({failure})"
         print(f"Stopped by {type(error).__name__} after {self.model.num_timesteps:,} steps: {where}.", file=sys.stderr)
-        print(f"Go on with: sb3-cyborg train --resume {run}", file=sys.stderr)
+        print(f"Resume with: sb3-cyborg train --resume {run}", file=sys.stderr)
 
 
-def _check_changes(changes: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    for key in changes:
+def _checked_changes(changes: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
+    """
+    :param changes: Settings to change, by key or alias.
+    :param allowed: Keys that may change.
+    :return: The settings by key.
+    :raises ValueError: for other keys.
+    """
+    settings = canonical(changes)
+    for key in settings:
         if key not in TrainerConfig.model_fields:
             raise unknown_name("config key", key, TrainerConfig.model_fields)
         if key not in allowed:
             raise ValueError(
-                f"`{key}` cannot change in a run that goes on, only {', '.join(allowed)} can; start a new run for it."
+                f"`{key}` cannot change in a run that is resumed, only {', '.join(allowed)} can; start a new run for it."
             )
+    return settings
 
 
 def _as_list(callback: MaybeCallback) -> list[BaseCallback]:

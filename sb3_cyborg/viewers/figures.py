@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib, loaded when it is needed, and files."""
+"""Figures of matplotlib, which is imported on use, and their files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +11,9 @@ FORMATS = (".png", ".pdf", ".svg")
 
 def new_figure(width: float, height: float) -> "Figure":
     """
-    :param width: In inches.
-    :param height: Likewise.
-    :return: An empty figure, of no window and no global state.
+    :param width: Width in inches.
+    :param height: Height in inches.
+    :return: An empty figure, without a window and independent of pyplot.
     :raises ImportError: with the install command, if matplotlib is missing.
     """
     try:
@@ -25,9 +25,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def check_picture(output: Path | str) -> Path:
     """
-    :param output: Where a picture is to go.
+    :param output: File of a picture.
     :return: The path.
-    :raises ValueError: for a format that cannot be written.
+    :raises ValueError: for a format that cannot be written, and for a folder.
     """
     path = Path(output)
     if path.suffix.lower() not in FORMATS:
@@ -38,6 +38,12 @@ def check_picture(output: Path | str) -> Path:
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
-    """Write a figure; folders on the way are made."""
+    """
+    Write a figure. Missing folders are created.
+
+    :param figure: The figure.
+    :param path: A PNG, PDF or SVG file.
+    :param dpi: Pixels per inch of a PNG.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, facecolor="white")

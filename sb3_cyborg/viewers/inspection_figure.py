@@ -1,4 +1,4 @@
-"""The picture of an :class:`Inspection`: panels of one episode, one below the other, step by step from left to right."""
+"""Draws an :class:`Inspection` as a column of panels over the steps of the episode."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Heads = str | int
-"""``"mean"`` or ``"max"`` over the heads, or the number of one."""
+"""Reduction over the heads: ``"mean"``, ``"max"``, or the number of one head."""
 
 ABSENT = "0.9"
-"""Grey: nothing is there."""
+"""Colour of missing values: grey."""
 
 
 class _Panel:
     """
-    A row of the picture.
+    A row of the figure.
 
-    :param axes: Where time goes from left to right.
-    :param bar: Where a colour bar goes.
-    :param side: Beside it.
+    :param axes: Axes of the panel, with steps from left to right.
+    :param bar: Axes for a colour bar, hidden until used.
+    :param side: Axes beside them, hidden until used.
+    :param steps: Number of steps.
     """
 
     def __init__(self, axes: "Axes", bar: "Axes", side: "Axes", steps: int) -> None:
@@ -44,10 +45,11 @@ class _Panel:
         """
         Draw a heat map.
 
-        :param values: (rows, T), NaN where there is nothing.
-        :param label: What the colours mean.
-        :param first: Where the first row stands on the vertical axis; the next is 1 above.
-        :param top: Value of the last colour; ``None`` takes the largest.
+        :param values: (rows, T), NaN for missing values.
+        :param label: Label of the colour bar.
+        :param first: Position of the first row on the vertical axis; the next is 1 above.
+        :param top: Value of the last colour; ``None`` takes the largest value.
+        :param cmap: Name of the colour map.
         """
         import matplotlib
 
@@ -68,13 +70,19 @@ class _Panel:
         self.bar.tick_params(labelsize=8)
 
     def lines(self, values: np.ndarray, labels: list[str], **style: Any) -> None:
-        """:param values: (T, lines)."""
+        """
+        Draw lines.
+
+        :param values: (T, lines).
+        :param labels: Names of the lines.
+        :param style: Options of matplotlib's ``plot``.
+        """
         for line, label in zip(values.T, labels, strict=True):
             self.axes.plot(np.arange(self.steps), line, label=label, **({"linewidth": 1.2} | style))
 
     def legend(self) -> None:
         legend = self.axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8, frameon=False, borderaxespad=0)
-        legend.set_in_layout(False)  # there is room for it beside; the column would be made wider for it
+        legend.set_in_layout(False)  # the column beside has room for it; the layout would widen it
 
 
 def inspection_figure(inspection: Inspection, heads: Heads = "mean") -> "Figure":
@@ -82,9 +90,9 @@ def inspection_figure(inspection: Inspection, heads: Heads = "mean") -> "Figure"
     Draw an episode.
 
     :param inspection: The episode.
-    :param heads: How heads become one: ``"mean"``, ``"max"``, or the number of the only one to draw.
+    :param heads: Reduction over the heads: ``"mean"``, ``"max"``, or the number of the only head to draw.
     :return: The figure.
-    :raises ValueError: for heads that are not there.
+    :raises ValueError: for an unknown reduction, and for a head that does not exist.
     """
     choose = _chooser(heads, inspection.memory["null"].shape[1])
     panels = _panels(inspection)
@@ -114,7 +122,7 @@ def draw_inspection(inspection: Inspection, output: Path | str, heads: Heads = "
     :param output: A PNG, PDF or SVG file.
     :param heads: As in :func:`inspection_figure`.
     :return: The file.
-    :raises ValueError: for a name that is no picture's, and for heads that are not there.
+    :raises ValueError: for a file name of another format, and as :func:`inspection_figure`.
     """
     path = check_picture(output)
     save_figure(inspection_figure(inspection, heads), path)
@@ -126,7 +134,7 @@ Draw = Callable[[_Panel, Inspection, Choose], None]
 
 
 def _chooser(heads: Heads, number: int) -> Choose:
-    """:return: A function from (T, H, ...) to (T, ...)."""
+    """:return: A function that reduces (T, H, ...) to (T, ...)."""
     if heads == "mean":
         return lambda values: np.asarray(values.mean(axis=1))
     if heads == "max":
@@ -142,16 +150,16 @@ def _chooser(heads: Heads, number: int) -> Choose:
 def _headline(inspection: Inspection, heads: Heads) -> str:
     memory, (_, number, slots) = inspection.memory, inspection.memory["read"].shape
     over = f"head {heads} of {number}" if isinstance(heads, int) else f"{heads} of {number} head{'s' * (number > 1)}"
-    length = f"an episode of {inspection.steps} steps" if inspection.ended else f"the first {inspection.steps} steps"
+    length = f"{inspection.steps} steps" if inspection.ended else f"the first {inspection.steps} steps"
     each = " each" if "write" in memory else ""
     return (
-        f"What the agent remembers: {inspection.name}, memory '{inspection.kind}'\n"
+        f"Memory '{inspection.kind}' along an episode of {inspection.name}\n"
         f"{over}, {slots} slots{each}; {length}, return {inspection.rewards.sum():.2f}"
     )
 
 
 def _panels(inspection: Inspection) -> list[tuple[float, Draw]]:
-    """:return: Height in inches and how to draw it, for each panel that this memory has something for."""
+    """:return: Height in inches and drawing function of each panel for which the memory has records."""
     memory = inspection.memory
     per_slot = min(2.4, 0.9 + 0.06 * memory["read"].shape[2])
     panels: list[tuple[float, Draw]] = []
@@ -177,18 +185,18 @@ def _draw_attention(panel: _Panel, inspection: Inspection, choose: Choose) -> No
     assert attention is not None
     steps = np.arange(inspection.steps)
     values = choose(attention).T  # (read, reading)
-    gone = steps[:, None] >= steps  # what is yet to come
+    absent = steps[:, None] >= steps  # future steps
     if inspection.held is not None:
         stored = (inspection.held[:, :, None] == steps).any(axis=1).T
-        gone = gone | ~stored
-    panel.map(np.where(gone, np.nan, values), "share of the read")
+        absent = absent | ~stored
+    panel.map(np.where(absent, np.nan, values), "share of the read")
     panel.axes.plot(steps, steps, color="0.4", linewidth=1, linestyle=":")
     panel.axes.set_ylabel("step that was read")
-    panel.title("Where it looks back to. A line along the dots: always as many steps back. A level line: one step, kept")
+    panel.title("Attention over past steps. Parallel to the dots: a constant age. Horizontal: one step, read again and again")
     panel.side.set_visible(True)
     panel.side.axis("off")
     panel.side.text(
-        0.3, 0.98, "grey: not stored\n(yet to come,\nor forgotten)", fontsize=8, va="top", transform=panel.side.transAxes
+        0.3, 0.98, "grey: not stored\n(future,\nor overwritten)", fontsize=8, va="top", transform=panel.side.transAxes
     )
 
 
@@ -200,7 +208,7 @@ def _draw_ages(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
         by_age[t][:, age[t, age[t] > 0] - 1] = read[t][:, age[t] > 0]
     panel.map(choose(by_age).T, "share of the read", first=1)
     panel.axes.set_ylabel("age (steps ago)")
-    panel.title("The same by age: how many steps ago what is read was seen")
+    panel.title("The same by age: steps between storing and reading")
     panel.side.set_visible(True)
     ages = np.arange(1, oldest + 1)
     for head in range(read.shape[1]):
@@ -226,7 +234,7 @@ def _draw_held(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
     written, slot = np.nonzero(age == 1)
     panel.axes.plot(written - 1, slot, ".", color="tab:red", markersize=4, label="written here")
     panel.axes.set_ylabel("slot")
-    panel.title("How old the item in each slot is; a red dot is a write")
+    panel.title("Age of the item in each slot; a red dot is a write")
 
 
 def _draw_usage(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
@@ -238,7 +246,7 @@ def _draw_usage(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
 def _draw_strength(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
     panel.map(_where_filled(inspection, "strength"), "write gate", top=1, cmap="Greens")
     panel.axes.set_ylabel("slot")
-    panel.title("Strength: the write gate that the item in each slot entered with")
+    panel.title("Strength: the write gate of the item in each slot when it was written")
 
 
 def _where_filled(inspection: Inspection, name: str) -> np.ndarray:
@@ -252,7 +260,13 @@ _BY_SLOT: dict[str, Draw] = {"age": _draw_held, "usage": _draw_usage, "strength"
 
 
 def _draw_by_head(panel: _Panel, inspection: Inspection, values: np.ndarray, label: str, **style: Any) -> None:
-    """:param values: (T, H, S): every head has slots of its own."""
+    """
+    Draw a heat map of the slots of all heads, for memories whose heads have separate slots.
+
+    :param values: (T, H, S).
+    :param label: Label of the colour bar.
+    :param style: Options of :meth:`_Panel.map`.
+    """
     _, heads, slots = values.shape
     panel.map(values.reshape(len(values), -1).T, label, **style)
     for head in range(1, heads):
@@ -268,7 +282,7 @@ def _draw_reads_by_head(panel: _Panel, inspection: Inspection, choose: Choose) -
 
 def _draw_writes(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
     _draw_by_head(panel, inspection, inspection.memory["write"], "share replaced", cmap="Reds")
-    panel.title("Which slot is written, and how much of it is replaced")
+    panel.title("Share of each slot that is replaced by a write")
 
 
 def _draw_unwritten(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
@@ -277,7 +291,7 @@ def _draw_unwritten(panel: _Panel, inspection: Inspection, choose: Choose) -> No
         unwritten = np.cumprod(1 - inspection.memory["write"], axis=0)
         unwritten = np.concatenate([np.ones_like(unwritten[:1]), unwritten[:-1]])
     _draw_by_head(panel, inspection, 1 - unwritten, "share written", top=1, cmap="Blues")
-    panel.title("How full each slot is: the share of it that was ever written")
+    panel.title("Share of each slot that was ever written")
 
 
 def _draw_shares(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
@@ -292,9 +306,7 @@ def _draw_shares(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
             panel.axes.axhline(0.5, color="tab:red", linewidth=0.8, linestyle="--", label="open above")
     panel.axes.set_ylim(-0.05, 1.05)
     panel.axes.set_ylabel("share")
-    panel.title(
-        'How much of the read is "nothing of this"' + (", and how far the write gate is open" if gate is not None else "")
-    )
+    panel.title("Share of the read that is the null vector" + (", and the write gate" if gate is not None else ""))
     panel.legend()
 
 
@@ -319,7 +331,7 @@ def _draw_observations(panel: _Panel, inspection: Inspection, choose: Choose) ->
 
 
 def _draw_numbers(panel: _Panel, values: np.ndarray, name: str) -> None:
-    """Choices as marks at their number, measures as lines."""
+    """Draw discrete values as markers and continuous ones as lines."""
     if np.issubdtype(values.dtype, np.integer):
         from matplotlib.ticker import MaxNLocator
 

@@ -1,0 +1,96 @@
+"""The file ``monitor.csv`` of SB3's ``Monitor``: written for a run, cut when the run is resumed, and its header read."""
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import ResultsWriter
+
+from sb3_cyborg.trainers.checkpoints import write_text
+
+MONITOR_FILE = "monitor.csv"
+STEPS_COLUMN = "timesteps"
+"""A column of our own: environment steps at the end of the episode."""
+
+
+def read_header(lines: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """
+    :param lines: The first two lines of a Monitor file.
+    :return: The header, with ``t_start`` (seconds since the epoch) as a float, and the names of the columns.
+    :raises ValueError: if these are not the first lines of a Monitor file.
+    """
+    try:
+        header = json.loads(lines[0].removeprefix("#"))
+        header["t_start"] = float(header["t_start"])
+        columns = next(csv.reader(lines[1:2]))
+    except (IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"it has no header of SB3's Monitor ({error})") from error
+    if not {"r", "l", "t"} <= set(columns):
+        raise ValueError(f"its columns are {columns}")
+    return header, columns
+
+
+class MonitorLog(BaseCallback):
+    """
+    Write ``monitor.csv`` in SB3's format: a row for each training episode, with a further column for the steps at its end.
+
+    A resumed run appends to the file. Episodes after the checkpoint are cut off, as their steps are made again.
+
+    :param run: Folder of the run.
+    :param env_id: Id of the environment, for the header.
+    """
+
+    def __init__(self, run: Path, env_id: str) -> None:
+        super().__init__()
+        self.run, self.env_id = run, env_id
+
+    def _on_training_start(self) -> None:
+        started = cut_monitor(self.run / MONITOR_FILE, self.num_timesteps)
+        self._started = time.time() if started is None else started
+        self._writer = ResultsWriter(
+            str(self.run),
+            header={"t_start": self._started, "env_id": self.env_id},
+            extra_keys=(STEPS_COLUMN,),
+            override_existing=started is None,
+        )
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if episode := info.get("episode"):
+                row = {"r": episode["r"], "l": episode["l"], "t": round(time.time() - self._started, 6)}
+                self._writer.write_row(row | {STEPS_COLUMN: self.num_timesteps})
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+
+def cut_monitor(path: Path, num_timesteps: int) -> float | None:
+    """
+    Remove episodes that ended after a step, and an incomplete last line.
+
+    :param path: A ``monitor.csv``.
+    :param num_timesteps: Steps of the checkpoint.
+    :return: ``t_start`` of the file, or ``None`` if it is missing or was not written by :class:`MonitorLog`.
+    """
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        header, columns = read_header(lines)
+        column = columns.index(STEPS_COLUMN)
+    except ValueError:
+        return None
+
+    def kept(line: str) -> bool:
+        cells = line.rstrip("\n").split(",")
+        return line.endswith("\n") and len(cells) > column and int(cells[column]) <= num_timesteps
+
+    write_text(path, "".join([*lines[:2], *(line for line in lines[2:] if kept(line))]))
+    return float(header["t_start"])

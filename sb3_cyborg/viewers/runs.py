@@ -1,0 +1,100 @@
+"""Viewers of a run of ``TrainerV7``: its agent is loaded and acts in an environment like the one it was trained in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_cyborg.trainers.acting import EpisodeResult
+from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+from sb3_cyborg.viewers.figures import check_picture
+from sb3_cyborg.viewers.inspection import Inspection, inspect_episode
+from sb3_cyborg.viewers.inspection_figure import Heads, draw_inspection
+from sb3_cyborg.viewers.recording import check_output, enjoy, render_mode_for
+
+
+@contextmanager
+def _loaded(run: Path | str, which: str, device: str, render_mode: str | None = None) -> Iterator[tuple[TrainerV7, VecEnv]]:
+    """:return: A context with the trainer of a run and an environment to act in, which are closed at its end."""
+    trainer = TrainerV7.load(run, which, device=device)
+    try:
+        try:
+            env = trainer.make_eval_env(render_mode)
+        except (TypeError, ValueError) as error:
+            if render_mode is None:
+                raise
+            raise ValueError(f"{trainer.config.env!r} cannot be made with `render_mode={render_mode!r}`: {error}") from error
+        try:
+            yield trainer, env
+        finally:
+            env.close()
+    finally:
+        trainer.close()
+
+
+def inspect_run(
+    run: Path | str,
+    output: Path | str,
+    *,
+    which: str = "best",
+    device: str = "auto",
+    heads: Heads = "mean",
+    deterministic: bool = True,
+    max_steps: int = 500,
+    seed: int | None = None,
+) -> Inspection:
+    """
+    Draw the memory of a run's agent along one episode.
+
+    :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
+    :param output: A PNG, PDF or SVG file.
+    :param which: Which checkpoint of a run: ``"best"``, ``"last"``, or its number of steps.
+    :param device: Device of the agent.
+    :param heads: Reduction over the heads: ``"mean"``, ``"max"``, or the number of the only head to draw.
+    :param deterministic: Take the mode of the policy instead of a sample.
+    :param max_steps: Steps after which to stop if the episode is longer, at least 1.
+    :param seed: Seed of the environment and of sampled actions; ``None`` takes that of the run.
+    :return: The episode that was drawn.
+    :raises ValueError: for a run that cannot be loaded, and for an agent whose memory cannot be inspected.
+    """
+    check_picture(output)
+    with _loaded(run, which, device) as (trainer, env):
+        inspection = inspect_episode(
+            trainer.model,
+            env,
+            deterministic=deterministic,
+            max_steps=max_steps,
+            seed=trainer.config.seed if seed is None else seed,
+            name=trainer.config.env,
+        )
+    draw_inspection(inspection, output, heads)
+    return inspection
+
+
+def enjoy_run(
+    run: Path | str,
+    *,
+    video: Path | str | None = None,
+    which: str = "best",
+    device: str = "auto",
+    seed: int | None = None,
+    **options: Any,
+) -> list[EpisodeResult]:
+    """
+    Show a run's agent in a window or a video.
+
+    :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
+    :param video: A ``.gif`` or ``.mp4`` file; ``None`` opens a window.
+    :param which: Which checkpoint of a run: ``"best"``, ``"last"``, or its number of steps.
+    :param device: Device of the agent.
+    :param seed: Seed of the environment and of sampled actions; ``None`` takes that of the run.
+    :param options: Further options of :func:`~sb3_cyborg.viewers.recording.enjoy`: ``n_episodes``, ``max_steps``,
+        ``deterministic``, ``fps``, ``report``.
+    :return: Return and length of each finished episode.
+    :raises ValueError: as ``enjoy`` does, and for a run that cannot be loaded.
+    :raises ImportError: if the package that writes the video is missing, with the command that installs it.
+    """
+    with _loaded(run, which, device, render_mode_for(check_output(video))) as (trainer, env):
+        return enjoy(trainer.model, env, video=video, seed=trainer.config.seed if seed is None else seed, **options)
