@@ -27,7 +27,7 @@ from torch import nn
 from sb3_cyborg import MemoryPPO, zoo
 from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
-from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
@@ -361,7 +361,7 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
     entry = {"algo": zoo.ALGO, **_best(task, name)}
     replaced = ("encoder_kwargs", "memory_kwargs")
     kept = {key: value for key, value in _mapping(entry.get("policy_kwargs")).items() if key not in replaced}
-    slots = {"memory_kwargs": {"num_slots": task.slots}} if "num_slots" in memory_options(memory) else {}
+    slots = {"memory_kwargs": {"num_slots": task.slots}} if "num_slots" in MEMORIES.options(memory) else {}
     return {**entry, "policy_kwargs": {**kept, "encoder": encoder, "memory": memory, **slots}}
 
 

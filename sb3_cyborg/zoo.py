@@ -24,7 +24,7 @@ from sb3_cyborg.checks import check_options, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.registration import family_of
 from sb3_cyborg.envs.vec_env import make_memory_vec_env
-from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def convert_memory_ppo_params(sampled_params: Mapping[str, Any]) -> dict[str, An
     hyperparams["batch_size"] = max(hyperparams["batch_size"], hyperparams["seq_len"])
     core = {name: hyperparams.pop(name) for name in ("encoder", "memory", "hidden_dim", "num_layers", "use_last_action")}
     num_slots = 2 ** hyperparams.pop("num_slots_pow")
-    if "num_slots" in memory_options(core["memory"]):
+    if "num_slots" in MEMORIES.options(core["memory"]):
         core["memory_kwargs"] = {"num_slots": num_slots}
     hyperparams["policy_kwargs"] |= core
     return hyperparams

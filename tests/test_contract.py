@@ -4,7 +4,7 @@ import pytest
 import torch as th
 
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS, EncoderV7
-from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
+from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Stack, State
 from sb3_cyborg.testing import verify_contract, verify_gradcheck
 
@@ -13,7 +13,7 @@ STEPS = 13  # crosses chunks of 4, windows of 5
 
 def make_encoder(mode: str, size: int = 8) -> EncoderV7:
     """Norms over very few numbers divide by next to nothing, which is a matter of rounding: hence no smaller than this."""
-    options = {"d_state": 3, "headdim": 2, "chunk_size": 4, "expand": 2} if ENCODERS[mode].options else {}
+    options = {"d_state": 3, "headdim": 2, "chunk_size": 4, "expand": 2} if ENCODERS.options(mode) else {}
     th.manual_seed(0)
     return EncoderV7(3, hidden_dim=size, latent_dim=size + 1, mode=mode, num_layers=2 if size > 2 else 1, **options)
 
@@ -21,7 +21,7 @@ def make_encoder(mode: str, size: int = 8) -> EncoderV7:
 def make_memory(kind: str, input_dim: int, size: int = 8) -> MemoryV7:
     sizes = {"memory_dim": 2 * size, "num_slots": size // 2 + 1, "num_heads": 2}
     th.manual_seed(1)
-    return MemoryV7(input_dim, kind, **{name: sizes[name] for name in memory_options(kind) & sizes.keys()})
+    return MemoryV7(input_dim, kind, **{name: sizes[name] for name in MEMORIES.options(kind).keys() & sizes.keys()})
 
 
 @pytest.mark.parametrize("mode", ENCODERS)

@@ -79,11 +79,13 @@ def test_layers_and_widths(mode: str) -> None:
     assert output.shape == (2, 4, 7)
 
 
-def test_registered_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_cyborg.encoders.encoder_v7.ENCODERS", dict(ENCODERS))
-    register_encoder("tall", lambda hidden_dim, num_layers, *, gain=1.0: GRU(hidden_dim, int(gain * hidden_dim)), ["gain"])
-    encoder = EncoderV7(3, 4, mode="tall", gain=2.0)
-    assert encoder.core.output_dim == 8
-    verify_contract(encoder)
-    with pytest.raises(ValueError, match="gain"):
-        EncoderV7(3, 4, mode="tall", gian=2.0)
+def test_registered_encoder() -> None:
+    register_encoder("tall", lambda hidden_dim, num_layers, *, gain=1.0: GRU(hidden_dim, int(gain * hidden_dim)))
+    try:
+        encoder = EncoderV7(3, 4, mode="tall", gain=2.0)
+        assert encoder.core.output_dim == 8
+        verify_contract(encoder)
+        with pytest.raises(ValueError, match="gain"):
+            EncoderV7(3, 4, mode="tall", gian=2.0)
+    finally:
+        del ENCODERS["tall"]

@@ -22,7 +22,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_cyborg import MemoryPPO, SequenceModel, State, register_memory
-from sb3_cyborg.memories.memory_v7 import MEMORIES, NoMemory
+from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memories.none import NoMemory
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import TrainingBatch
 from sb3_cyborg.sequence_model import Logs

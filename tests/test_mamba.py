@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch as th
 
-from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, Mamba2, MambaLayer, make_mamba_core
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.encoders.mamba import Mamba2, MambaCore, MambaLayer
 from sb3_cyborg.ops.causal_conv import causal_conv
 from sb3_cyborg.sequence_model import SequenceModel
 from sb3_cyborg.testing import (
@@ -44,7 +45,7 @@ def test_contract(options: dict[str, Any]) -> None:
 
 def test_contract_of_layers() -> None:
     th.manual_seed(0)
-    verify_contract(make_mamba_core(8, 2, d_state=4, headdim=4, chunk_size=4))
+    verify_contract(MambaCore(8, 2, d_state=4, headdim=4, chunk_size=4))
 
 
 def test_contract_at_default_sizes_across_chunks() -> None:
@@ -86,7 +87,7 @@ def test_gradcheck(d_conv: int) -> None:
 
 def test_gradcheck_of_layers() -> None:
     th.manual_seed(0)
-    verify_gradcheck(make_mamba_core(2, 1, d_state=2, d_conv=2, expand=1, headdim=1, chunk_size=3))
+    verify_gradcheck(MambaCore(2, 1, d_state=2, d_conv=2, expand=1, headdim=1, chunk_size=3))
 
 
 @pytest.mark.parametrize(
@@ -111,13 +112,13 @@ def test_sizes_that_cannot_work(options: dict[str, Any], names: str) -> None:
 @pytest.mark.parametrize(("hidden_dim", "num_layers"), [(0, 1), (32, 0)])
 def test_layers_that_cannot_work(hidden_dim: int, num_layers: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        make_mamba_core(hidden_dim, num_layers)
+        MambaCore(hidden_dim, num_layers)
 
 
 def test_options_are_those_of_the_block() -> None:
     sizes = {"d_state": 8, "d_conv": 2, "expand": 1, "headdim": 8, "ngroups": 2, "chunk_size": 8}
-    assert sizes.keys() | {"mamba_backend"} == MAMBA_OPTIONS
-    state = make_mamba_core(16, 2, **sizes).get_initial_state(3)
+    assert sizes.keys() | {"mamba_backend"} == ENCODERS.options("mamba").keys()
+    state = MambaCore(16, 2, **sizes).get_initial_state(3)
     assert {name: tuple(leaf.shape) for name, leaf in state.items()} == {
         "layer0.conv": (3, 48, 1),
         "layer0.ssm": (3, 2, 8, 8),
@@ -257,7 +258,7 @@ def test_the_convolution_shows_what_is_not_finite_in_its_own_window_alone() -> N
 def test_an_episode_after_a_reset_is_a_new_episode() -> None:
     """Bit for bit: the same outputs, state and parameter gradients as without a past."""
     th.manual_seed(0)
-    model = make_mamba_core(32, 2, chunk_size=8)
+    model = MambaCore(32, 2, chunk_size=8)
     x, past = th.randn(2, 16, 32), th.randn(2, 16, 32)
     masks = th.ones(2, 32, dtype=th.bool)
     masks[:, 16] = 0

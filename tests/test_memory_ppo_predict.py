@@ -1,5 +1,9 @@
 """``predict`` of ``MemoryPPO`` as a drop-in."""
 
+import warnings
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -99,3 +103,39 @@ def test_states_threaded_through_predict_are_those_of_the_rollout(memory: str) -
     for name, leaf in model._last_state.items():
         np.testing.assert_array_equal(leaf.numpy(), state[name])
     assert buffer.episode_starts[1:].sum() > 0, "no episode ended: the test shows less than it should"
+
+
+# --- mistakes with the state --------------------------------------------------------------------------------------------
+
+
+def lstm_states() -> Any:
+    """:return: The pair of states that RecurrentPPO's policy takes."""
+    return (np.zeros((1, 3, 8), np.float32), np.zeros((1, 3, 8), np.float32))
+
+
+@pytest.mark.parametrize("method", ["get_distribution", "predict_values", "forward"])
+def test_a_pair_of_lstm_states_is_refused_with_what_a_state_is(method: str) -> None:
+    policy = toy_model().policy
+    with pytest.raises(ValueError, match=r"`state` must be a dictionary of tensors as `policy.get_initial_state.*got a tuple"):
+        getattr(policy, method)(th.zeros(3, 3), lstm_states(), th.zeros(3))
+
+
+def test_predict_refuses_a_pair_of_lstm_states() -> None:
+    with pytest.raises(ValueError, match=r"`state` must be what the last `predict` of this policy returned.*got a tuple"):
+        toy_model().predict(np.zeros((3, 3), np.float32), lstm_states(), np.zeros(3))
+
+
+def test_predict_without_a_state_in_mid_episode_warns_once_at_the_line_of_the_caller() -> None:
+    model, obs = toy_model(), np.zeros((3, 3), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, state = predict(model, obs)
+        predict(model, obs, None, np.ones(3, dtype=bool))
+        predict(model, obs, state, np.array([True, False, True]))
+    with pytest.warns(UserWarning, match="each such call resets the memory") as caught:
+        predict(model, obs, None, np.array([True, False, True]))
+    assert len(caught) == 1
+    assert Path(caught[0].filename).name == "helpers.py"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        predict(model, obs, None, np.zeros(3))

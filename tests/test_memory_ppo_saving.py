@@ -16,6 +16,7 @@ from tests.helpers import (
     predict,
     record_updates,
     same,
+    small,
     toy_model,
     toy_vec_env,
     weights,
@@ -131,3 +132,51 @@ def test_policies_can_be_copied(how: str) -> None:
     assert same(before, weights(policy))
     _, moved = twin.predict(obs, deterministic=True)
     assert not all((state[name] == moved[name]).all() for name in state), "the copy still computes with the original's weights"
+
+
+def test_a_policy_alone_keeps_amp(tmp_path: Path) -> None:
+    model = toy_model(amp=True)
+    model.policy.save(str(tmp_path / "policy"))
+    loaded = MemoryActorCriticPolicy.load(str(tmp_path / "policy"), device="cpu")
+    assert loaded.amp
+    state = loaded.get_initial_state(3)
+    obs, starts = th.randn(3, 3), th.ones(3)
+    with th.no_grad():
+        assert th.equal(loaded.predict_values(obs, state, starts), model.policy.predict_values(obs, state, starts))
+
+
+@pytest.mark.parametrize("through", ["argument", "policy_kwargs"])
+def test_amp_can_be_set_in_two_places_and_changed_on_loading(through: str, tmp_path: Path) -> None:
+    model = toy_model(amp=True) if through == "argument" else toy_model(policy_kwargs={"amp": True})
+    assert model.amp
+    assert model.policy.amp
+    model.save(tmp_path / "model")
+    assert MemoryPPO.load(tmp_path / "model", device="cpu").policy.amp
+    assert not MemoryPPO.load(tmp_path / "model", device="cpu", amp=False).policy.amp
+
+
+def test_sizes_that_were_left_open_are_numbers_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    model = MemoryPPO("MlpPolicy", toy_vec_env(4), policy_kwargs=small(), verbose=1, device="cpu")
+    assert (model.n_steps, model.batch_size, model.seq_len) == (512, 512, 64)
+    assert capsys.readouterr().out.count("Rollouts of n_steps=512 in 4 environments, minibatches of batch_size=512") == 1
+    quiet = MemoryPPO("MlpPolicy", toy_vec_env(4), policy_kwargs=small(), device="cpu")
+    assert capsys.readouterr().out == ""
+    assert quiet.batch_size == 512
+
+
+def test_sizes_that_were_left_open_are_planned_anew_for_other_environments(tmp_path: Path) -> None:
+    model = MemoryPPO("MlpPolicy", toy_vec_env(4), policy_kwargs=small(), device="cpu")
+    model.save(tmp_path / "model")
+    loaded = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(1), device="cpu")
+    assert (loaded.n_steps, loaded.batch_size, loaded.seq_len) == (512, 128, 64)
+    given = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(1), device="cpu", batch_size=256, seq_len=32)
+    assert (given.n_steps, given.batch_size, given.seq_len) == (512, 256, 32)
+    given.save(tmp_path / "given")
+    again = MemoryPPO.load(tmp_path / "given", env=toy_vec_env(2), device="cpu")
+    assert (again.batch_size, again.seq_len) == (256, 32), "what was given stays"
+
+
+@pytest.mark.parametrize("burn_in", [12, 100_000])
+def test_a_burn_in_as_long_as_the_rollout_is_refused(burn_in: int) -> None:
+    with pytest.raises(ValueError, match=rf"`burn_in`={burn_in} must be less than `n_steps`=12"):
+        toy_model(burn_in=burn_in)

@@ -30,7 +30,7 @@ def ratio_errors(
     def make() -> gym.Env[Any, Any]:
         return ToyEnv(VECTOR, ACTION_SPACES[action_space], mean_length=9)
 
-    encoder_kwargs = {"headdim": 8, "d_state": 4, "chunk_size": 4} if ENCODERS[encoder].options else {}
+    encoder_kwargs = {"headdim": 8, "d_state": 4, "chunk_size": 4} if ENCODERS.options(encoder) else {}
     memory_kwargs = {} if memory == "none" else {"num_slots": 5, "num_heads": 2}
     n_steps, n_envs = 24, 4
     model = MemoryPPO(

@@ -386,10 +386,11 @@ class HParamCallback(BaseCallback):
         return True
 
 
-def test_sb3s_hparam_callback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"learning_rate": 3e-4}])
+def test_sb3s_hparam_callback(tmp_path: Path, settings: dict[str, Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = tiny(tmp_path, tensorboard=True, histograms=False, learning_rate=3e-4).train(callback=HParamCallback())
+    trainer = tiny(tmp_path, tensorboard=True, histograms=False, **settings).train(callback=HParamCallback())
     board = EventAccumulator(str(run_folder(trainer) / "tensorboard")).Reload()
     shown = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     for part in (b"MemoryPPO", b"learning rate", b"gamma"):

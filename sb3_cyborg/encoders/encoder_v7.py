@@ -1,78 +1,31 @@
-"""``EncoderV7``: one encoder, several recurrent cores; a mode is a composition in a registry."""
+"""``EncoderV7``: projections around a recurrent core of one of several modes."""
 
 import inspect
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch import nn
 
-from sb3_cyborg.checks import check_options, check_positive, unknown_name
-from sb3_cyborg.encoders.gru import GRU
-from sb3_cyborg.encoders.lstm import LSTM
-from sb3_cyborg.encoders.mamba import MAMBA_OPTIONS, make_mamba_core
+from sb3_cyborg.checks import check_positive
+from sb3_cyborg.encoders import fusion, gru, hybrid, lstm, mamba  # noqa: F401  # each registers itself
 from sb3_cyborg.ops.linear import Linear
-from sb3_cyborg.sequence_model import Logs, Parallel, SequenceModel, Serial, State, full_precision
+from sb3_cyborg.registry import ENCODERS as ENCODERS
+from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
 
 
-class EncoderMode(NamedTuple):
-    """
-    How to build the core of a mode.
-
-    :param build: ``build(hidden_dim, num_layers, **options)`` gives a model that reads ``hidden_dim`` features.
-    :param options: Names of the keyword options that ``build`` takes.
-    """
-
-    build: Callable[..., SequenceModel]
-    options: frozenset[str] = frozenset()
-
-
-def _layers(cell: type[GRU] | type[LSTM], hidden_dim: int, num_layers: int) -> SequenceModel:
-    layers: dict[str, SequenceModel] = {f"layer{index}": cell(hidden_dim, hidden_dim) for index in range(num_layers)}
-    return Serial(residual=False, **layers)
-
-
-def _gru(hidden_dim: int, num_layers: int) -> SequenceModel:
-    return _layers(GRU, hidden_dim, num_layers)
-
-
-def _lstm(hidden_dim: int, num_layers: int) -> SequenceModel:
-    return _layers(LSTM, hidden_dim, num_layers)
-
-
-def _hybrid(hidden_dim: int, num_layers: int, **options: Any) -> SequenceModel:
-    mamba = make_mamba_core(hidden_dim, num_layers, **options)
-    return Serial(residual=True, mamba=mamba, gru=_gru(hidden_dim, num_layers))
-
-
-def _fusion(hidden_dim: int, num_layers: int, **options: Any) -> SequenceModel:
-    return Parallel(mamba=make_mamba_core(hidden_dim, num_layers, **options), gru=_gru(hidden_dim, num_layers))
-
-
-ENCODERS: dict[str, EncoderMode] = {
-    "gru": EncoderMode(_gru),
-    "lstm": EncoderMode(_lstm),
-    "mamba": EncoderMode(make_mamba_core, MAMBA_OPTIONS),
-    "hybrid": EncoderMode(_hybrid, MAMBA_OPTIONS),
-    "fusion": EncoderMode(_fusion, MAMBA_OPTIONS),
-}
-"""All encoder modes by name; add to it with :func:`register_encoder`."""
-
-
-def register_encoder(mode: str, build: Callable[..., SequenceModel], options: Collection[str] = ()) -> None:
+def register_encoder(mode: str, encoder_class: Callable[..., SequenceModel]) -> None:
     """
     Make a recurrent core of your own available as ``policy_kwargs={"encoder": mode}``.
 
     :param mode: Its name; one that is taken is replaced.
-    :param build: ``build(hidden_dim, num_layers, **options)`` returns a :class:`SequenceModel` with
-        ``input_dim == hidden_dim`` that keeps the contract (``sb3_cyborg.testing.verify_contract``).
-    :param options: Names of the options that ``encoder_kwargs`` may hold for it.
-    :raises ValueError: for an option that :class:`EncoderV7` takes itself.
+    :param encoder_class: A :class:`SequenceModel` whose constructor takes ``hidden_dim``, ``num_layers`` and its options by
+        name, that reads ``hidden_dim`` features, and that keeps the contract: see
+        :func:`~sb3_cyborg.testing.verify_contract`.
+    :raises ValueError: for a signature that its options cannot be read from, and for an option of a reserved name.
     """
-    taken = set(options) & inspect.signature(EncoderV7).parameters.keys()
-    if taken:
-        raise ValueError(f"Encoder {mode!r} has options that EncoderV7 takes itself: {', '.join(sorted(taken))}; rename them.")
-    ENCODERS[mode] = EncoderMode(build, frozenset(options))
+    reserved = set(inspect.signature(EncoderV7).parameters) - {*ENCODERS.arguments, "options"}
+    ENCODERS.add(mode, encoder_class, reserved=reserved)
 
 
 class EncoderV7(SequenceModel):
@@ -82,8 +35,8 @@ class EncoderV7(SequenceModel):
     :param input_dim: Features in.
     :param hidden_dim: Width of the core.
     :param latent_dim: Features out; ``None`` takes ``hidden_dim``.
-    :param mode: ``"gru"``, ``"lstm"``, ``"mamba"``, ``"hybrid"`` (mamba → gru, residual around both), ``"fusion"``
-        (mamba ∥ gru, concatenated), or one that was registered.
+    :param mode: One of :data:`~sb3_cyborg.registry.ENCODERS`: ``"gru"``, ``"lstm"``, ``"mamba"``, ``"hybrid"`` (mamba → gru,
+        residual around both), ``"fusion"`` (mamba ∥ gru, concatenated), or one that was registered.
     :param num_layers: Layers of the core (in ``hybrid`` and ``fusion``: of each of the two).
     :param options: Options of the mode, e.g. ``d_state`` for the ones with Mamba.
     :raises ValueError: for sizes below one, an unknown mode or option.
@@ -101,13 +54,10 @@ class EncoderV7(SequenceModel):
         super().__init__()
         latent_dim = hidden_dim if latent_dim is None else latent_dim
         check_positive(input_dim=input_dim, hidden_dim=hidden_dim, latent_dim=latent_dim, num_layers=num_layers)
-        if mode not in ENCODERS:
-            raise unknown_name("encoder", mode, ENCODERS)
-        check_options(f"encoder {mode!r}", options, ENCODERS[mode].options)
         self.mode = mode
         self.input_dim, self.output_dim = input_dim, latent_dim
         self.input_projection = nn.Sequential(Linear(input_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.SiLU())
-        self.core = ENCODERS[mode].build(hidden_dim, num_layers, **options)
+        self.core = ENCODERS.build(mode, hidden_dim, num_layers, **options)
         self.output_projection = nn.Sequential(Linear(self.core.output_dim, latent_dim), nn.LayerNorm(latent_dim))
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:

@@ -10,9 +10,10 @@ from typing import Any
 import torch as th
 from torch.autograd.function import once_differentiable
 
-from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, Resets, find_resets
+from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, Resets, find_resets, stack_layers
 from sb3_cyborg.ops.linear import matmul_t
-from sb3_cyborg.sequence_model import Logs, State
+from sb3_cyborg.registry import ENCODERS
+from sb3_cyborg.sequence_model import Logs, Serial, State
 
 
 class _GRUSequence(th.autograd.Function):
@@ -123,3 +124,16 @@ class GRU(RecurrentLayer):
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         outputs = _gru_sequence(x.transpose(0, 1).contiguous(), state["h"], *weights, find_resets(masks))
         return outputs.transpose(0, 1), {"h": outputs[-1]}, {}
+
+
+@ENCODERS.register("gru")
+class GRUCore(Serial):
+    """
+    Layers of :class:`GRU`.
+
+    :param hidden_dim: Features in and out, >= 1.
+    :param num_layers: How many, >= 1.
+    """
+
+    def __init__(self, hidden_dim: int, num_layers: int = 1) -> None:
+        super().__init__(residual=False, **stack_layers(GRU, hidden_dim, num_layers))

@@ -7,8 +7,9 @@ parameter layout.
 
 import torch as th
 
-from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State, may_branch
+from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, stack_layers
+from sb3_cyborg.registry import ENCODERS
+from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, may_branch
 
 SHUT = -1e4
 """Pre-activation of a gate that is shut: its sigmoid is 0 beside any number that matters. ``-SHUT`` opens it: 1."""
@@ -88,3 +89,16 @@ class LSTM(RecurrentLayer):
         weights[write, :, 1] = SHUT
         weights[forget, :, 1] = -SHUT
         return weights.flatten(0, 1)
+
+
+@ENCODERS.register("lstm")
+class LSTMCore(Serial):
+    """
+    Layers of :class:`LSTM`.
+
+    :param hidden_dim: Features in and out, >= 1.
+    :param num_layers: How many, >= 1.
+    """
+
+    def __init__(self, hidden_dim: int, num_layers: int = 1) -> None:
+        super().__init__(residual=False, **stack_layers(LSTM, hidden_dim, num_layers))

@@ -18,10 +18,8 @@ from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.rms_norm import RMSNorm
 from sb3_cyborg.ops.ssd import CHUNK, ssd_step
 from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
+from sb3_cyborg.registry import ENCODERS, with_options_of
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, full_precision
-
-MAMBA_OPTIONS = frozenset({"d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size", "mamba_backend"})
-"""Names of the keyword options of :class:`Mamba2`, and so of :func:`make_mamba_core`."""
 
 HEADDIM = 32
 """Inner features of a head at most, where the user does not say."""
@@ -188,22 +186,26 @@ class MambaLayer(SequenceModel):
         return x + output, state, logs
 
 
-def make_mamba_core(hidden_dim: int, num_layers: int, expand: int = 1, **options: Any) -> SequenceModel:
+@ENCODERS.register("mamba")
+@with_options_of(Mamba2)
+class MambaCore(Serial):
     """
-    Stack Mamba-2 layers.
+    Layers of Mamba-2, see :class:`MambaLayer`.
 
-    ``expand`` is 1 here, 2 in the block: a policy of these sizes learns as fast with it, at half the price (docs/mamba.md).
+    ``expand`` is 1 here, 2 in the block: policies of these sizes learn as fast with it, at half the cost (docs/mamba.md). The
+    state has ``layer<i>.conv`` and ``layer<i>.ssm``.
 
     :param hidden_dim: Features in and out, >= 1.
     :param num_layers: How many, >= 1.
     :param expand: Inner features for each feature in.
-    :param options: Other options of :class:`Mamba2`, see ``MAMBA_OPTIONS``.
-    :return: The model; its state has ``layer<i>.conv`` and ``layer<i>.ssm``.
+    :param options: Other options of :class:`Mamba2`.
     :raises ValueError: for sizes that do not fit.
     """
-    check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
-    layers = {f"layer{index}": MambaLayer(hidden_dim, expand=expand, **options) for index in range(num_layers)}
-    return Serial(residual=False, **layers)
+
+    def __init__(self, hidden_dim: int, num_layers: int = 1, *, expand: int = 1, **options: Any) -> None:
+        check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
+        layers = {f"layer{index}": MambaLayer(hidden_dim, expand=expand, **options) for index in range(num_layers)}
+        super().__init__(residual=False, **layers)
 
 
 def _initial_dt_bias(heads: int) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""What GRU and LSTM layers share: parameters in PyTorch's layout, a state of vectors, resets as booleans."""
+"""Base of GRU and LSTM layers: parameters in PyTorch's layout, a state of vectors, resets as booleans."""
 
 from collections.abc import Collection
 from typing import ClassVar, NamedTuple
@@ -36,6 +36,12 @@ class RecurrentLayer(SequenceModel):
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {name: self._zeros(batch_size, self.output_dim, device=device) for name in self.leaves}
+
+
+def stack_layers(layer: type[RecurrentLayer], hidden_dim: int, num_layers: int) -> dict[str, SequenceModel]:
+    """:return: Layers of one width, by the names that a stack of them has: ``layer0``, ``layer1``, ..."""
+    check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
+    return {f"layer{index}": layer(hidden_dim, hidden_dim) for index in range(num_layers)}
 
 
 class Resets(NamedTuple):

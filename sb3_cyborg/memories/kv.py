@@ -8,9 +8,11 @@ from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.episodes import shift_steps, steps_since_start, zero_expired
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.window_attention import window_attention
+from sb3_cyborg.registry import MEMORIES
 from sb3_cyborg.sequence_model import Logs, State
 
 
+@MEMORIES.register("kv")
 class KeyValueMemory(AttentionMemory):
     """
     Keeps the last ``num_slots`` pairs of a key and a value, addressed by content alone.

@@ -11,6 +11,7 @@ from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.masking import finite, masked_softmax
+from sb3_cyborg.registry import MEMORIES
 from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State, may_branch
 
 CHUNK = 64
@@ -122,6 +123,7 @@ def _to_numpy(tensor: th.Tensor) -> np.ndarray:
     return array
 
 
+@MEMORIES.register("pmm")
 class PersistentMemory(AttentionMemory):
     """
     ``num_slots`` items, read by multi-head attention; a new item takes the slot of the least-used one.

@@ -11,9 +11,11 @@ from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.episodes import steps_since_start, zero_expired
 from sb3_cyborg.ops.linear import Linear, linear
 from sb3_cyborg.ops.window_attention import ExtraEntries, block_starts, window_attention
+from sb3_cyborg.registry import MEMORIES
 from sb3_cyborg.sequence_model import Logs, State
 
 
+@MEMORIES.register("ring")
 class RingMemory(AttentionMemory):
     """
     Keeps the last ``num_slots`` inputs; a head can ask for what is *like* something and for what came *k steps ago*.

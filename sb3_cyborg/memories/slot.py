@@ -7,9 +7,11 @@ from sb3_cyborg.checks import check_divides, check_positive
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear, linear
 from sb3_cyborg.ops.linear_scan import MAX_WRITE, slot_scan
+from sb3_cyborg.registry import MEMORIES
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 
 
+@MEMORIES.register("slot")
 class SlotMemory(SequenceModel):
     """
     ``num_slots`` vectors a head, each a convex combination of all that was written to it: it is bounded, and holds

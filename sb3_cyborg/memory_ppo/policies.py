@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
-from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, memory_options
+from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memory_ppo.actions import distribution_checks, evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.inputs import Inputs
 from sb3_cyborg.memory_ppo.normalization import ValueHead
@@ -497,13 +497,13 @@ def _flatten(steps: th.Tensor) -> th.Tensor:
 
 def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[str, Any]:
     """:return: Options of a memory: the given ones, ``memory_dim``, and a number of heads that divides it."""
-    known = memory_options(kind)
+    known = MEMORIES.options(kind)
     options = dict(given)
     if "memory_dim" in known:
         options.setdefault("memory_dim", memory_dim)
         check_positive(memory_dim=options["memory_dim"])
-    if {"memory_dim", "num_heads"} <= known and "num_heads" not in options:
-        wanted = inspect.signature(MEMORIES[kind]).parameters["num_heads"].default
+    if {"memory_dim", "num_heads"} <= known.keys() and "num_heads" not in options:
+        wanted = known["num_heads"].default
         options["num_heads"] = nearest_divisors(options["memory_dim"], wanted)[0]
     return options
 

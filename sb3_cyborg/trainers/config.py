@@ -19,15 +19,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_cyborg.checks import check_options, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.vec_env import VEC_ENVS, check_env_id
-from sb3_cyborg.memories.memory_v7 import MEMORIES, memory_options
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
+from sb3_cyborg.memory_ppo.schedules import parse_schedule
 from sb3_cyborg.trainers.config_file import read_yaml, readable
 from sb3_cyborg.trainers.vocabulary import NAME_OPTIONS, canonical, merge
 
@@ -41,6 +41,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 MODEL_KEYS = (
+    "learning_rate",
+    "clip_range",
+    "clip_range_vf",
     "n_steps",
     "seq_len",
     "burn_in",
@@ -300,13 +303,10 @@ class TrainerConfig(BaseModel):
     @field_validator("learning_rate", "clip_range", "clip_range_vf")
     @classmethod
     def _check_schedule(cls, value: float | str | None) -> float | str | None:
-        start, end = value, 0.0
         if isinstance(value, str):
-            start, end = (_number(part) for part in _ends(value))
-        if start is not None and not (isinstance(start, float) and 0 < start < math.inf):
+            parse_schedule(value)
+        elif value is not None and not 0 < value < math.inf:
             raise ValueError(f"must be a positive number or a schedule such as 'lin_3e-4', got {value!r}.")
-        if not (isinstance(end, float) and 0 <= end < math.inf):
-            raise ValueError(f"a schedule ends at a number of at least 0, as 'lin_3e-4_1e-5' does, got {value!r}.")
         return value
 
     @field_validator("env")
@@ -380,8 +380,8 @@ class TrainerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrainerConfig":
-        check_options(f"encoder {self.encoder!r}", self.encoder_kwargs, ENCODERS[self.encoder].options)
-        check_options(f"memory {self.memory!r}", self.memory_kwargs, memory_options(self.memory))
+        check_options(f"encoder {self.encoder!r}", self.encoder_kwargs, ENCODERS.options(self.encoder))
+        check_options(f"memory {self.memory!r}", self.memory_kwargs, MEMORIES.options(self.memory))
         check_options("policy_kwargs", self.policy_kwargs, FURTHER_POLICY_OPTIONS)
         n_steps = plan_n_steps(self.n_envs, self.seq_len) if self.n_steps is None else self.n_steps
         with warnings.catch_warnings():
@@ -396,9 +396,6 @@ class TrainerConfig(BaseModel):
         """:return: Arguments of :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO`, without policy and environment."""
         return {
             **{name: getattr(self, name) for name in MODEL_KEYS},
-            "learning_rate": as_schedule(self.learning_rate),
-            "clip_range": as_schedule(self.clip_range),
-            "clip_range_vf": None if self.clip_range_vf is None else as_schedule(self.clip_range_vf),
             "policy_kwargs": {
                 **self.policy_kwargs,
                 **{name: getattr(self, name) for name in POLICY_KEYS},
@@ -424,23 +421,6 @@ class TrainerConfig(BaseModel):
         """:return: All settings as YAML, which :meth:`parse` reads."""
         text: str = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
         return text
-
-
-def as_schedule(value: float | str) -> float | LinearSchedule:
-    """
-    :param value: A number, ``"lin_<number>"`` or ``"lin_<number>_<number>"``.
-    :return: The number, or a linear schedule from the first number to the second one, or to zero.
-    """
-    if not isinstance(value, str):
-        return value
-    start, end = map(float, _ends(value))
-    return LinearSchedule(start, end, 1.0)
-
-
-def _ends(schedule: str) -> tuple[str, str]:
-    """:return: Start and end of ``"lin_<start>_<end>"``, as text; the end of ``"lin_<start>"`` is 0."""
-    start, _, end = schedule.removeprefix("lin_").partition("_")
-    return start, end or "0"
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> str:
