@@ -51,28 +51,6 @@ class Trainer(Protocol):
     def run_iteration(self) -> Seconds: ...
 
 
-class CpuContestant(Contestant):
-    """A model of SB3 whose ``collect_rollouts`` and ``train`` are timed in CPU seconds."""
-
-    def _time(self, method: str, phase: str) -> None:
-        original = getattr(self.model, method)
-
-        @functools.wraps(original)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = clock()
-            result = original(*args, **kwargs)
-            self.seconds[phase] = clock() - start
-            return result
-
-        setattr(self.model, method, timed)
-
-    def run_iteration(self) -> Seconds:
-        """:return: The CPU seconds of one rollout and one update."""
-        start = clock()
-        self.model.learn(self.steps, reset_num_timesteps=self.model.num_timesteps == 0)
-        return {**self.seconds, "overall": clock() - start}
-
-
 def make_cleanrl(env_id: str, args: argparse.Namespace) -> Trainer:
     from benchmarks.peer_agents.cleanrl_lstm import CleanRLPeer
 
@@ -135,7 +113,9 @@ PACKAGES = ("skrl", "tianshou")
 
 def make_contestants(env_id: str, args: argparse.Namespace) -> dict[str, Trainer]:
     """:return: All that take turns, warmed up, by name; libraries that are not installed are left out."""
-    contestants: dict[str, Trainer] = {name: CpuContestant(name, env_id, args) for name in (PEER, SHARED_PEER, *args.agents)}
+    contestants: dict[str, Trainer] = {
+        name: Contestant(name, env_id, args, clock) for name in (PEER, SHARED_PEER, *args.agents)
+    }
     for name in args.libraries:
         if is_installed(name):
             contestants[name] = LIBRARIES[name].make(env_id, args)

@@ -91,9 +91,19 @@ def make_model(agent: str, env_name: str, args: argparse.Namespace) -> Recurrent
 
 
 class Contestant:
-    """A model whose ``collect_rollouts`` and ``train`` are timed."""
+    """
+    A model whose ``collect_rollouts`` and ``train`` are timed, after one iteration of warm-up.
 
-    def __init__(self, agent: str, env_name: str, args: argparse.Namespace) -> None:
+    :param agent: ``encoder/memory``, or one of the two peers.
+    :param env_name: Environment id, or the name of one of POPGym's RepeatPrevious classes.
+    :param args: ``width``, ``n_envs``, ``n_steps``, ``batch_size``, ``n_epochs``, ``seq_len`` and ``burn_in``.
+    :param clock: Returns the time in seconds: wall time, or ``time.process_time`` for CPU time.
+    """
+
+    def __init__(
+        self, agent: str, env_name: str, args: argparse.Namespace, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.clock = clock
         self.model = make_model(agent, env_name, args)
         self.steps = args.n_envs * args.n_steps
         self.parameters = sum(parameter.numel() for parameter in self.model.policy.parameters())
@@ -107,19 +117,19 @@ class Contestant:
 
         @functools.wraps(original)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = self.clock()
             result = original(*args, **kwargs)
-            self.seconds[phase] = time.perf_counter() - start
+            self.seconds[phase] = self.clock() - start
             return result
 
         setattr(self.model, method, timed)
 
     def run_iteration(self) -> Seconds:
-        """:return: The seconds of one rollout and one update."""
+        """:return: The seconds of one rollout, of one update, and of both together with the rest of ``learn``."""
         gc.collect()
-        start = time.perf_counter()
+        start = self.clock()
         self.model.learn(self.steps, reset_num_timesteps=self.model.num_timesteps == 0)
-        return {**self.seconds, "overall": time.perf_counter() - start}
+        return {**self.seconds, "overall": self.clock() - start}
 
 
 def measure(env_name: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
