@@ -137,7 +137,7 @@ def test_bad_input() -> None:
     for options, message in (
         ({"observation": "one-hot"}, "observation 'one-hot'.*Did you mean 'onehot'"),
         ({"actions": "moves"}, "actions 'moves'.*Did you mean 'move'"),
-        ({"render_mode": "rgb"}, "render_mode 'rgb'.*'rgb_array'"),
+        ({"render_mode": "rgb"}, "render mode 'rgb'.*'rgb_array'"),
         ({"tile_size": 0}, "`tile_size` must be a whole number"),
         ({"agent_view_size": 4}, "cannot be made with .*'agent_view_size': 4"),
         ({"view": 3}, "unexpected keyword argument 'view'"),

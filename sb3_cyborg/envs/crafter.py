@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from sb3_cyborg.checks import check_positive, check_whole, unknown_name
+from sb3_cyborg.checks import check_positive, check_whole
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 VIEW = 9
 """Tiles in a row of the picture: seven rows show the world, two the inventory."""
@@ -64,8 +65,7 @@ class CrafterWoodEnv(gym.Env[np.ndarray, np.int64]):
             raise ValueError(f"`area` must be a width and a height, e.g. (32, 32), got {area!r}.")
         check_positive(length=length, **{"area[0]": area[0], "area[1]": area[1]})
         check_whole(2 * VIEW, render_size=render_size)  # the amounts of the inventory need two pixels
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.render_size = int(render_size)
         self.observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)

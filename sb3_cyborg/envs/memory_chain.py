@@ -11,8 +11,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_cyborg.checks import check_options, check_positive, unknown_name
+from sb3_cyborg.checks import check_options, check_positive
 from sb3_cyborg.envs.native_vec_env import NativeVecEnv
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 
 class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
@@ -41,8 +42,7 @@ class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
     def __init__(self, memory_length: int = 10, num_bits: int = 1, render_mode: str | None = None, **unknown: Any):
         check_options("MemoryChainEnv", unknown, ("memory_length", "num_bits", "render_mode"))
         check_positive(memory_length=memory_length, num_bits=num_bits)
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.memory_length = int(memory_length)
         self.num_bits = int(num_bits)
         self.render_mode = render_mode

@@ -15,6 +15,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sb3_cyborg.checks import check_positive, unknown_name
 from sb3_cyborg.envs.one_hot import OneHotObservation
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 MINIGRID_MEMORY_IDS = tuple(f"MiniGrid-Memory{size}-v0" for size in ("S7", "S9", "S11", "S13", "S13Random", "S17Random"))
 """Ids of all Memory environments that MiniGrid registers."""
@@ -60,8 +61,7 @@ def make_minigrid(
     ):
         if value not in known:
             raise unknown_name(what, value, known)
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise unknown_name("render_mode", render_mode, RENDER_MODES)
+    check_render_mode(render_mode, RENDER_MODES)
     check_positive(tile_size=tile_size)
     try:
         envs, wrappers, constants = (import_module(f"minigrid.{part}") for part in ("envs", "wrappers", "core.constants"))

@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_cyborg.checks import check_options, check_positive, unknown_name
+from sb3_cyborg.checks import check_options, check_positive
 from sb3_cyborg.envs.native_vec_env import NativeVecEnv
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # x, y of the actions right, up, left, down
 OPTIONS = ("active", "corridor_length", "penalty", "ambiguous_position", "expose_goal", "render_mode")
@@ -81,8 +82,7 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
             )
         if expose_goal and ambiguous_position:
             raise ValueError("`expose_goal`=True needs `ambiguous_position`=False.")
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.active = bool(active)
         self.corridor_length = int(corridor_length)
         self.penalty = float(penalty)

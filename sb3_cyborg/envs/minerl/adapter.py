@@ -7,11 +7,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_cyborg.checks import check_positive, check_whole, unknown_name
+from sb3_cyborg.checks import check_positive, check_whole
 from sb3_cyborg.envs.minerl.actions import macro_actions
 from sb3_cyborg.envs.minerl.observations import FrameStack, Observation, ObservationEncoder
 from sb3_cyborg.envs.minerl.process import PAGE, MineRLError, Simulator, describe, find_simulator, make_task
 from sb3_cyborg.envs.registration import MINERL
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 # Minecraft counts a mission's time in ticks of its world, which begin a little before the first step.
 TIME_UP_SLACK = 40
@@ -71,8 +72,7 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         for name, seconds in self._timeouts.items():
             if not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
                 raise ValueError(f"`{name}` must be a number of seconds above 0, got {seconds!r}.")
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render mode", render_mode, ["rgb_array"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         task = make_task(MINERL.get(env_id, env_id))
         find_simulator()
         self.env_id = task.spec.id
