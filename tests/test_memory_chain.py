@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium
@@ -140,17 +139,3 @@ def test_unknown_names(make: Any) -> None:
         make(memory_lenght=3)
     with pytest.raises(ValueError, match=r"Unknown render mode 'human'. Known: 'rgb_array'"):
         make(render_mode="human")
-
-
-def test_steps_out_of_turn() -> None:
-    env = MemoryChainEnv(memory_length=1)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)
-    env.reset()
-    for action in (2, -1, 0.0, None):
-        with pytest.raises(ValueError, match="Action must be 0 or 1"):
-            env.step(action)  # type: ignore[arg-type]  # that is what is tested
-    env.step(np.int64(1))
-    assert env.step(0)[2]
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)

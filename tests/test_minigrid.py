@@ -1,7 +1,6 @@
 """MiniGrid's Memory environments: both observations, checked by both checkers, and against MiniGrid's own wrappers."""
 
 import sys
-import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -9,13 +8,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.envs.minigrid import MINIGRID_MEMORY_IDS, OBSERVATIONS, make_minigrid
+from tests.env_helpers import checker_warnings
 
 wrappers = pytest.importorskip("minigrid.wrappers")
 
@@ -40,15 +38,9 @@ def test_ids_are_those_that_minigrid_registers() -> None:
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("env_id", MINIGRID_MEMORY_IDS)
-def test_checkers_have_nothing_to_say(env_id: str, observation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkers_find_nothing(env_id: str, observation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        env = gym.make(spec_of(env_id, observation=observation), disable_env_checker=True)
-        check_env(env)
-        check_env_for_sb3(env)
-    complaints = [str(warning.message) for warning in caught]
-    assert [text for text in complaints if not any(expected in text for expected in EXPECTED_WARNINGS)] == []
+    assert checker_warnings(spec_of(env_id, observation=observation), EXPECTED_WARNINGS) == []
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)

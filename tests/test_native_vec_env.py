@@ -310,3 +310,22 @@ def test_bad_input(env_class: type[gym.Env[Any, Any]]) -> None:
         env.get_attr("gaol")
     with pytest.raises(IndexError):
         env.get_attr("timestep", 3)
+
+
+@pytest.mark.parametrize(
+    ("env", "actions"),
+    [(MemoryChainEnv(memory_length=1), "0 or 1"), (TMazeEnv(corridor_length=1), "0, 1, 2 or 3")],
+    ids=["chain", "maze"],
+)
+def test_single_steps_outside_an_episode_or_the_action_space(env: gym.Env[Any, Any], actions: str) -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    env.reset()
+    assert isinstance(env.action_space, gym.spaces.Discrete)
+    for action in (env.action_space.n, -1, 0.0, None):
+        with pytest.raises(ValueError, match=f"Action must be {actions}"):
+            env.step(action)
+    env.step(np.int64(1))
+    assert env.step(0)[2]
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium
@@ -207,17 +206,3 @@ def test_bad_sizes(size: Any, make: Any) -> None:
 def test_bad_options(kwargs: dict[str, Any], message: str, make: Any) -> None:
     with pytest.raises(ValueError, match=message):
         make(**kwargs)
-
-
-def test_steps_out_of_turn() -> None:
-    env = TMazeEnv(corridor_length=1)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)
-    env.reset()
-    for action in (4, -1, 0.0, None):
-        with pytest.raises(ValueError, match="Action must be 0, 1, 2 or 3"):
-            env.step(action)  # type: ignore[arg-type]  # that is what is tested
-    env.step(np.int64(1))
-    assert env.step(0)[2]
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)
