@@ -274,7 +274,7 @@ def test_sizes_are_set_on_a_task_without_its_level() -> None:
     assert raw.k == 2
     raw = make_popgym("NoisyPositionOnlyCartPole", noise_sigma=0.5, max_episode_length=7).unwrapped
     assert raw.max_episode_length == 7
-    with pytest.raises(ValueError, match=r"sizes fixed.*'num_decks'.*'RepeatPrevious'"):
+    with pytest.raises(ValueError, match=r"fixed sizes.*'num_decks'.*'RepeatPrevious'"):
         make_popgym("RepeatPreviousEasy", num_decks=2)
     with pytest.raises(ValueError, match=r"CartPole cannot be made.*length"):
         make_popgym("PositionOnlyCartPole", length=2)

@@ -52,7 +52,8 @@ def make_memory_vec_env(
     :param vec_env: ``"dummy"`` steps the environments one after the other. ``"subproc"`` runs each one in a process.
         ``"native"`` computes all of them as arrays, for environments that have this form. ``"auto"`` is native where
         possible; else subproc for several slow environments (Crafter, MineRL); else dummy.
-    :param monitor_dir: Folder for SB3's ``monitor.csv`` files; ``None`` writes no files. ``info["episode"]`` is set either way.
+    :param monitor_dir: Folder for SB3's ``monitor.csv`` files; ``None`` writes no files. ``info["episode"]`` is set either
+        way.
     :param monitor_kwargs: Options of SB3's ``Monitor``. Native forms read ``info_keywords`` and ``override_existing``.
     :return: The environments.
     :raises ValueError: for an unknown id, keyword or form, and for numbers below 1.
