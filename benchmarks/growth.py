@@ -1,9 +1,9 @@
 """
-How the cost of a step of training grows: with the length of the sequence, the memory's slots, the environments, the width.
+Cost of a training step as a function of the sequence length, the memory's slots, the environments and the width.
 
-Each figure is the time of a forward and a backward pass over sequences, divided by its steps; for the environments, that of
-one step of acting. One size varies, the others stay: T=64 steps, 8 rows, S=64 slots, width 128. What is linear in T has one
-time a step for all T. Times are CPU times of one thread, the least of the repeats.
+Each figure is the time of a forward and a backward pass over sequences, divided by its steps; for the environments it is the
+time of one step of acting. One size varies, the others are fixed: T=64 steps, 8 rows, S=64 slots, width 128. A cost that is
+linear in T has the same time per step for all T. Times are CPU times of one thread, the minimum of the repeats.
 
 Run it from the root of the repository: ``python -m benchmarks.growth``.
 """

@@ -32,8 +32,8 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 from sb3_cyborg.zoo import (
     ALGO,
+    COMMANDS,
     GIVEN_BY_ZOO,
-    VERBS,
     convert_memory_ppo_params,
     hyperparams_file,
     register,
@@ -326,7 +326,7 @@ def test_mistakes(argv: list[str], message: str, zoo: Callable[..., str]) -> Non
 def test_help(zoo: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"]):
         output = zoo(*argv)
-        assert all(verb in output for verb in VERBS)
+        assert all(command in output for command in COMMANDS)
     before = sys.argv
     with pytest.raises(SystemExit):
         zoo_main(["train", "--help"])
