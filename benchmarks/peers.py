@@ -83,8 +83,8 @@ LIBRARIES = {
     "CleanRL's LSTM logic": Library(
         make_cleanrl,
         None,
-        "one LSTM for actor and critic. The update, too, calls `nn.LSTM` for one step at a time, over all steps of the rollout. "
-        "Minibatches are whole environments, without padding. Rewritten for vector observations, see "
+        "one LSTM for actor and critic. The update, too, calls `nn.LSTM` for one step at a time, over all steps of the "
+        "rollout. Minibatches are whole environments, without padding. Rewritten for vector observations, see "
         "`benchmarks/peer_agents/cleanrl_lstm.py`.",
     ),
     "skrl PPO_RNN": Library(
@@ -98,14 +98,14 @@ LIBRARIES = {
     "tianshou PPO, window 64": Library(
         functools.partial(make_tianshou, window=64),
         "tianshou",
-        "different computation: for one output, each transition of the update runs its last 64 observations from a zero state, "
-        "not from the state that it acted with. The LSTM runs twice per minibatch (actor, critic), and three times over the "
-        "rollout before. Linear layers before and after the LSTM; heads with ReLU.",
+        "different computation: for one output, each transition of the update runs its last 64 observations from a zero "
+        "state, not from the state that it acted with. The LSTM runs twice per minibatch (actor, critic), and three times "
+        "over the rollout before. Linear layers before and after the LSTM; heads with ReLU.",
     ),
     "tianshou PPO, window 4": Library(
         functools.partial(make_tianshou, window=4),
         "tianshou",
-        "the same with 4 observations, the window of tianshou's examples. It cannot learn dependencies on earlier observations.",
+        "the same with 4 observations, the window of tianshou's examples. It cannot learn longer dependencies.",
     ),
 }
 PACKAGES = ("skrl", "tianshou")

@@ -110,7 +110,7 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
         def _make_vec_env(
             self, make_env: Callable[..., Any], *, vec_env_cls: type[VecEnv], vec_env_kwargs: Any, **kwargs: Any
         ) -> VecEnv:
-            """Replaces SB3's ``make_vec_env``. ``--vec-env dummy``, the Zoo's default, becomes native if there is this form."""
+            """Replaces SB3's ``make_vec_env``. The Zoo's default, ``--vec-env dummy``, selects the native form if any."""
             env_id = self.env_name.gym_id
             make_env.__name__ = env_id  # the name in errors of workers
             family = family_of(env_id)

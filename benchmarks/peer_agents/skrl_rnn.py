@@ -53,7 +53,7 @@ class _LstmModel(Model):  # type: ignore[misc]  # skrl is not in the environment
         return self.head(outputs.flatten(0, 1)), {"rnn": list(states)}
 
     def _run_stretches(self, obs: th.Tensor, states: tuple[th.Tensor, ...], ends: th.Tensor) -> tuple[th.Tensor, Any]:
-        """:return: Outputs (B, T, width) and the states after the last step. ``ends`` (B, T) marks the last steps of episodes."""
+        """:return: Outputs (B, T, width) and the states after them. ``ends`` (B, T) marks the last steps of episodes."""
         cuts = (ends[:, :-1].any(dim=0).nonzero().flatten() + 1).tolist()
         outputs = []
         for start, stop in zip([0, *cuts], [*cuts, self.sequence_length], strict=True):
