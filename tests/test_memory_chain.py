@@ -1,4 +1,4 @@
-"""Memory Chain: bsuite's rules, and what a perfect and a guessing policy earn."""
+"""Memory Chain: bsuite's rules, and the returns of a perfect and a guessing policy."""
 
 import re
 from typing import Any
@@ -56,7 +56,7 @@ def test_rules_of_bsuite(memory_length: int, num_bits: int, seed: int, actions: 
 
 
 def test_an_episode_in_full() -> None:
-    """By hand, for three steps of memory and the second of two bits, 1 and 0."""
+    """Written by hand, for a memory length of 3 and a query of the second of the bits 1 and 0."""
     env = MemoryChainEnv(memory_length=3, num_bits=2)
     env.reset(seed=0)
     env.context, env.query = np.array([1, 0]), 1
@@ -108,7 +108,7 @@ def test_guesses_earn_nothing() -> None:
 @pytest.mark.parametrize(("memory_length", "num_bits"), [(1, 1), (2, 3), (10, 1), (30, 2)])
 @pytest.mark.filterwarnings("error")
 def test_check_env(memory_length: int, num_bits: int) -> None:
-    # Other render modes are for environments with a spec.
+    # The checker tests other render modes only for environments with a spec.
     check_gymnasium(MemoryChainEnv(memory_length, num_bits), skip_render_check=True)
     check_sb3(MemoryChainEnv(memory_length, num_bits))
 
