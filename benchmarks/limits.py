@@ -145,19 +145,30 @@ def near(name: str, train: Callable[[], None], operations: float, rate: float, r
     return [name, f"{1000 * seconds:.0f}", f"{operations / seconds / 1e9:.0f}", f"{operations / seconds / rate:.2f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def set_up(description: str | None) -> int:
+    """Sets one thread and a fixed seed. :return: The number of repeats from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
-    args = parser.parse_args()
+    repeats: int = parser.parse_args().repeats
     th.set_num_threads(1)
     th.manual_seed(0)
-    report = [describe_machine()]
-    report += [f"**Resets at {RESET_RATE:.0%} of the steps**", resets(3 * args.repeats), "**Burn-in**", burn_in(args.repeats)]
-    report += ["**State storage**", state_bytes(), "**Nearness to the limit**", nearness(args.repeats)]
-    text = "\n\n".join(report)
+    return repeats
+
+
+def write_report(parts: list[str], name: str) -> None:
+    """Prints a report and writes it to a file in ``benchmarks/results``."""
+    text = "\n\n".join(parts)
     print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "limits.md").write_text(text + "\n")
+    (RESULTS / name).write_text(text + "\n")
+
+
+def main() -> None:
+    repeats = set_up(__doc__)
+    report = [describe_machine()]
+    report += [f"**Resets at {RESET_RATE:.0%} of the steps**", resets(3 * repeats), "**Burn-in**", burn_in(repeats)]
+    report += ["**State storage**", state_bytes(), "**Nearness to the limit**", nearness(repeats)]
+    write_report(report, "limits.md")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ FILES = [path for folder in ("sb3_cyborg", "benchmarks", "examples") for path in
 PACKAGE = "sb3_cyborg"
 
 LAYERS = (
-    {"checks"},
+    {"checks", "packages"},
     {"sequence_model"},
     {"ops", "testing"},
     {"encoders", "memories"},
@@ -25,7 +25,7 @@ LAYERS = (
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""
 ENVS = "envs"
-"""A part beside the layers: it imports only ``checks``, and only ``trainers`` and the layers above it import it."""
+"""A part outside the layers: it imports only ``checks``, and only ``trainers`` and higher layers import it."""
 MASK_NAMES = {"mask", "masks", "keep"}
 
 Problems = Iterator[tuple[int, str]]
@@ -199,6 +199,10 @@ def package_files() -> Iterator[tuple[Path, str]]:
         folder, *rest = path.relative_to(ROOT).parts
         if folder == PACKAGE and rest != ["__init__.py"]:
             yield path, rest[0].removesuffix(".py")
+
+
+def test_every_part_has_a_layer() -> None:
+    assert {part for _, part in package_files()} <= set().union(*LAYERS) | {ENVS}
 
 
 def test_imports_point_downward() -> None:
