@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-# One thread each: policies of this size run slower on several, and the tests run in $(WORKERS) processes.
+# One thread per process: policies of this size run slower with several, and the tests run in $(WORKERS) processes.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFICIAL := .venv-official/bin
 OFFICIAL_STAMP := .venv-official/.installed
@@ -22,29 +22,29 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## create .venv and install the package and its tools with the pinned versions
 
-# The build backends go first, pinned too, so that nothing is built from versions that constraints.txt does not name: hatchling
-# for this package, setuptools for Crafter, which is a source archive (the setuptools of a new venv may be too old for it).
+# The build backends are installed first, with the versions of constraints.txt: hatchling for this package, setuptools for
+# Crafter, which is a source archive (the setuptools of a new venv may be too old for it).
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	touch $@
 
-demo: $(STAMP)  ## train MemoryPPO on a memory task and say how well it remembers (minutes)
+demo: $(STAMP)  ## train MemoryPPO on a memory task and print its return (minutes)
 	$(BIN)/python examples/demo_repeat_previous.py
 
-test: $(STAMP)  ## all tests but the slow ones
+test: $(STAMP)  ## all tests except the slow ones
 	$(PYTEST) -m "not slow"
 
-pytest: test  ## the same, by SB3's name
+pytest: test  ## the same, with SB3's name
 
-test-slow: $(STAMP)  ## only the slow tests
+test-slow: $(STAMP)  ## only the slow tests: documentation's code, examples, RL Zoo's hyperparameters (minutes)
 	$(PYTEST) -m slow
 
 test-official: $(OFFICIAL_STAMP)  ## Mamba-2 against its official kernels, interpreted on the CPU (minutes; an environment of 2 GB)
 	$(ONE_THREAD) $(OFFICIAL)/python -m pytest tests/official -s $(PYTEST_ARGS)
 
-# The build tools go first: mamba-ssm builds against the torch that is there, here without its CUDA parts.
+# The build tools are installed first: mamba-ssm builds against the installed torch, here without its CUDA parts.
 $(OFFICIAL_STAMP): requirements/test-official.txt requirements/mamba-ssm.txt constraints.txt
 	test -x $(OFFICIAL)/python || $(PYTHON) -m venv .venv-official
 	$(OFFICIAL)/python -m pip install --quiet --requirement requirements/test-official.txt
@@ -52,38 +52,39 @@ $(OFFICIAL_STAMP): requirements/test-official.txt requirements/mamba-ssm.txt con
 		--no-build-isolation --requirement requirements/mamba-ssm.txt
 	touch $@
 
-test-cuda: $(STAMP)  ## Mamba-2 on a GPU; skips with the reason where it cannot run
+test-cuda: $(STAMP)  ## Mamba-2 on a GPU; without one, skips with the reason
 	$(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
 
 test-minerl: $(MINERL_STAMP)  ## MineRL's adapter against MineRL itself, with a double of Minecraft (minutes; an environment of 1 GB)
 	$(ONE_THREAD) $(MINERL)/python -m pytest tests/minerl -s $(PYTEST_ARGS)
 
-# Without Minecraft (READTHEDOCS=1), and without dependencies: see requirements/minerl.txt. gym builds with setuptools that are there.
+# Without Minecraft (READTHEDOCS=1), and without dependencies: see requirements/minerl.txt. gym builds with the installed
+# setuptools.
 $(MINERL_STAMP): requirements/test-minerl.txt requirements/minerl.txt constraints.txt
 	test -x $(MINERL)/python || $(PYTHON) -m venv .venv-minerl
 	$(MINERL)/python -m pip install --quiet --requirement requirements/test-minerl.txt
 	READTHEDOCS=1 $(MINERL)/python -m pip install --quiet --no-cache-dir --no-deps --requirement requirements/minerl.txt
 	touch $@
 
-docs: $(STAMP)  ## the documentation, into docs/_build/html
+docs: $(STAMP)  ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-lint: $(STAMP)  ## style and common mistakes
+lint: $(STAMP)  ## check style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-check-codestyle: lint  ## the same, by SB3's name
+check-codestyle: lint  ## the same, with SB3's name
 
-format: $(STAMP)  ## put style right, in place
+format: $(STAMP)  ## correct the style in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: $(STAMP)  ## strict types: package, tests, examples, benchmarks
+type: $(STAMP)  ## check types: package, tests, examples, benchmarks
 	$(BIN)/mypy
 
-commit-checks: format type lint  ## what to run before a commit
+commit-checks: format type lint  ## run before a commit
 
-bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its growth, into benchmarks/results (half an hour)
+bench: $(STAMP)  ## measure speed against sb3-contrib's RecurrentPPO, costs and growth, into benchmarks/results (half an hour)
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name width256 --width 256
 	$(ONE_THREAD) $(BIN)/python benchmarks/throughput.py --name envs64 --n-envs 64 --batch-size 2048 --seq-len 64
@@ -94,7 +95,7 @@ bench: $(STAMP)  ## speed beside sb3-contrib's RecurrentPPO, its costs and its g
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.growth
 
-bench-peers: $(PEERS_STAMP)  ## speed beside skrl, tianshou and CleanRL's logic (minutes; an environment of 1 GB)
+bench-peers: $(PEERS_STAMP)  ## measure speed against skrl, tianshou and CleanRL's logic (minutes; an environment of 1 GB)
 	$(ONE_THREAD) $(PEERS)/python -m benchmarks.peers
 
 $(PEERS_STAMP): requirements/bench-peers.txt
@@ -102,7 +103,7 @@ $(PEERS_STAMP): requirements/bench-peers.txt
 	$(PEERS)/python -m pip install --quiet --requirement requirements/bench-peers.txt
 	touch $@
 
-results: $(STAMP)  ## the table and the plots of what agents learned, from benchmarks/results/learning_*.csv
+results: $(STAMP)  ## write the table and the plots of the learning benchmark, from benchmarks/results/learning_*.csv
 	$(BIN)/python -m benchmarks.learning_report
 
 clean:  ## remove build outputs and caches; .venv, .venv-official, .venv-minerl, .venv-peers and runs/ stay

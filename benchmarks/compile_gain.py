@@ -1,15 +1,15 @@
 """
-What ``torch.compile`` would gain in the update of ``MemoryPPO``, after its warm-up, and what that warm-up costs.
+Speed of the update of ``MemoryPPO`` with ``torch.compile`` after its warm-up, and the cost of the warm-up.
 
-A turn is one minibatch: forward, losses, backward, clipping, Adam. Eager and compiled take turns; times are CPU times of one
-thread, the least of the repeats. What is compiled:
+A turn is one minibatch: forward, losses, backward, clipping, Adam. Eager and compiled code run in turns. Times are CPU times
+of one thread, the minimum of the repeats. One of these parts is compiled:
 
 - *features*: the features extractor;
-- *heads, loss*: actor, critic, distribution and losses behind the core;
-- *whole*: all of a minibatch's forward pass, core included, with Dynamo's graph breaks where it cannot follow.
+- *heads, loss*: actor, critic, distribution and losses;
+- *whole*: the whole forward pass of a minibatch, core included, with Dynamo's graph breaks.
 
-The warm-up is the CPU time of the first turn, the C++ compiler's included. The ratio error is the largest ``|ratio - 1|`` of
-a rollout that eager code collected, before anything is learned: ``train/ratio_error`` of the first minibatch.
+The warm-up is the CPU time of the first turn, including the C++ compiler. The ratio error is the largest ``|ratio - 1|`` on a
+rollout that eager code collected, before the first update: ``train/ratio_error`` of the first minibatch.
 
 Needs a C++ compiler. Run it from the root of the repository: ``OMP_NUM_THREADS=1 python -m benchmarks.compile_gain``.
 """
@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # the compiler's time is then that of children of this process
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # so that the compiler runs in children of this process
 
 import gymnasium as gym
 import numpy as np
@@ -44,7 +44,7 @@ PARTS = ("features", "heads, loss", "whole")
 
 
 class Images(gym.Env[np.ndarray, Any]):
-    """Noise of Atari's shape, episodes of 50 steps."""
+    """Random images with Atari's shape, in episodes of 50 steps."""
 
     observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     action_space = spaces.Discrete(6)
@@ -63,12 +63,12 @@ class Images(gym.Env[np.ndarray, Any]):
 
 
 def cpu_seconds() -> float:
-    """:return: CPU seconds of this process and of the children that it waited for."""
+    """:return: CPU seconds of this process and of its finished children."""
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 class Updater:
-    """A model with a rollout, whose minibatches are turns; ``part`` of it compiled."""
+    """A model with a rollout, on which one minibatch is trained again and again. ``part`` of the model is compiled."""
 
     def __init__(self, workload: str, part: str | None, mode: str, args: argparse.Namespace) -> None:
         env_id, agent = WORKLOADS[workload]
@@ -122,11 +122,11 @@ class Updater:
         return loss, (ratio.detach() - 1).abs().max()
 
     def loss(self) -> tuple[th.Tensor, th.Tensor]:
-        """:return: As :meth:`heads_and_loss`, of the whole policy."""
+        """:return: The results of :meth:`heads_and_loss`, computed by the whole policy."""
         return self.heads_and_loss(self.core())
 
     def run(self) -> float:
-        """:return: The ratio error of a minibatch, after a step on it."""
+        """:return: The ratio error of the minibatch; an optimizer step follows it."""
         loss, error = self.loss()
         self.model.policy.optimizer.zero_grad()
         loss.backward()
@@ -143,7 +143,7 @@ def compare(workload: str, part: str, mode: str, eager: Updater, args: argparse.
     wall, start = time.perf_counter(), cpu_seconds()
     error = compiled.run()
     wall, warm_up = time.perf_counter() - wall, cpu_seconds() - start
-    compiled.run()  # a second compilation, where the first one's guards did not hold
+    compiled.run()  # compiles again if guards of the first compilation fail
     best = {eager: float("inf"), compiled: float("inf")}
     for _ in range(args.repeats):
         for updater in best:
@@ -172,7 +172,7 @@ def main() -> None:
             for part in args.parts:
                 try:
                     rows.append(compare(workload, part, mode, eager, args))
-                except Exception as error:  # one that cannot be compiled is a result, too
+                except Exception as error:  # a part that cannot be compiled is a result, too
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
                     rows.append([workload, part, mode, *[""] * 4, reason])
                 print(rows[-1], file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """
-Environment steps per second of every id of this package that can run here, one process, random actions, resets included.
+Environment steps per second of every id of this package, in one process, with random actions, resets included.
 
-Each environment is made by ``make_memory_vec_env``, as an agent gets it: monitored, in a ``DummyVecEnv`` or, where there is
-one, in its native form. The figure is the median of the repeats. An id that cannot run says why.
+``make_memory_vec_env`` creates the environments with monitors, in a ``DummyVecEnv`` and, if there is one, in the native form.
+The figure is the median of the repeats. For an id that cannot run, the reason is printed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sb3_cyborg.envs import FAMILIES, make_memory_vec_env
 
 
 def measure(envs: VecEnv, seconds: float) -> float:
-    """:return: Steps per second of all the environments together."""
+    """:return: Steps per second of all environments together."""
     actions = np.array([[envs.action_space.sample() for _ in range(envs.num_envs)] for _ in range(16)])
     steps = 0
     start = time.perf_counter()
@@ -41,9 +41,9 @@ def median_speed(env_id: str, n_envs: int, vec_env: str, args: argparse.Namespac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), metavar="FAMILY")
-    parser.add_argument("--n-envs", type=int, default=8, help="in a DummyVecEnv (default: %(default)s)")
-    parser.add_argument("--native-envs", type=int, default=4096, help="in native form (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="of each repeat (default: %(default)s)")
+    parser.add_argument("--n-envs", type=int, default=8, help="environments in a DummyVecEnv (default: %(default)s)")
+    parser.add_argument("--native-envs", type=int, default=4096, help="environments in the native form (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="duration of a repeat (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     args = parser.parse_args()
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -1,20 +1,19 @@
 """
-How the cost of a step of training grows: with the length of the sequence, the memory's slots, the environments, the width.
+Cost of a training step as a function of the sequence length, the memory's slots, the environments and the width.
 
-Each figure is the time of a forward and a backward pass over sequences, divided by its steps; for the environments, that of
-one step of acting. One size varies, the others stay: T=64 steps, 8 rows, S=64 slots, width 128. What is linear in T has one
-time a step for all T. Times are CPU times of one thread, the least of the repeats.
+Each figure is the time of a forward and a backward pass over sequences, divided by its steps; for the environments it is the
+time of one step of acting. One size varies, the others are fixed: T=64 steps, 8 rows, S=64 slots, width 128. A cost that is
+linear in T has the same time per step for all T. Times are CPU times of one thread, the minimum of the repeats.
 
 Run it from the root of the repository: ``python -m benchmarks.growth``.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
 
-from benchmarks.limits import least, table
+from benchmarks.limits import least, set_up, table, write_report
 from benchmarks.throughput import RESULTS, describe_machine
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MemoryV7
@@ -83,11 +82,7 @@ def draw(results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
-    args = parser.parse_args()
-    th.set_num_threads(1)
-    th.manual_seed(0)
+    repeats = set_up(__doc__)
     results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]] = {}
     report = [describe_machine()]
     for name, title, sizes, agents, build in SECTIONS:
@@ -95,15 +90,12 @@ def main() -> None:
         for agent in agents:
             for size in sizes:
                 turns[f"{agent} {size}"], steps[f"{agent} {size}"] = build(agent, size)
-        seconds = least(turns, args.repeats)
+        seconds = least(turns, repeats)
         times = {agent: [1e6 * seconds[f"{agent} {n}"] / steps[f"{agent} {n}"] for n in sizes] for agent in agents}
         results[name] = (title, sizes, times)
         rows: list[list[Any]] = [[agent, *(f"{value:.0f}" for value in values)] for agent, values in times.items()]
         report += [f"**{title}**", table([name, *map(str, sizes)], rows)]
-    text = "\n\n".join(report)
-    print(text)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "growth.md").write_text(text + "\n")
+    write_report(report, "growth.md")
     draw(results)
 
 

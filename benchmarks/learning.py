@@ -1,22 +1,22 @@
 """
-What agents learn: a grid of (task, agent, seed), one process each, one thread a process.
+The learning benchmark: runs a grid of (task, agent, seed), with one process per run and one thread per process.
 
     python -m benchmarks.learning --tasks MemoryChain-64 RepeatPreviousMedium --agents memory_ppo recurrent_ppo --seeds 0-4
 
-A run that has finished is added to ``learning_runs.csv`` and ``learning_curves.csv``, and is not run again unless its
-settings change: interrupt the command and start it again as you like, only runs in progress are lost. Nothing else is
-written. All first seeds come before all second ones, so that a grid which is cut off has as many seeds of each. ``--list``
-shows what there is.
+A finished run is added to ``learning_runs.csv`` and ``learning_curves.csv``, the only output, and is not repeated unless its
+settings change. The command can be interrupted and started again; only runs in progress are lost. The first seeds of all
+agents run before the second ones, so that an interrupted grid has equally many seeds of each agent. ``--list`` shows tasks,
+agents and finished runs.
 
-A run is an agent's settings from ``benchmarks.learning_tasks`` (RL Zoo's form, read by RL Zoo's own code), trained for the
-task's steps, and evaluated with ``deterministic=True`` in environments of its own: the final policy in 100 episodes, and each
-twentieth of the way in 20 or so. Needs ``pip install "sb3-cyborg[envs,zoo]"``. ``python -m benchmarks.learning_report`` makes
-the table and the plots.
+A run trains an agent with its settings from ``benchmarks.learning_tasks`` (in RL Zoo's form, read by RL Zoo's own code) for
+the task's steps. It is evaluated with ``deterministic=True`` in separate environments: the final policy in 100 episodes, and
+every 5% of the training in 10 or 20 episodes. Needs ``pip install "sb3-cyborg[envs,zoo]"``. ``python -m
+benchmarks.learning_report`` writes the table and the plots.
 """
 
 import os
 
-# Before torch is imported: policies of this size run slower on several threads. Processes inherit it.
+# Set before torch is imported, and inherited by the processes. Policies of this size run slower on several threads.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import argparse
@@ -56,7 +56,7 @@ RESULTS = Path(__file__).parent / "results"
 RUNS, CURVES = "learning_runs.csv", "learning_curves.csv"
 EVALUATIONS, FINAL_EPISODES = 20, 100
 CURVE_SEED, FINAL_SEED = 1_000_000, 2_000_000
-"""What a run's seed is added to, times 1000, for its environments of evaluation."""
+"""First seeds of the evaluation environments; 1000 times the seed of the run is added to them."""
 PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ class Run:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """As they were when the run was planned: what its process runs, and its row holds, is what the digest is of."""
+        """The settings when the run was planned. The process runs these, and the row and the digest refer to these."""
         return settings(self.task, self.name, self.agent)
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def cell(self) -> tuple[str, str, str]:
-        """What its row is known by, but for the seed."""
+        """The key of the run's row, without the seed."""
         return self.name, self.agent, self.digest
 
 
@@ -96,40 +96,40 @@ class Trial:
     """
     The model and the environments of a run.
 
-    :param run: The run.
+    :param run: The run to prepare.
     """
 
     def __init__(self, run: Run) -> None:
         self.settings, self.steps = run.settings, int(run.settings["n_timesteps"])
         entry = deepcopy(self.settings)
         algo, env_id = entry.pop("algo"), entry.pop("env")
-        zoo.register()  # its manager knows MemoryPPO, and refuses names that nobody reads
+        zoo.register()  # the Zoo's manager then supports MemoryPPO, and refuses unknown hyperparameters
         manager_class = import_module("rl_zoo3.train").ExperimentManager
         self.manager = manager_class(argparse.Namespace(), algo, env_id, log_folder="", seed=run.seed, verbose=0)
         kwargs, self.wrapper, _, _ = self.manager._preprocess_hyperparams(entry)
         self.n_envs = self.manager.n_envs
-        # Set apart from the training environments', which count on from the seed.
-        # One episode each, all at once: cheap, and short episodes do not count more than long ones.
+        # Their seeds are far from those of the training environments. Each environment plays one episode, all in parallel, so
+        # that short episodes do not count more than long ones.
         self.curve_envs = self.make_envs(run.task.curve_episodes, CURVE_SEED + 1000 * run.seed, evaluation=True)
         self.final_envs = self.make_envs(FINAL_EPISODES, FINAL_SEED + 1000 * run.seed, evaluation=True)
         envs = self.make_envs(self.n_envs, run.seed)
         self.model: BaseAlgorithm = rl_zoo3.ALGOS[algo](env=envs, seed=run.seed, device="cpu", **kwargs)
 
     def make_envs(self, n_envs: int, seed: int, *, evaluation: bool = False) -> VecEnv:
-        """:return: Environments as RL Zoo wraps them, in their native form where there is one."""
+        """:return: Environments with RL Zoo's wrappers, in the native form if there is one."""
         manager = self.manager
         envs = make_memory_vec_env(
             self.settings["env"], n_envs, seed=seed, env_kwargs=manager.env_kwargs, wrapper_class=self.wrapper
         )
         if manager.normalize:
-            asked = {"norm_reward": False, "training": False} if evaluation else {}
-            envs = VecNormalize(envs, **{**manager.normalize_kwargs, **asked})
+            fixed = {"norm_reward": False, "training": False} if evaluation else {}
+            envs = VecNormalize(envs, **{**manager.normalize_kwargs, **fixed})
         return VecFrameStack(envs, manager.frame_stack) if manager.frame_stack else envs
 
     def evaluate(self, envs: VecEnv) -> Row:
         """
-        :param envs: Environments of evaluation; each plays one episode.
-        :return: Mean and standard deviation of the returns, and the rate of success where it is reported.
+        :param envs: Evaluation environments; each plays one episode.
+        :return: Mean and standard deviation of the returns, and the success rate if the environment reports success.
         """
         trained_in = self.model.get_env()
         assert trained_in is not None
@@ -149,7 +149,7 @@ class Trial:
 
 class Evaluations(BaseCallback):
     """
-    Evaluate at each twentieth of the way, where an update has just ended. Ends a run whose parent is gone.
+    Evaluates after every 5% of the steps, at the end of an update. Ends the run if its parent process has died.
 
     :param trial: The run's model and environments.
     """
@@ -163,7 +163,7 @@ class Evaluations(BaseCallback):
     def _on_rollout_start(self) -> None:
         grid = multiprocessing.parent_process()
         if grid is not None and not grid.is_alive():
-            sys.exit("the grid of this run was killed")
+            sys.exit("the parent process of this run has died")
         steps = self.trial.steps
         if self.num_timesteps >= len(self.curve) * steps / EVALUATIONS and self.num_timesteps < steps:
             start = time.perf_counter()
@@ -176,7 +176,7 @@ class Evaluations(BaseCallback):
 
 
 def execute(run: Run) -> tuple[Row, list[Row]]:
-    """:return: The row of a run, and those of its curve."""
+    """:return: The row of a run, and the rows of its learning curve."""
     th.set_num_threads(1)
     trial = Trial(run)
     evaluations = Evaluations(trial)
@@ -222,19 +222,19 @@ def _commit() -> str:
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows to a CSV, with a header if it is new. Several grids may do so at once."""
+    """Adds rows to a CSV file, with a header if the file is new. Several processes may call this at the same time."""
     with path.open("a", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file closes
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         if os.fstat(file.fileno()).st_size == 0:
             writer.writeheader()
         writer.writerows(rows)
-        file.write(text.getvalue())  # at once: a kill leaves all of it or nothing
+        file.write(text.getvalue())  # one write, so that a killed process leaves all rows or none
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """:return: Rows of a CSV; none if there is no such file."""
+    """:return: The rows of a CSV file; none if the file does not exist."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -243,7 +243,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def latest(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """:return: Of each task and agent the rows of its latest settings, and of each seed (and step) of them the last row."""
+    """:return: For each task and agent the rows of the latest settings, and of these the last row of each seed (and step)."""
     current = {(row["task"], row["agent"]): row["digest"] for row in rows}
     kept = {
         (row["task"], row["agent"], row["seed"], row.get("finished") is None and row["steps"]): row
@@ -255,7 +255,7 @@ def latest(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 @functools.cache
 def digest_today(task: str, agent: str) -> str:
-    """:return: The digest that a run of the task would have now."""
+    """:return: The digest of the current settings of an agent on a task."""
     return Run(TASKS[task], task, agent, 0).digest
 
 
@@ -272,7 +272,7 @@ class Worker:
 
 
 def _work(run: Run, connection: Connection) -> None:
-    """Send a run's rows, or how it failed. The parent alone decides what an interrupt means."""
+    """Executes a run and sends its rows, or its traceback. Interrupts are left to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -283,14 +283,14 @@ def _work(run: Run, connection: Connection) -> None:
 
 class Grid:
     """
-    Runs in processes, results into files.
+    Executes runs in processes and writes their results to files.
 
-    :param runs: What is to be run, in order.
-    :param out: Folder of the two CSVs.
-    :param processes: How many at once.
-    :param limit: Seconds after which no run is started, nor before them one that would not end in time, as far as other
-        seeds of the same settings tell; ``None`` for no limit.
-    :param run_limit: Seconds after which a run is ended.
+    :param runs: The runs, in order.
+    :param out: Folder of the two CSV files.
+    :param processes: Number of processes at a time.
+    :param limit: Time limit of the grid, in seconds. A run is not started if the duration of other seeds with the same
+        settings shows that it would end later. ``None`` sets no limit.
+    :param run_limit: Time limit of a run, in seconds, after which it is ended; ``None`` sets no limit.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Grid:
         self.seconds[cell] = max(seconds, self.seconds.get(cell, 0.0))
 
     def work(self) -> None:
-        """Run all. Whatever ends it ends the runs in progress, too."""
+        """Executes all runs. If it is interrupted, the runs in progress are ended, too."""
         try:
             while self.waiting or self.working:
                 while self.waiting and len(self.working) < self.processes:
@@ -333,7 +333,7 @@ class Grid:
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(run, sending), daemon=True)
         process.start()
-        sending.close()  # so that a process which dies shows as the end of the file
+        sending.close()  # so that the death of the process ends the file
         self.working[receiving] = Worker(run, process)
 
     def _collect(self, connection: Connection) -> None:
@@ -349,9 +349,9 @@ class Grid:
             return
         row, curve = result
         append(self.out / CURVES, curve)
-        append(self.out / RUNS, [row])  # last: what has a row here is finished
+        append(self.out / RUNS, [row])  # last, because a row in this file marks a finished run
         self._note_seconds(worker.run.cell, row["wall_s"])
-        self._say(worker.run, describe(row))
+        self._report(worker.run, describe(row))
 
     def _end_late_runs(self) -> None:
         for connection, worker in list(self.working.items()):
@@ -360,19 +360,19 @@ class Grid:
                 worker.process.join()
                 connection.close()
                 del self.working[connection]
-                self._fail(worker.run, f"out of time: not finished after {self.run_limit / 60:.1f} minutes")
+                self._fail(worker.run, f"time limit: not finished after {self.run_limit / 60:.1f} minutes")
 
-    def _fail(self, run: Run, why: str) -> None:
+    def _fail(self, run: Run, reason: str) -> None:
         self.failed.append(str(run))
-        self._say(run, f"FAILED: {why}")
+        self._report(run, f"FAILED: {reason}")
 
-    def _say(self, run: Run, what: str) -> None:
+    def _report(self, run: Run, result: str) -> None:
         self.finished += 1
-        print(f"[{self.finished}/{self.total}] {run}: {what}", flush=True)
+        print(f"[{self.finished}/{self.total}] {run}: {result}", flush=True)
 
 
 def describe(row: Row) -> str:
-    """:return: A run's result, on one line."""
+    """:return: The result of a run in one line."""
     success = "" if row["success"] is None else f", success {row['success']:.2f}"
     solved = "" if row["solved_at"] is None else f", solved first at {row['solved_at']:,} steps"
     result = f"return {row['return']:.3f} ± {row['std']:.3f}{success}, best {row['best']:.3f}{solved}"
@@ -385,7 +385,7 @@ def describe(row: Row) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """:return: Seeds of ``"0-4"``, ``"3"``, ``"0,2,5-7"``."""
+    """:return: The seeds of a text such as ``"0-4"``, ``"3"`` or ``"0,2,5-7"``."""
     seeds: list[int] = []
     try:
         for part in text.split(","):
@@ -398,30 +398,34 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", choices=list(GRIDS), default="table", help="tasks and agents to begin with (%(default)s)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of the grid's")
-    parser.add_argument("--agents", nargs="+", metavar="AGENT", help='default: all of the grid\'s; also "gru+kv", "gamma=0.9"')
+    parser.add_argument("--grid", choices=list(GRIDS), default="table", help="default tasks and agents (default: %(default)s)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all tasks of the grid")
+    parser.add_argument(
+        "--agents", nargs="+", metavar="AGENT", help='default: all agents of the grid; also "gru+kv" or "gamma=0.9"'
+    )
     parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("0-4"), help="default: 0-4")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core, %(default)s here")
-    parser.add_argument("--limit-minutes", type=float, help="start no run that would end later")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core, %(default)s here")
+    parser.add_argument("--limit-minutes", type=float, help="do not start a run that would end later")
     parser.add_argument("--run-minutes", type=float, help="end a run that takes longer")
-    parser.add_argument("--steps", type=int, help="a budget in place of the tasks', not of the agents' own n_timesteps")
-    parser.add_argument("--redo", action="store_true", help="run what has finished, too")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs (default: %(default)s)")
-    parser.add_argument("--list", action="store_true", help="show tasks, agents and budgets, and what is done")
-    parser.add_argument("--prune", action="store_true", help="drop rows from the CSVs that the report leaves out, run nothing")
+    parser.add_argument("--steps", type=int, help="budget instead of the tasks' budgets; an agent's own n_timesteps stays")
+    parser.add_argument("--redo", action="store_true", help="repeat finished runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="show tasks, agents, budgets and finished runs")
+    parser.add_argument(
+        "--prune", action="store_true", help="only remove the rows that the report leaves out from the CSV files"
+    )
     args = parser.parse_args(argv)
     tasks, agents = GRIDS[args.grid]
     args.tasks, args.agents = args.tasks or list(tasks), args.agents or agents
     if args.steps and args.out.resolve() == RESULTS.resolve():
-        parser.error("--steps is to try things out: name a folder of your own with --out")
+        parser.error("--steps is for trials: choose another folder with --out")
     if args.processes < 1:
         parser.error(f"--processes must be at least 1, got {args.processes}")
     return args
 
 
 def plan(args: argparse.Namespace) -> list[Run]:
-    """:return: The runs of a command line, in order: all tasks with the first seed, then all with the second."""
+    """:return: The runs of a command line, in order: all tasks with the first seed, then all with the second seed."""
     for name in args.tasks:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
@@ -431,13 +435,13 @@ def plan(args: argparse.Namespace) -> list[Run]:
 
 
 def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
-    """Print tasks, agents, and how many seeds of each are done."""
-    for agent, what in AGENTS.items():
-        print(f"{agent:20} {what}")
+    """Prints tasks and agents, and how many seeds of each are finished."""
+    for agent, description in AGENTS.items():
+        print(f"{agent:20} {description}")
     print(f"\n{'task':28}{'budget':>10}  {'goal':20} {'to beat':34} seeds done")
     for name in dict.fromkeys(run.name for run in runs):
         first = next(run for run in runs if run.name == name)
-        task, budget = first.task, int(first.settings["n_timesteps"])  # an agent's name may hold one of its own
+        task, budget = first.task, int(first.settings["n_timesteps"])  # an agent's name may contain a budget
         cells = dict.fromkeys((run.agent, run.digest) for run in runs if run.name == name)
         done = {(row["agent"], row["digest"], row["seed"]) for row in rows if row["task"] == name}
         counts = [f"{agent}: {sum(cell[:2] == (agent, known) for cell in done)}" for agent, known in cells]
@@ -445,7 +449,7 @@ def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
 
 
 def prune(out: Path) -> None:
-    """Rewrite the CSVs with what the report shows: what :func:`latest` keeps of tasks that there are."""
+    """Rewrites the CSV files with the rows that the report shows: those that :func:`latest` keeps of the existing tasks."""
     for path in (out / RUNS, out / CURVES):
         rows = read(path)
         kept = [row for row in latest(rows) if row["task"] in TASKS]
@@ -460,7 +464,7 @@ def prune(out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """:return: How many runs failed, at most 1."""
+    """:return: The exit code: 0 if all runs finished, 1 if runs failed, 130 after an interrupt."""
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.prune:
@@ -480,10 +484,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         grid.work()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command continues from here", file=sys.stderr)
         return 130
     if grid.left:
-        print(f"Not started, for they would not end in time: {'; '.join(map(str, grid.left))}")
+        print(f"Not started, because they would not end in time: {'; '.join(map(str, grid.left))}")
     if grid.failed:
         print(f"Failed: {'; '.join(grid.failed)}")
     return int(bool(grid.failed))

@@ -1,8 +1,9 @@
 """
-The table and the plots of the learning benchmark, from its two CSVs: ``python -m benchmarks.learning_report``.
+The table and the plots of the learning benchmark, from its two CSV files: ``python -m benchmarks.learning_report``.
 
-Writes ``learning.md``, and beside it ``learning_curves.png``, ``learning_kinds.png`` and ``learning_burn_in.png``, each where
-there is something to show. What was not run is ``-``. The table also goes into ``docs/results.md``, between its two marks.
+Writes ``learning.md`` and, if there are runs for them, ``learning_curves.png``, ``learning_kinds.png`` and
+``learning_burn_in.png``. ``-`` marks runs that do not exist. The table is also written into ``docs/results.md``, between its
+two marks.
 """
 
 import argparse
@@ -37,19 +38,19 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES
 
 Rows = list[dict[str, str]]
 Cells = Mapping[tuple[str, str], Rows]
-"""Rows of each task and agent."""
+"""Rows by task and agent."""
 
 RESAMPLES = 2000
 LONG_RUN = 300.0
-"""Seconds from which on three seeds are enough."""
+"""Duration of a run, in seconds, above which three seeds are sufficient."""
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
 EARLIER = "†"
-"""At runs whose settings, defaults among them, are no longer those of the agent: they are to be made again."""
+"""Marks runs with earlier settings or defaults of the agent, which should be repeated."""
 BEGIN, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 
 
 def by_cell(rows: Rows) -> dict[tuple[str, str], Rows]:
-    """:return: Rows of each task and agent, in order of the seeds (and of the steps)."""
+    """:return: Rows by task and agent, in order of the seeds (and of the steps)."""
     cells: dict[tuple[str, str], Rows] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (int(row["seed"]), int(row["steps"]))):
         cells[row["task"], row["agent"]].append(row)
@@ -57,24 +58,24 @@ def by_cell(rows: Rows) -> dict[tuple[str, str], Rows]:
 
 
 def scores(rows: Rows, task: Task) -> np.ndarray:
-    """:return: The final policies' scores, one a seed, in what the task is measured in."""
+    """:return: The scores of the final policies, one per seed, in the metric of the task."""
     return np.array([float(row[task.metric]) for row in rows])
 
 
 def solved(values: np.ndarray, task: Task) -> int | None:
-    """:return: How many of the runs solved the task, or ``None`` where nothing says when it is solved."""
+    """:return: How many of the runs solved the task; ``None`` for a task without a threshold."""
     return None if task.solved is None else int(np.sum(values >= task.solved))
 
 
-def asked(name: str, cells: Cells) -> Rows:
-    """:return: Rows of the agent that a task asks something of."""
+def target_rows(name: str, cells: Cells) -> Rows:
+    """:return: The rows of the agent that the target of a task refers to."""
     return cells.get((name, the_same(TASKS[name], name, TASKS[name].agent)), [])
 
 
 def is_met(name: str, cells: Cells) -> bool | None:
-    """:return: Whether MemoryPPO reached what is asked of it, as far as it was run; ``None`` if that cannot be said yet."""
+    """:return: Whether the existing runs of MemoryPPO reach the target; ``None`` if runs are missing."""
     task = TASKS[name]
-    rows = asked(name, cells)
+    rows = target_rows(name, cells)
     if not rows:
         return None
     values = scores(rows, task)
@@ -88,28 +89,28 @@ def is_met(name: str, cells: Cells) -> bool | None:
 
 
 def seeds_counted(number: int) -> str:
-    """:return: The number of seeds, in words."""
+    """:return: The number of seeds with its unit."""
     return f"{number} seed{'s' * (number != 1)}"
 
 
 def seeds_short(name: str, cells: Cells) -> str:
-    """:return: A remark, if there are fewer seeds than targets are asked of: five, or three where a run takes long."""
+    """:return: A remark if there are fewer seeds than a target needs: five, or three for long runs."""
     if is_met(name, cells) is None:
         return ""
-    rows = asked(name, cells)
+    rows = target_rows(name, cells)
     wanted = 5 if min(float(row["wall_s"]) for row in rows) < LONG_RUN else 3
     return f" so far, {seeds_counted(len(rows))}" if len(rows) < wanted else ""
 
 
 def cell(rows: Rows | None, task: Task) -> str:
-    """:return: Mean and deviation over the seeds, how many of them are solved, and a mark if settings changed since."""
+    """:return: Mean and standard deviation over the seeds, the number of solved ones, and a mark if settings have changed."""
     if not rows:
         return "-"
     values = scores(rows, task)
     digits = 1 if np.abs(values).max() >= 10 else 2
     done = solved(values, task)
     seeds = seeds_counted(len(values)) if done is None else f"{done}/{len(values)}"
-    first = rows[0]  # `latest` keeps those of one digest
+    first = rows[0]  # all rows have the same digest
     mark = "" if first["digest"] == digest_today(first["task"], first["agent"]) else EARLIER
     return f"{values.mean():.{digits}f} ± {values.std():.{digits}f} ({seeds}){mark}"
 
@@ -145,7 +146,7 @@ def cost_table(cells: Cells) -> str:
 
 
 def lost(cells: Cells) -> list[str]:
-    """:return: Runs whose final policy does not solve what the policy at an earlier evaluation did."""
+    """:return: A line for each run that solved its task at an earlier evaluation, but not with its final policy."""
     lines = []
     for (name, agent), rows in cells.items():
         task = TASKS[name]
@@ -157,7 +158,7 @@ def lost(cells: Cells) -> list[str]:
 
 
 def curves_of(rows: Rows, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """:return: Steps (P,), and the score of each seed there (seeds, P)."""
+    """:return: Steps (P,), and the scores at these steps (seeds, P)."""
     seeds: dict[str, Rows] = defaultdict(list)
     for row in rows:
         seeds[row["seed"]].append(row)
@@ -168,7 +169,7 @@ def curves_of(rows: Rows, task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 def bootstrap_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    :param values: One row a seed, (seeds, ...).
+    :param values: One row per seed, (seeds, ...).
     :return: Lower and upper end of the 95% interval of the mean over seeds, each (...): percentiles over resampled seeds.
     """
     drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
@@ -185,7 +186,7 @@ def kinds_table(name: str, cells: Cells) -> str:
 
 
 def burn_in_rows(name: str, cells: Cells, curves: Cells) -> list[list[str]]:
-    """:return: A row for each setting: the final score, and the mean over the whole of training."""
+    """:return: A row for each setting: the final score, and the mean score over the training."""
     rows = []
     for agent in BURN_IN_AGENTS:
         if (name, agent) in cells:
@@ -213,7 +214,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def draw_curves(curves: Cells, path: Path) -> bool:
-    """Draw mean evaluations along training with their 95% bands, one plot a task. :return: Whether there was anything."""
+    """Draws mean evaluations during training with their 95% bands, one plot per task. :return: Whether there are runs."""
     names = [name for name in TASKS if any((name, agent) in curves for agent in AGENTS)]
     if not names:
         return False
@@ -242,7 +243,7 @@ def draw_curves(curves: Cells, path: Path) -> bool:
 
 
 def draw_kinds(cells: Cells, path: Path) -> bool:
-    """Draw a heat map of encoders and memories for each task. :return: Whether there was anything."""
+    """Draws a heat map of encoders and memories for each task. :return: Whether there are runs."""
     names = [name for name in KIND_TASKS if any((name, agent) in cells for agent in KINDS)]
     if not names:
         return False
@@ -255,7 +256,7 @@ def draw_kinds(cells: Cells, path: Path) -> bool:
                     values[i, j] = scores(rows, TASKS[name]).mean()
                 text = "-" if np.isnan(values[i, j]) else f"{values[i, j]:.2f}"
                 axis.text(j, i, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0})
-        # From what a guess earns to all there is: left to itself, the scale would make much of small differences.
+        # The range is fixed, from below the score of guesses to the maximum, because a fitted range exaggerates differences.
         image = axis.imshow(values, cmap="viridis", aspect="auto", vmin=-0.5, vmax=1.0)
         axis.set_xticks(range(len(MEMORIES)), list(MEMORIES))
         axis.set_yticks(range(len(ENCODERS)), list(ENCODERS))
@@ -266,7 +267,7 @@ def draw_kinds(cells: Cells, path: Path) -> bool:
 
 
 def draw_burn_in(curves: Cells, path: Path) -> bool:
-    """Draw what burn-in does to the end of training and to the mean over it. :return: Whether there was anything."""
+    """Draws the final score and the mean score over the training against burn-in. :return: Whether there are runs."""
     names = [name for name in BURN_IN_TASKS if any((name, agent) in curves for agent in BURN_IN_AGENTS)]
     if not names:
         return False
@@ -281,7 +282,7 @@ def draw_burn_in(curves: Cells, path: Path) -> bool:
                 values = [v[:, -1] if last else v.mean(1) for v in done.values()]
                 means = np.array([v.mean() for v in values])
                 bands = np.array([bootstrap_band(v) for v in values]).reshape(-1, 2)
-                errors = np.abs(bands.T - means)  # matplotlib wants lengths, those below the mean first
+                errors = np.abs(bands.T - means)  # matplotlib expects distances, first below the mean
                 axis.errorbar(list(done), means, errors, marker="o", capsize=3, label=f"{n_epochs} epochs")
                 axis.set(ylabel=f"{TASKS[name].metric}, {'final' if last else 'mean over training'}", xticks=list(BURN_INS))
         axes[0, column].set_title(name)
@@ -295,7 +296,7 @@ def draw_burn_in(curves: Cells, path: Path) -> bool:
 
 
 def report(out: Path) -> str:
-    """:return: The text of ``learning.md``; the plots are drawn beside it."""
+    """:return: The text of ``learning.md``. The plots are written to the same folder."""
     all_rows = [row for row in read(out / RUNS) if row["task"] in TASKS]
     rows = latest(all_rows)
     finished = {(row["task"], row["agent"], row["digest"], row["seed"]) for row in rows}
@@ -305,17 +306,20 @@ def report(out: Path) -> str:
         "Final policies, acting with `deterministic=True`: the mean over seeds of the mean of 100 evaluation episodes, ± the "
         "standard deviation over seeds, and in brackets how many seeds are solved. "
         f"`best` targets are {BEST}'s, the others {DEFAULT}'s. "
-        f"{FRAME_STACK} sees as many frames as must be remembered where 257 are enough, else 4. "
-        f"{EARLIER}: made with settings, or defaults, that have changed since. "
+        f"{FRAME_STACK} sees as many frames as the task requires if that is at most 257, else 4. "
+        f"{EARLIER}: run with settings or defaults that have changed since. "
         f"Written by `python -m benchmarks.learning_report` from `{RUNS}` and `{CURVES}`.",
         main_table(cells),
-        "Minutes a run, and steps a second without evaluation, one thread each:",
+        "Minutes per run, and steps per second without evaluation, with one thread:",
         cost_table(cells),
     ]
     if gone := lost(cells):
         parts += ["Solved at an evaluation during training, but not at the end:", "\n".join(gone)]
     if draw_curves(curves, out / "learning_curves.png"):
-        parts += ["Mean over seeds and its bootstrap 95% band; dotted: solved.", "![Learning curves](learning_curves.png)"]
+        parts += [
+            "Mean over seeds with its bootstrap 95% band; dotted: threshold of a solved task.",
+            "![Learning curves](learning_curves.png)",
+        ]
     studied = f", after {STUDY_STEPS:,} steps"
     if draw_kinds(cells, out / "learning_kinds.png"):
         for name in KIND_TASKS:
@@ -330,15 +334,15 @@ def report(out: Path) -> str:
         commits, versions = {row["commit"] for row in rows}, {row["versions"] for row in rows}
         parts.append(f"{len(rows)} runs; commits {', '.join(sorted(commits))}; {'; '.join(sorted(versions))}.")
     if left := len(all_rows) - len(rows):
-        parts.append(f"{left} rows of earlier settings, or of the same run again, are left out.")
+        parts.append(f"{left} rows of earlier settings or of repeated runs are left out.")
     return "\n\n".join(parts) + "\n"
 
 
 def with_table(text: str, out: Path) -> str:
     """
-    :param text: A text that holds the two marks.
-    :param out: Folder of the CSVs.
-    :return: The text with the table of their runs between the marks.
+    :param text: A text that contains the two marks.
+    :param out: Folder of the CSV files.
+    :return: The text with the table between the marks.
     """
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -348,7 +352,9 @@ def with_table(text: str, out: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSVs and the report (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the CSV files and the report (default: %(default)s)"
+    )
     out = parser.parse_args(argv).out
     if not (out / RUNS).is_file():
         parser.error(f"there is no {out / RUNS}: run `python -m benchmarks.learning` first")

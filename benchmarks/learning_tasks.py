@@ -1,8 +1,8 @@
 """
 Tasks and agents of the learning benchmark.
 
-An agent on a task is one thing alone: an algorithm and an entry in RL Zoo's form, with the number of environments and steps in
-it. ``benchmarks.learning`` runs it, and writes it beside its result.
+An agent on a task is defined by its settings alone: an algorithm and an entry in RL Zoo's form, including the number of
+environments and steps. ``benchmarks.learning`` runs it and stores the settings with the result.
 """
 
 import functools
@@ -34,39 +34,39 @@ from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_ste
 
 DEFAULT, BEST, RECURRENT, FRAME_STACK, PLAIN = "memory_ppo", "memory_ppo_best", "recurrent_ppo", "frame_stack_ppo", "ppo"
 AGENTS = {
-    DEFAULT: 'MemoryPPO("MlpPolicy", env), its defaults',
+    DEFAULT: 'MemoryPPO("MlpPolicy", env) with its defaults',
     BEST: "MemoryPPO with the task's entry in zoo_hyperparams/memory_ppo.yml",
-    RECURRENT: "sb3-contrib's RecurrentPPO: RL Zoo's settings of the task if it has any, else those of memory_ppo_best, with "
-    "observations normalized by VecNormalize, as the policy of MemoryPPO does it",
-    FRAME_STACK: "PPO with the last frames stacked, settings likewise",
-    PLAIN: "PPO, settings likewise",
+    RECURRENT: "sb3-contrib's RecurrentPPO: RL Zoo's settings for the task if there are any, else those of memory_ppo_best, "
+    "with observations normalized by VecNormalize, because the policy of MemoryPPO normalizes them",
+    FRAME_STACK: "PPO with the last frames stacked; settings as for RecurrentPPO",
+    PLAIN: "PPO; settings as for RecurrentPPO",
 }
-"""Agents by name, and what each is. Others are made of these: see :func:`settings`."""
+"""The agents by name, with descriptions. :func:`settings` derives others from these."""
 
 Settings = dict[str, Any]
-"""``algo``, and what an entry of RL Zoo's YAML files holds."""
+"""``algo``, and the keys of an entry in RL Zoo's YAML files."""
 
 
 @dataclass(frozen=True)
 class Task:
     """
-    A task, and what is asked of MemoryPPO on it.
+    A task, and the target for MemoryPPO.
 
     :param env_id: The environment's id.
     :param steps: Budget, in steps of all environments together.
-    :param n_envs: Environments of the default agent.
-    :param goal: What to reach, in words.
-    :param beat: The best public figure, in words.
-    :param solved: Mean score of the evaluation episodes of one run from which on it counts as solved.
-    :param seeds_solved: How many runs of five must be solved; ``None`` asks it of the mean over the runs.
-    :param above: Instead: the peer whose mean over the runs is to be exceeded, and by how much.
-    :param agent: Whom it is asked of.
-    :param metric: What the score is: ``"return"`` of an episode, or ``"success"``, the rate of ``is_success``.
+    :param n_envs: Number of environments of the default agent.
+    :param goal: The target, as text.
+    :param beat: The best public result, as text.
+    :param solved: Threshold of the mean score of a run's evaluation episodes, from which the run counts as solved.
+    :param seeds_solved: Number of runs of five that must be solved; ``None`` compares the mean over the runs with ``solved``.
+    :param above: Instead: a peer and a margin by which the mean over the runs must exceed that of the peer.
+    :param agent: The agent that the target refers to.
+    :param metric: The score: ``"return"`` of an episode, or ``"success"``, the rate of ``is_success``.
     :param env_kwargs: Keyword arguments of the environment.
-    :param frames: Frames of the frame stack: enough for what must be remembered, where 257 are, else 4.
-    :param slots: Slots of memories in the grid of kinds, so that a window reaches back far enough.
-    :param zoo: For a peer's algorithm, the file of RL Zoo and the entry in it that it takes.
-    :param curve_episodes: Episodes of each evaluation during training.
+    :param frames: Size of the frame stack: the steps that the task requires if that is at most 257, else 4.
+    :param slots: Slots of memories in the grid of kinds, enough for a window over the steps that the task requires.
+    :param zoo: For each peer's algorithm the file and the entry of RL Zoo with its settings.
+    :param curve_episodes: Episodes per evaluation during training.
     """
 
     env_id: str
@@ -125,9 +125,9 @@ def _popgym(name: str, solved: float | None, beat: str, *, steps: int = 1_000_00
 
 
 def _control(env_id: str, steps: int, n_envs: int, **options: Any) -> Task:
-    """Without velocities: the peers' settings are those of RL Zoo's RecurrentPPO, as in sb3-contrib's comparison."""
+    """A task without velocities. The peers have RL Zoo's settings of RecurrentPPO, as in sb3-contrib's comparison."""
     zoo_entries = dict.fromkeys(("ppo_lstm", "ppo"), ("ppo_lstm", env_id))
-    # Ten episodes: they are long, and the runs are short.
+    # Ten evaluation episodes, because they are long relative to the runs.
     return Task(env_id, steps, n_envs, **{"zoo": zoo_entries, "curve_episodes": 10, **options})
 
 
@@ -146,7 +146,7 @@ TASKS: dict[str, Task] = {
     "RepeatFirstEasy": _popgym("RepeatFirstEasy", 0.99, "RecurrentPPO, same run", frames=52, slots=64),
     "RepeatFirstMedium": _popgym("RepeatFirstMedium", 0.99, "RecurrentPPO, same run"),
     "RepeatFirstHard": _popgym("RepeatFirstHard", 0.99, "RecurrentPPO, same run"),
-    # A fifth of the steps that are allowed.
+    # The budget is a fifth of the steps that the target allows.
     "AutoencodeEasy": _popgym("AutoencodeEasy", 0.5, "RecurrentPPO -0.48 after 570k", agent=BEST, frames=104, slots=128),
     "ConcentrationEasy": _popgym(
         "ConcentrationEasy",
@@ -157,7 +157,7 @@ TASKS: dict[str, Task] = {
         above=(RECURRENT, 0.2),
         slots=128,
     ),
-    # The view and the actions of the figure to beat, which is from images of 84x84, and from 99 mazes alone.
+    # View and actions are those of the result to beat, which was obtained with images of 84x84 and 99 mazes.
     "MiniGrid-MemoryS9": Task(
         "sb3_cyborg/MiniGrid-MemoryS9-v0",
         800_000,
@@ -198,18 +198,18 @@ TASKS: dict[str, Task] = {
 
 KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
 STUDY_STEPS = 400_000
-"""Budget of kinds and burn-in, below the table's, for they are many: the default has learned their tasks by then."""
+"""Budget of the grids of kinds and burn-in, lower than the table's: the default solves their tasks within it."""
 BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousEasy", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
 BURN_INS, BURN_IN_EPOCHS = (0, 32, 64), (4, 10)
 
 
 def kind_agent(encoder: str, memory: str) -> str:
-    """:return: The agent with this encoder and this memory."""
+    """:return: The name of the agent with this encoder and this memory."""
     return f"{encoder}+{memory} n_timesteps={STUDY_STEPS}"
 
 
 def burn_in_agent(burn_in: int, n_epochs: int) -> str:
-    """:return: The agent with these settings, and sequences short enough that burn-in may matter."""
+    """:return: The name of the agent with these settings, and with sequences short enough for burn-in to have an effect."""
     return f"burn_in={burn_in} n_epochs={n_epochs} seq_len=32 n_timesteps={STUDY_STEPS}"
 
 
@@ -220,11 +220,11 @@ GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "kinds": (KIND_TASKS, KINDS),
     "burn_in": (BURN_IN_TASKS, BURN_IN_AGENTS),
 }
-"""Tasks and agents of each grid."""
+"""The tasks and agents of each grid."""
 
 
 def _wider(space: spaces.Space[Any], low: float, high: float, size: int) -> spaces.Box:
-    """:return: A flat space of observations with ``size`` more features, from ``low`` to ``high``."""
+    """:return: A flat observation space with ``size`` additional features in ``[low, high]``."""
     assert isinstance(space, spaces.Box)
     more = np.ones(size, np.float32)
     return spaces.Box(np.append(space.low, low * more), np.append(space.high, high * more), dtype=np.float32)
@@ -232,7 +232,8 @@ def _wider(space: spaces.Space[Any], low: float, high: float, size: int) -> spac
 
 class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordConstructorArgs):
     """
-    Append the last action to the observation, for peers of a MemoryPPO that reads its own: one-hot, zeros at the start.
+    Appends the last action to the observation, one-hot, with zeros at the start. For peers of a MemoryPPO with
+    ``use_last_action``.
 
     :param env: An environment with flat observations and discrete actions.
     """
@@ -250,14 +251,14 @@ class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], Recor
         return np.concatenate([obs, np.zeros(len(self.one_hot), np.float32)]), info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        """:return: What the environment returns, with the action in the observation."""
+        """:return: The step of the environment, with the action appended to the observation."""
         obs, *rest = self.env.step(action)
-        return (np.concatenate([obs, self.one_hot[int(action)]]), *rest)  # type: ignore[return-value]  # as many as there were
+        return (np.concatenate([obs, self.one_hot[int(action)]]), *rest)  # type: ignore[return-value]  # mypy does not know the length
 
 
 class TimeObservation(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], RecordConstructorArgs):
     """
-    Append the time of the episode to the observation, for peers of a MemoryPPO that reads it: the same waves.
+    Appends the time of the episode to the observation, with MemoryPPO's encoding. For peers of a MemoryPPO with ``use_time``.
 
     :param env: An environment with flat observations.
     """
@@ -274,12 +275,12 @@ class TimeObservation(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], Recor
         return super().reset(**kwargs)
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        """:return: What the environment returns, with the time in the observation."""
+        """:return: The step of the environment, with the time appended to the observation."""
         self.steps += 1
         return super().step(action)
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
-        """:return: The observation with the time."""
+        """:return: The observation with the time appended."""
         return np.concatenate([observation, encode_time(th.tensor(float(self.steps))).numpy()])
 
 
@@ -303,19 +304,19 @@ SHARED_KEYS = (
     "use_sde",
     "sde_sample_freq",
 )
-"""What the three algorithms have in common, beside what RL Zoo itself reads."""
+"""The arguments that the three algorithms share, apart from the keys that RL Zoo itself reads."""
 LSTM_KEYS = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
 
 
 def settings(task: Task, name: str, agent: str) -> Settings:
     """
     :param task: The task.
-    :param name: Its name: the file of hyperparameters may have an entry for it, else it has one for the environment.
-    :param agent: One of ``AGENTS``; ``encoder+memory``, ``memory_ppo_best`` with these two in place of its own; or
-        ``name=value`` once or more, separated by spaces, which change ``memory_ppo_best``, or the agent that is named before
-        them. A name may be a path: ``policy_kwargs.hidden_dim=64``.
-    :return: Its settings on the task.
-    :raises ValueError: for an agent that is none of these.
+    :param name: Name of the task. The file of hyperparameters has an entry for the name or for the environment.
+    :param agent: One of ``AGENTS``; or ``encoder+memory``, which is ``memory_ppo_best`` with these two; or changes of the form
+        ``name=value``, separated by spaces, of ``memory_ppo_best`` or of an agent that is named before them. The name may be a
+        path: ``policy_kwargs.hidden_dim=64``.
+    :return: The settings of the agent on the task.
+    :raises ValueError: for any other agent.
     """
     base, changes = agent, list[str]()
     if "=" in agent:
@@ -336,7 +337,7 @@ def settings(task: Task, name: str, agent: str) -> Settings:
 
 
 def the_same(task: Task, name: str, agent: str) -> str:
-    """:return: The default agent where the best one is no other, so that no run is made twice; else the agent itself."""
+    """:return: The default agent if the best one has the same settings, so that no run is repeated; else the agent itself."""
     same = agent == BEST and settings(task, name, BEST) == settings(task, name, DEFAULT)
     return DEFAULT if same else agent
 
@@ -368,12 +369,12 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
 def _best(task: Task, name: str) -> Settings:
     entries = _read(zoo.hyperparams_file())
     entry = deepcopy(next(entries[key] for key in (name, task.env_id, "default") if key in entries))
-    entry.pop("monitor_kwargs", None)  # what is logged
+    entry.pop("monitor_kwargs", None)  # it only affects logging
     return entry
 
 
 def _peer(task: Task, name: str, algo: str) -> Settings:
-    """:return: Settings of RecurrentPPO or PPO: RL Zoo's where the task names them, else those of the best MemoryPPO."""
+    """:return: Settings of RecurrentPPO or PPO: RL Zoo's if the task names them, else those of the best MemoryPPO."""
     policy = {"ppo": "MlpPolicy", "ppo_lstm": "MlpLstmPolicy"}[algo]
     if algo in task.zoo:
         file, key = task.zoo[algo]
@@ -391,12 +392,12 @@ def _peer(task: Task, name: str, algo: str) -> Settings:
         shared["batch_size"] = plan_minibatches(shared["n_steps"], best["n_envs"], best.get("seq_len"), None)[1]
     for key, value in shared.items():
         if callable(value):
-            shared[key] = f"lin_{value(1.0)}"  # a schedule that is a default; RL Zoo knows only this one
+            shared[key] = f"lin_{value(1.0)}"  # a default that is a schedule; RL Zoo supports only linear ones
     entry = {key: best[key] for key in ZOO_KEYS if key in best}
     entry |= {key: value for key, value in shared.items() if value is not None}
     if kwargs.get("normalize_observations", _defaults(MemoryActorCriticPolicy)["normalize_observations"]):
-        asked = entry.get("normalize")
-        rewards = {"norm_reward": bool(asked), **({} if isinstance(asked, bool) else _mapping(asked))}
+        normalize = entry.get("normalize")
+        rewards = {"norm_reward": bool(normalize), **({} if isinstance(normalize, bool) else _mapping(normalize))}
         entry["normalize"] = {**rewards, "norm_obs": True}
     read = {"use_last_action": LastActionObservation, "use_time": TimeObservation}
     if added := [_name_of(wrapper) for option, wrapper in read.items() if best.get(option) or kwargs.get(option)]:
@@ -414,7 +415,7 @@ def _read(path: Path) -> dict[str, Settings]:
 
 
 def _mapping(policy_kwargs: str | dict[str, Any] | None) -> dict[str, Any]:
-    """:return: ``policy_kwargs`` as a mapping: RL Zoo's files may also hold a string, which is evaluated."""
+    """:return: ``policy_kwargs`` as a mapping. RL Zoo's files may contain a string instead, which is evaluated."""
     if isinstance(policy_kwargs, str):
         return dict(eval(policy_kwargs, {"nn": nn, "th": th}))
     return deepcopy(policy_kwargs or {})
@@ -424,7 +425,7 @@ def _parse(text: str) -> Any:
     value = yaml.safe_load(text)
     if isinstance(value, str):
         try:
-            return float(value)  # YAML takes 1e-3 for a word
+            return float(value)  # YAML reads 1e-3 as a string
         except ValueError:
             return value
     return value
@@ -439,16 +440,16 @@ def _name_of(value: Any) -> str:
 
 
 def as_json(values: Settings) -> str:
-    """:return: Settings as they stand in the CSV."""
+    """:return: The settings in the form of the CSV file."""
     return json.dumps(values, sort_keys=True, default=_name_of)
 
 
 def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
     """
-    :param values: Settings.
-    :param evaluation: Numbers that say how it is evaluated.
-    :return: A short name of them, and of all defaults that they leave as they are: another default is another run. What is
-        off by default has no part in it, so that a new option leaves old runs what they are.
+    :param values: The settings.
+    :param evaluation: The numbers that define the evaluation.
+    :return: A short hash of the settings and of the defaults that they do not set, so that a changed default gives a new run.
+        Options that are off by default are left out, so that a new option does not change the digest of earlier runs.
     """
     zoo.register()
     algorithm = rl_zoo3.ALGOS[values["algo"]]

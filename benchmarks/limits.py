@@ -1,13 +1,14 @@
 """
-How near ``MemoryPPO`` is to limits, and what its extras cost: resets, burn-in, stored states, arithmetic.
+Costs of ``MemoryPPO``'s features (resets, burn-in, stored states), and its arithmetic rate relative to the processor's peak.
 
-- *Resets*: forward and backward of the GRU and LSTM layer with resets at 5% of the steps, over ``torch.nn``'s without any.
-- *Burn-in*: the update with ``burn_in=128, seq_len=64`` over that with ``burn_in=0``.
-- *Bytes*: states in the rollout buffer, over those that sb3-contrib stores (two LSTMs, each step).
-- *Nearness*: multiply-adds of the update's matrix products over its time, over the rate of a large product in the same run,
-  by the faster of the libraries that PyTorch has for it. A forward pass counts once, its backward pass twice.
+- *Resets*: time of forward and backward of the GRU and LSTM layer with resets at 5% of the steps, relative to ``torch.nn``'s
+  layers without resets.
+- *Burn-in*: time of the update with ``burn_in=128, seq_len=64``, relative to ``burn_in=0``.
+- *Bytes*: size of the states in the rollout buffer, relative to those of sb3-contrib (two LSTMs, every step).
+- *Nearness*: multiply-adds per second of the update's matrix products, relative to those of one large matrix product in the
+  same run, with the faster of PyTorch's libraries for it. A forward pass counts once, its backward pass twice.
 
-Contestants take turns; times are CPU times of one thread (other load on the machine matters less), the least of the repeats.
+The measurements run in turns. Times are CPU times of one thread, which depend less on other load, the minimum of the repeats.
 Run it from the root of the repository: ``python -m benchmarks.limits``.
 """
 
@@ -32,9 +33,9 @@ RESET_RATE = 0.05
 
 
 def least(turns: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """:return: The least CPU seconds of each over the repeats, in turns."""
+    """:return: The minimum CPU seconds of each function over the repeats, which run in turns."""
     best: dict[str, float] = {}
-    for _ in range(repeats + 1):  # the first is a warm-up and hardly the least
+    for _ in range(repeats + 1):  # the first is a warm-up, so it is hardly the minimum
         for name, turn in turns.items():
             start = time.process_time()
             turn()
@@ -115,7 +116,7 @@ def state_bytes() -> str:
 
 
 def peak(repeats: int) -> float:
-    """:return: Multiply-adds a second (times two) of a product of 1024 x 1024 matrices."""
+    """:return: Floating-point operations per second (two per multiply-add) of a product of 1024 x 1024 matrices."""
     a, b = th.randn(2, 1024, 1024).unbind()
     seconds = least({"torch": lambda: a @ b.t(), "library": lambda: matmul_t(a, b)}, repeats)
     return 2 * 1024**3 / min(seconds.values())
@@ -144,19 +145,30 @@ def near(name: str, train: Callable[[], None], operations: float, rate: float, r
     return [name, f"{1000 * seconds:.0f}", f"{operations / seconds / 1e9:.0f}", f"{operations / seconds / rate:.2f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def set_up(description: str | None) -> int:
+    """Sets one thread and a fixed seed. :return: The number of repeats from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
-    args = parser.parse_args()
+    repeats: int = parser.parse_args().repeats
     th.set_num_threads(1)
     th.manual_seed(0)
-    report = [describe_machine()]
-    report += [f"**Resets at {RESET_RATE:.0%} of the steps**", resets(3 * args.repeats), "**Burn-in**", burn_in(args.repeats)]
-    report += ["**State storage**", state_bytes(), "**Nearness to the limit**", nearness(args.repeats)]
-    text = "\n\n".join(report)
+    return repeats
+
+
+def write_report(parts: list[str], name: str) -> None:
+    """Prints a report and writes it to a file in ``benchmarks/results``."""
+    text = "\n\n".join(parts)
     print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "limits.md").write_text(text + "\n")
+    (RESULTS / name).write_text(text + "\n")
+
+
+def main() -> None:
+    repeats = set_up(__doc__)
+    report = [describe_machine()]
+    report += [f"**Resets at {RESET_RATE:.0%} of the steps**", resets(3 * repeats), "**Burn-in**", burn_in(repeats)]
+    report += ["**State storage**", state_bytes(), "**Nearness to the limit**", nearness(repeats)]
+    write_report(report, "limits.md")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """
-How far fp32 takes the core of Mamba-2 from fp64 on the same numbers, by length and by the size of the steps.
+Error of the core of Mamba-2 in fp32 against fp64 on the same numbers, by sequence length and step size.
 
-For each way to compute it: the largest error of the outputs and the final state, and of all gradients, relative to the
-largest value where that is above one. ``stepped`` is one step after the other, ``chunked`` the sequence form;
-``official``, the kernels of ``mamba_ssm``, is added where there is a GPU.
+For each implementation the table shows the largest error of the outputs and the final state, and the largest error of the
+gradients. Errors are relative to the largest value if that is above 1. ``stepped`` computes one step after the other,
+``chunked`` is the sequence form, and ``official`` are the kernels of ``mamba_ssm`` (on a GPU).
 """
 
 import argparse
@@ -17,16 +17,16 @@ from sb3_cyborg.ops.ssd_official import INSTALL, load_kernels, ssd_official
 
 Ssd = Callable[..., tuple[th.Tensor, th.Tensor]]
 STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
-"""Medians; initialisation draws from 0.001 to 0.1."""
+"""Medians of the step sizes. The initialization draws values from 0.001 to 0.1."""
 WIDTH, STATE_SIZE, RESETS = 32, 32, 0.02
 
 
 def draw(rows: int, steps: int, heads: int, step_size: float) -> tuple[list[th.Tensor], th.Tensor]:
-    """:return: Arguments of the core in fp64, in order, and keep-masks."""
+    """:return: The arguments of the core in fp64, in order, and keep-masks."""
     generator = th.Generator().manual_seed(0)
 
     def randn(*shape: int) -> th.Tensor:
-        # To fp32 and back, so that each precision sees the same numbers.
+        # Rounded to fp32, so that both precisions compute with the same numbers.
         return th.randn(shape, generator=generator).double()
 
     x, b, c = (randn(rows, steps, count, size) for count, size in ((heads, WIDTH), (1, STATE_SIZE), (1, STATE_SIZE)))
@@ -37,7 +37,7 @@ def draw(rows: int, steps: int, heads: int, step_size: float) -> tuple[list[th.T
 
 
 def evaluate(function: Ssd, tensors: list[th.Tensor], masks: th.Tensor) -> tuple[list[th.Tensor], list[th.Tensor]]:
-    """:return: Results, and the gradients of a fixed functional of them, in fp64."""
+    """:return: The results, and the gradients of a fixed linear function of them, in fp64."""
     leaves = [tensor.requires_grad_() for tensor in tensors]
     results = function(*leaves, masks)
     generator = th.Generator().manual_seed(1)
@@ -47,7 +47,7 @@ def evaluate(function: Ssd, tensors: list[th.Tensor], masks: th.Tensor) -> tuple
 
 
 def error(got: th.Tensor, want: th.Tensor) -> float:
-    """:return: The largest difference, relative to the largest value where that is above one."""
+    """:return: The largest difference, relative to the largest value if that is above 1."""
     return ((got - want).abs().max() / want.abs().max().clamp(min=1)).item()
 
 
@@ -55,12 +55,12 @@ def error_table(
     functions: dict[str, Ssd], *, steps: Iterable[int], rows: int = 4, heads: int = 8, device: str = "cpu"
 ) -> list[dict[str, Any]]:
     """
-    :param functions: Ways to compute the core, by name.
-    :param steps: Lengths.
-    :param rows: Sequences.
-    :param heads: Heads of ``WIDTH``.
-    :param device: Where to compute them; the reference is always computed on the CPU.
-    :return: A row for each length and size of steps: ``T``, ``dt``, and two errors for each function.
+    :param functions: Implementations of the core, by name.
+    :param steps: Sequence lengths.
+    :param rows: Number of sequences.
+    :param heads: Number of heads of width ``WIDTH``.
+    :param device: Device of the implementations. The reference is always computed on the CPU.
+    :return: A row for each length and step size: ``T``, ``dt``, and two errors for each implementation.
     """
     table = []
     for length in steps:

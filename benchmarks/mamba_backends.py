@@ -1,8 +1,8 @@
 """
-Speed of the Mamba-2 block beside ``nn.GRU`` and ``nn.LSTM`` of the same width, forward and backward over a sequence.
+Speed of the Mamba-2 block compared with ``nn.GRU`` and ``nn.LSTM`` of the same width, forward and backward over a sequence.
 
-All take turns in one run, and each figure is a median over the turns of the ratio to the ``nn.GRU`` that ran right before,
-so what else the machine does falls on all alike. On a GPU, both backends of the block run; on a CPU there is one.
+All layers run in turns. Each figure is the median over the turns of the ratio to the ``nn.GRU`` that ran just before, so other
+load on the machine affects all alike. A GPU runs both backends of the block, a CPU the PyTorch one.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Turn = Callable[[], None]
 
 
 def turn(run: Callable[[th.Tensor], th.Tensor], x: th.Tensor, parameters: list[nn.Parameter]) -> Turn:
-    """:return: A forward and a backward, to the input and to all parameters."""
+    """:return: A function that runs forward and backward, with gradients of the input and of all parameters."""
 
     def once() -> None:
         output = run(x)
@@ -34,7 +34,7 @@ def turn(run: Callable[[th.Tensor], th.Tensor], x: th.Tensor, parameters: list[n
 
 
 def contestants(batch_size: int, steps: int, width: int, device: str, args: argparse.Namespace) -> dict[str, Turn]:
-    """:return: What takes turns; nn.GRU is first."""
+    """:return: The functions that run in turns, by name; ``nn.GRU`` is first."""
     x = th.randn(batch_size, steps, width, device=device, requires_grad=True)
     masks = th.rand(batch_size, steps, device=device) >= RESETS
     turns: dict[str, Turn] = {}
@@ -48,7 +48,7 @@ def contestants(batch_size: int, steps: int, width: int, device: str, args: argp
         turns[name] = turn(run_peer, x, list(peer.parameters()))
     backends = ["torch"]
     if device == "cuda":
-        load_kernels()  # or the error that says how to install them
+        load_kernels()  # raises an error with the installation command if they are missing
         backends.append("official")
     for backend in backends:
         for chunk_size in args.chunk_sizes:
@@ -78,9 +78,9 @@ def seconds(once: Turn, device: str) -> float:
 
 
 def measure(turns: dict[str, Turn], device: str, repeats: int) -> tuple[float, dict[str, float]]:
-    """:return: Median seconds of the first, and for each of the others the median ratio to the first right before it."""
+    """:return: Median seconds of the first function, and for each other one the median ratio to the first just before it."""
     first, *others = turns
-    for once in turns.values():  # allocations; on a GPU, compilation
+    for once in turns.values():  # warm-up: allocations, and compilation on a GPU
         seconds(once, device)
     base: list[float] = []
     ratios: dict[str, list[float]] = {name: [] for name in others}

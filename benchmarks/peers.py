@@ -1,12 +1,12 @@
 """
-Speed of ``MemoryPPO`` beside recurrent PPO of other libraries: skrl, tianshou, CleanRL's logic, and sb3-contrib.
+Speed of ``MemoryPPO`` compared with recurrent PPO of other libraries: skrl, tianshou, CleanRL's logic, and sb3-contrib.
 
-All take turns in one process, each right beside RecurrentPPO, as in :mod:`benchmarks.throughput`; a ratio compares an agent
-with the RecurrentPPO that ran beside it, and the table holds medians. Equal are environment, number of environments, steps,
-transitions a minibatch, epochs, threads, and the LSTM's width. In what a peer differs, ``LIBRARIES`` says, and the report
-quotes it. Steps per second are of CPU time, which other load on the machine blurs less.
+All agents run in turns in one process, each next to RecurrentPPO, as in :mod:`benchmarks.throughput`. A ratio compares an
+agent with the RecurrentPPO that ran next to it, and the table shows medians. Environment, number of environments, steps,
+transitions per minibatch, epochs, threads and the LSTM's width are equal. ``LIBRARIES`` describes the differences of each
+peer, and the report quotes them. Steps per second refer to CPU time, which depends less on other load on the machine.
 
-skrl and tianshou are in ``requirements/bench-peers.txt``; of those that are missing the table says so.
+skrl and tianshou are in ``requirements/bench-peers.txt``. The table marks libraries that are not installed.
 Run it from the root of the repository: ``OMP_NUM_THREADS=1 python -m benchmarks.peers``.
 """
 
@@ -43,34 +43,12 @@ ENVS = ("sb3_cyborg/popgym-RepeatPreviousEasy-v0", "CartPole-v1")
 
 
 class Trainer(Protocol):
-    """What takes turns."""
+    """An agent that the benchmark runs in turns."""
 
     steps: int
     parameters: int
 
     def run_iteration(self) -> Seconds: ...
-
-
-class CpuContestant(Contestant):
-    """A model of SB3 whose ``collect_rollouts`` and ``train`` are timed in CPU seconds."""
-
-    def _time(self, method: str, phase: str) -> None:
-        original = getattr(self.model, method)
-
-        @functools.wraps(original)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = clock()
-            result = original(*args, **kwargs)
-            self.seconds[phase] = clock() - start
-            return result
-
-        setattr(self.model, method, timed)
-
-    def run_iteration(self) -> Seconds:
-        """:return: The CPU seconds of one rollout and one update."""
-        start = clock()
-        self.model.learn(self.steps, reset_num_timesteps=self.model.num_timesteps == 0)
-        return {**self.seconds, "overall": clock() - start}
 
 
 def make_cleanrl(env_id: str, args: argparse.Namespace) -> Trainer:
@@ -96,50 +74,52 @@ class Library(NamedTuple):
 
     make: Callable[[str, argparse.Namespace], Trainer]
     package: str | None
-    """What must be installed for it."""
-    other_work: str
-    """In what it is not like the others."""
+    """The package that must be installed, or ``None``."""
+    differences: str
+    """The differences to the other agents, for the report."""
 
 
 LIBRARIES = {
     "CleanRL's LSTM logic": Library(
         make_cleanrl,
         None,
-        "one LSTM for actor and critic. `nn.LSTM` is called for one step at a time in the update, too, over all steps of the "
-        "rollout; minibatches are whole environments, nothing is padded. Written anew for vectors, see "
+        "one LSTM for actor and critic. The update, too, calls `nn.LSTM` for one step at a time, over all steps of the "
+        "rollout. Minibatches are whole environments, without padding. Rewritten for vector observations, see "
         "`benchmarks/peer_agents/cleanrl_lstm.py`.",
     ),
     "skrl PPO_RNN": Library(
         make_skrl,
         "skrl",
-        "an LSTM for the policy and one for the value function, as RecurrentPPO. Sequences of 64 steps from stored states, "
-        "cut wherever an episode of the minibatch ends; the minibatches are the same in all epochs, in the rollout's order. "
-        "In skrl 2.1.1 the state that the rollout stores is the one after the step (two names for one dict), so the first "
-        "steps of a sequence are replayed from a state one step off.",
+        "an LSTM for the policy and one for the value function, as in RecurrentPPO. Sequences of 64 steps from stored states, "
+        "cut wherever an episode of the minibatch ends. The minibatches are the same in all epochs, in the rollout's order. "
+        "skrl 2.1.1 stores the state after the step (two names refer to one dict), so the first steps of a sequence are "
+        "replayed from a state that is one step late.",
     ),
     "tianshou PPO, window 64": Library(
         functools.partial(make_tianshou, window=64),
         "tianshou",
-        "other work: each transition of the update runs its last 64 observations from a state of zeros for one output, not "
-        "from the state that it acted with; the LSTM runs twice a minibatch (actor, critic), and three times over the rollout "
-        "before; linear layers before and after the LSTM; heads with ReLU.",
+        "different computation: for one output, each transition of the update runs its last 64 observations from a zero "
+        "state, not from the state that it acted with. The LSTM runs twice per minibatch (actor, critic), and three times "
+        "over the rollout before. Linear layers before and after the LSTM; heads with ReLU.",
     ),
     "tianshou PPO, window 4": Library(
         functools.partial(make_tianshou, window=4),
         "tianshou",
-        "the same with 4 observations, the window of tianshou's examples: it cannot learn what lies further back.",
+        "the same with 4 observations, the window of tianshou's examples. It cannot learn longer dependencies.",
     ),
 }
 PACKAGES = ("skrl", "tianshou")
 
 
 def make_contestants(env_id: str, args: argparse.Namespace) -> dict[str, Trainer]:
-    """:return: All that take turns, warmed up, by name; libraries that are not installed are left out."""
-    contestants: dict[str, Trainer] = {name: CpuContestant(name, env_id, args) for name in (PEER, SHARED_PEER, *args.agents)}
+    """:return: The agents that run in turns, by name, after their warm-up. Libraries that are not installed are left out."""
+    contestants: dict[str, Trainer] = {
+        name: Contestant(name, env_id, args, clock) for name in (PEER, SHARED_PEER, *args.agents)
+    }
     for name in args.libraries:
         if is_installed(name):
             contestants[name] = LIBRARIES[name].make(env_id, args)
-            contestants[name].run_iteration()  # a Contestant has done this already
+            contestants[name].run_iteration()  # warm-up, which a Contestant runs itself
     return contestants
 
 
@@ -149,7 +129,7 @@ def is_installed(name: str) -> bool:
 
 
 def measure(env_id: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """:return: One row for each turn, and the number of parameters of each, as ``benchmarks.throughput`` has them."""
+    """:return: One row for each turn, and the number of parameters of each agent, as in ``benchmarks.throughput``."""
     contestants = make_contestants(env_id, args)
     rows: list[dict[str, Any]] = []
     for repeat in range(args.repeats):
@@ -171,13 +151,15 @@ def report_missing(names: list[str]) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", default=ENVS, help="vector observations, discrete actions; default: %(default)s")
+    parser.add_argument(
+        "--env", nargs="+", default=ENVS, help="ids with vector observations and discrete actions (default: %(default)s)"
+    )
     parser.add_argument("--agents", nargs="+", default=AGENTS, metavar="ENCODER/MEMORY", help="default: %(default)s")
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="default: all")
     for name, default in {"width": 128, "n-envs": 16, "n-steps": 128, "batch-size": 512, "n-epochs": 4, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--name", default="peers", help="of the files that are written (default: %(default)s)")
+    parser.add_argument("--name", default="peers", help="name of the output files (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <name>.md and .csv (default: %(default)s)")
     parser.set_defaults(seq_len=None, burn_in=0, learning_rate=LEARNING_RATE)
     return parser.parse_args()
@@ -193,14 +175,14 @@ def main() -> None:
     fixed = ("width", "n_envs", "n_steps", "batch_size", "n_epochs", "threads", "repeats")
     settings = ", ".join(f"{name}={getattr(args, name)}" for name in fixed)
     report = [", ".join([describe_machine(), *versions]), "", f"Steps per second of CPU time; {settings}"]
-    notes = ["", *(f"- {name}: {LIBRARIES[name].other_work}" for name in args.libraries)]
+    notes = ["", *(f"- {name}: {LIBRARIES[name].differences}" for name in args.libraries)]
     all_rows: list[dict[str, Any]] = []
     args.out.mkdir(parents=True, exist_ok=True)
     for env_id in args.env:
         rows, parameters = measure(env_id, args)
         all_rows += rows
         report += ["", f"**{env_id}**", "", markdown_table(rows, parameters) + report_missing(missing)]
-        # After each environment, so that a run that is cut short leaves what it measured.
+        # After each environment, so that an interrupted run keeps what it measured.
         (args.out / f"{args.name}.md").write_text("\n".join(report + notes) + "\n")
         with (args.out / f"{args.name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(all_rows[0]))

@@ -1,19 +1,19 @@
 """
-Speed of ``MemoryPPO`` beside sb3-contrib's ``RecurrentPPO``: collection, update and overall, in one run.
+Speed of ``MemoryPPO`` compared with sb3-contrib's ``RecurrentPPO``: collection, update and overall.
 
-The agents take turns: RecurrentPPO, an agent, RecurrentPPO with a shared LSTM, then the next agent. A ratio compares an
-agent with the peer that ran right beside it, and the tables hold medians over the repeats, so what else the machine does
-falls on both alike. Everything that can be equal is: environment, seed, width, ``n_envs``, ``n_steps``, batch size, epochs,
-threads, policy and value heads.
+The agents run in turns in one process: RecurrentPPO, an agent, RecurrentPPO with a shared LSTM, then the next agent. A ratio
+compares an agent with the peer that ran next to it, and the tables show medians over the repeats, so other load on the
+machine affects both alike. Environment, seed, width, ``n_envs``, ``n_steps``, batch size, epochs, threads, policy head and
+value head are equal.
 
-Two peers, because they answer two questions. ``RecurrentPPO`` is what a user gets: by default it has two LSTMs, one for
-the actor and one for the critic. ``RecurrentPPO shared`` has a single LSTM (``shared_lstm=True``,
-``enable_critic_lstm=False``), as MemoryPPO has a single core, though it does not train it on the value loss.
+There are two peers. ``RecurrentPPO`` has its default of two LSTMs, one for the actor and one for the critic. ``RecurrentPPO
+shared`` has a single LSTM (``shared_lstm=True``, ``enable_critic_lstm=False``), as MemoryPPO has a single core. The value loss
+does not train this LSTM.
 
 ``--full`` runs all settings: two widths, two numbers of environments, one and two threads. ``--seq-len`` and ``--burn-in`` are
-options of MemoryPPO that RecurrentPPO does not have; they change what is learned, so they are not part of the comparison.
+options of MemoryPPO alone. They change the objective, so the comparison leaves them at their defaults.
 
-The learning rate is next to nothing, so that every agent keeps acting at random and sees episodes of the same length.
+The learning rate is close to zero, so that every agent keeps acting at random and sees episodes of the same length.
 """
 
 import argparse
@@ -48,7 +48,7 @@ PHASES = ("collect", "update", "overall")
 LEARNING_RATE = 1e-8
 RESULTS = Path(__file__).parent / "results"
 FULL = {"width": [128, 256], "n_envs": [16, 64], "threads": [1, 2]}
-"""Settings of ``--full``."""
+"""The settings of ``--full``."""
 
 Seconds = dict[str, float]
 
@@ -91,9 +91,19 @@ def make_model(agent: str, env_name: str, args: argparse.Namespace) -> Recurrent
 
 
 class Contestant:
-    """A model whose ``collect_rollouts`` and ``train`` are timed."""
+    """
+    A model whose ``collect_rollouts`` and ``train`` are timed, after one iteration of warm-up.
 
-    def __init__(self, agent: str, env_name: str, args: argparse.Namespace) -> None:
+    :param agent: ``encoder/memory``, or one of the two peers.
+    :param env_name: Environment id, or the name of one of POPGym's RepeatPrevious classes.
+    :param args: ``width``, ``n_envs``, ``n_steps``, ``batch_size``, ``n_epochs``, ``seq_len`` and ``burn_in``.
+    :param clock: Returns the time in seconds: wall time, or ``time.process_time`` for CPU time.
+    """
+
+    def __init__(
+        self, agent: str, env_name: str, args: argparse.Namespace, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.clock = clock
         self.model = make_model(agent, env_name, args)
         self.steps = args.n_envs * args.n_steps
         self.parameters = sum(parameter.numel() for parameter in self.model.policy.parameters())
@@ -107,23 +117,23 @@ class Contestant:
 
         @functools.wraps(original)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = self.clock()
             result = original(*args, **kwargs)
-            self.seconds[phase] = time.perf_counter() - start
+            self.seconds[phase] = self.clock() - start
             return result
 
         setattr(self.model, method, timed)
 
     def run_iteration(self) -> Seconds:
-        """:return: The seconds of one rollout and one update."""
+        """:return: The seconds of one rollout, of one update, and of both together with the rest of ``learn``."""
         gc.collect()
-        start = time.perf_counter()
+        start = self.clock()
         self.model.learn(self.steps, reset_num_timesteps=self.model.num_timesteps == 0)
-        return {**self.seconds, "overall": time.perf_counter() - start}
+        return {**self.seconds, "overall": self.clock() - start}
 
 
 def measure(env_name: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """:return: One row for each turn of an agent or peer, and the number of parameters of each."""
+    """:return: One row for each turn of an agent or a peer, and the number of parameters of each."""
     contestants = {name: Contestant(name, env_name, args) for name in (PEER, SHARED_PEER, *args.agents)}
     rows: list[dict[str, Any]] = []
     for repeat in range(args.repeats):
@@ -137,7 +147,7 @@ def measure(env_name: str, args: argparse.Namespace) -> tuple[list[dict[str, Any
 
 
 def ratio(rows: list[dict[str, Any]], agent: str, peer: str, phase: str) -> float:
-    """:return: The median over the repeats of an agent's speed over that of the peer that ran beside it."""
+    """:return: The median over the repeats of the ratio of an agent's speed to that of the peer that ran next to it."""
     speed = {(row["repeat"], row["agent"]): row[phase] for row in rows if row["beside"] == agent}
     return float(statistics.median(speed[repeat, agent] / speed[repeat, peer] for repeat, name in speed if name == agent))
 
@@ -167,7 +177,7 @@ def describe_machine() -> str:
 
 
 def draw(bars: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw the overall and the update's speed of each agent, over RecurrentPPO's, one group of bars a setting."""
+    """Draws the ratio to RecurrentPPO of each agent, overall and in the update, with one group of bars per setting."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,17 +205,17 @@ def parse_args() -> argparse.Namespace:
         default=AGENTS,
         metavar="ENCODER/MEMORY",
     )
-    parser.add_argument("--width", type=int, nargs="+", default=[128], help="of LSTM and core (default: %(default)s)")
+    parser.add_argument("--width", type=int, nargs="+", default=[128], help="width of LSTM and core (default: %(default)s)")
     parser.add_argument("--n-envs", type=int, nargs="+", default=[16], help="default: %(default)s")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="default: %(default)s")
-    parser.add_argument("--full", action="store_true", help=f"all of {FULL}")
+    parser.add_argument("--full", action="store_true", help=f"run all of {FULL}")
     parser.add_argument("--n-steps", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--n-epochs", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--seq-len", type=int, help="of MemoryPPO (default: its own choice, 64 here)")
-    parser.add_argument("--burn-in", type=int, default=0, help="of MemoryPPO (default: %(default)s)")
+    parser.add_argument("--seq-len", type=int, help="seq_len of MemoryPPO (default: its own choice)")
+    parser.add_argument("--burn-in", type=int, default=0, help="burn_in of MemoryPPO (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--name", default="throughput", help="of the files that are written (default: %(default)s)")
+    parser.add_argument("--name", default="throughput", help="name of the output files (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <name>.md, .csv and .png (default: %(default)s)")
     args = parser.parse_args()
     if args.full:
@@ -229,7 +239,7 @@ def main() -> None:
         all_rows += [{**setting, **row} for row in rows]
         bars[title] = {f"{agent} {phase}": ratio(rows, agent, PEER, phase) for agent in args.agents for phase in PHASES[1:]}
         report += ["", f"**{title}**", "", markdown_table(rows, parameters)]
-        # After each setting, so that a run that is cut short leaves what it measured.
+        # After each setting, so that an interrupted run keeps what it measured.
         (args.out / f"{args.name}.md").write_text("\n".join(report) + "\n")
         with (args.out / f"{args.name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(all_rows[0]))

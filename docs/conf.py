@@ -1,4 +1,4 @@
-"""Sphinx: ``sphinx-build -W --keep-going -b html docs docs/_build/html``. Nothing is looked up online."""
+"""Sphinx's settings: ``sphinx-build -W --keep-going -b html docs docs/_build/html``. The build needs no network."""
 
 import sys
 from inspect import get_annotations
@@ -29,16 +29,16 @@ autodoc_typehints_format = "short"
 
 
 def describe_parameters(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Add what a docstring does not say: the fields of a pydantic model, whose meanings are descriptions, and some types."""
+    """Adds the fields of pydantic models, from their descriptions, and types of arguments that differ from attributes."""
     if what != "class":
         return
     if hasattr(obj, "model_fields"):
-        types = get_type_hints(obj)  # without what validates them
+        types = get_type_hints(obj)  # without validators
         for key, field in obj.model_fields.items():
             default = "Required." if field.is_required() else f"Default: ``{field.default!r}``."
             lines.append(f":param {key}: {field.description} {default}")
             lines.append(f":type {key}: {stringify_annotation(types[key], 'smart')}")
-    else:  # autodoc takes the type of an attribute for that of the argument of its name
+    else:  # autodoc would show the type of an attribute for an argument with the same name
         attributes, arguments = get_annotations(obj), get_annotations(obj.__init__)
         for key in attributes.keys() & arguments.keys():
             if attributes[key] != arguments[key]:

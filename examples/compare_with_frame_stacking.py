@@ -1,9 +1,9 @@
 """
-MemoryPPO beside PPO with stacked frames, on a task that asks for what was seen ten steps ago.
+Compares MemoryPPO with PPO on stacked frames, on a task that requires an observation from ten steps ago.
 
     python examples/compare_with_frame_stacking.py
 
-A stack that is long enough solves the task as well, but one has to know how long that is. Memory need not be told.
+A sufficiently long stack solves the task, too, but its length must be known. A memory needs no such setting.
 """
 
 import argparse
@@ -25,10 +25,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps to train for (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    th.set_num_threads(1)  # policies of this size are slower on several
+    th.set_num_threads(1)  # policies of this size are slower with several threads
 
     print(f"{ENV}, memory length {MEMORY_LENGTH}, {args.steps:,} steps, seed {args.seed}; at random 0, at most 1\n")
-    print("| agent | frames it sees | return | seconds |\n|---|---:|---:|---:|")
+    print("| agent | frames | return | seconds |\n|---|---:|---:|---:|")
     for algorithm, frames in ((PPO, 1), (PPO, 4), (PPO, MEMORY_LENGTH), (MemoryPPO, 1)):
         env, eval_env = (
             make_memory_vec_env(ENV, 16, seed=seed, env_kwargs={"memory_length": MEMORY_LENGTH}, frame_stack=frames)

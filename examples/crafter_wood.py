@@ -1,7 +1,7 @@
 """
-Train ``MemoryPPO`` and a frame-stack PPO to collect wood in Crafter, and count the wood beside a random agent's.
+Trains ``MemoryPPO`` and a frame-stack PPO to collect wood in Crafter, and compares their wood with that of a random agent.
 
-Everything but what comes from ``sb3_cyborg`` is plain Stable-Baselines3. Needs ``pip install "sb3-cyborg[crafter,train]"``.
+All code except the imports from ``sb3_cyborg`` is plain Stable-Baselines3. Needs ``pip install "sb3-cyborg[crafter,train]"``.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.envs import make_memory_vec_env
 
-EVAL_SEED = 100_000  # the worlds of the evaluation: no training environment has one of these seeds
-GIF_STEPS = 140  # daylight; the noise of the night would make the GIF large
+EVAL_SEED = 100_000  # first seed of the evaluation worlds, which no training environment has
+GIF_STEPS = 140  # only daylight, because the noise at night makes the GIF large
 HYPERPARAMS: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 3e-4, "ent_coef": 0.01}
 MEMORY: dict[str, Any] = {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}}
 FRAME_STACK = {"memory": 1, "framestack": 4}
@@ -53,24 +53,24 @@ def make_model(agent: str, seed: int, folder: Path) -> BaseAlgorithm:
 
 
 class RandomAgent:
-    """Any action, as likely as any other."""
+    """Draws each action with the same probability."""
 
     def predict(self, obs: np.ndarray, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
-        return np.random.randint(6, size=len(obs)), None  # noqa: NPY002  # `set_random_seed` seeds these
+        return np.random.randint(6, size=len(obs)), None  # noqa: NPY002  # `set_random_seed` seeds this generator
 
 
 def evaluate(model: Any, agent: str, episodes: int) -> float:
-    """Print and return the mean wood of one episode in each of as many unseen worlds, the same for every agent."""
+    """Prints and returns the mean wood over episodes in unseen worlds, one each, which are the same for every agent."""
     set_random_seed(EVAL_SEED)
     env = make_env(agent, episodes, EVAL_SEED)
-    # Actions are drawn, as in training: it is what RL Zoo does for pictures, too.
+    # Actions are sampled, as in training and as in RL Zoo's evaluation on images.
     wood, _ = evaluate_policy(model, env, episodes, deterministic=False, return_episode_rewards=True)
     print(f"  {agent:10s} {np.mean(wood):5.1f} ± {np.std(wood) / np.sqrt(episodes):.1f}", flush=True)
     return float(np.mean(wood))
 
 
 def record(model: BaseAlgorithm, agent: str, path: Path) -> None:
-    """Write the beginning of the first evaluation world's episode as a GIF, every other step."""
+    """Writes every other step of the start of the first evaluation episode as a GIF."""
     set_random_seed(EVAL_SEED)
     env = make_env(agent, 1, EVAL_SEED, render_mode="rgb_array", render_size=180)
     obs, state, starts, frames = env.reset(), None, np.ones(1, bool), []
@@ -82,7 +82,7 @@ def record(model: BaseAlgorithm, agent: str, path: Path) -> None:
 
 
 def plot(folder: Path, random_wood: float) -> None:
-    """Draw what SB3's ``Monitor`` wrote of the training episodes: of the agents of an earlier run in this folder, too."""
+    """Draws the training episodes from SB3's ``Monitor`` files in the folder, including those of earlier runs."""
     axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
     for agent, name in NAMES.items():
         if (folder / agent).exists():
@@ -102,11 +102,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--agent", choices=[*FRAME_STACK, "both"], default="both")
     parser.add_argument("--episodes", type=int, default=30, help="evaluation episodes (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where results go (default: runs/crafter-<date-time>)")
+    parser.add_argument("--folder", type=Path, help="folder of the results (default: runs/crafter-<date-time>)")
     args = parser.parse_args()
     folder = args.folder or Path("runs") / f"crafter-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    th.set_num_threads(1)  # a policy of this size is slower on several
+    th.set_num_threads(1)  # policies of this size are slower with several threads
 
     print(f"Mean wood per episode over {args.episodes} episodes in unseen worlds, ± its standard error:")
     random_wood = evaluate(RandomAgent(), "random", args.episodes)

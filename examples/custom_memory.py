@@ -1,10 +1,10 @@
 """
-A memory of your own: a class, one line that registers it, and its name in `policy_kwargs`.
+A user-defined memory: a class, one line that registers it, and its name in `policy_kwargs`.
 
     python examples/custom_memory.py
 
-It keeps running averages of all inputs, some quick to forget and some slow (memory traces: Eberhard et al. 2025,
-https://arxiv.org/abs/2503.15200). `tests/test_examples.py` holds it to the contract (`sb3_cyborg.testing`); do so with yours.
+It keeps running averages of all inputs with different decays (memory traces: Eberhard et al. 2025,
+https://arxiv.org/abs/2503.15200). `tests/test_examples.py` verifies its contract with `sb3_cyborg.testing`; do so with yours.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from sb3_cyborg import MemoryPPO, SequenceModel, State, make_memory_vec_env, reg
 
 
 class TraceMemory(SequenceModel):
-    """``num_traces`` averages of the inputs, the i-th over the last 2^i or so; a read is a linear map of all of them."""
+    """``num_traces`` running averages of the inputs, the i-th over about 2^i steps. The read is a linear map of them."""
 
     decays: th.Tensor
 
@@ -27,20 +27,20 @@ class TraceMemory(SequenceModel):
         self.read = th.nn.Linear(num_traces * input_dim, memory_dim)
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
-        shape = (batch_size, self.num_traces, self.input_dim)  # batch first, as every leaf of a state
+        shape = (batch_size, self.num_traces, self.input_dim)  # batch first, as in every entry of a state
         return {"traces": th.zeros(shape, dtype=self.dtype, device=device or self.read.weight.device)}
 
     def forward_step(
         self, x: th.Tensor, state: State, mask: th.Tensor | None = None
     ) -> tuple[th.Tensor, State, dict[str, th.Tensor]]:
         if mask is not None:
-            state = self.reset_states(state, mask)  # where an episode starts, before anything is read
+            state = self.reset_states(state, mask)  # at the start of an episode, before the read
         decays = self.decays.unsqueeze(-1)
-        traces = decays * state["traces"] + (1 - decays) * x.unsqueeze(1)  # a new tensor: a state is never changed in place
+        traces = decays * state["traces"] + (1 - decays) * x.unsqueeze(1)  # a new tensor: states must not change in place
         return self.read(state["traces"].flatten(1)), {"traces": traces}, {}
 
 
-register_memory("traces", TraceMemory)  # at import: a saved model finds it once this module has been imported
+register_memory("traces", TraceMemory)  # at import, so that a saved model can be loaded after it
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """
-Train ``MemoryPPO`` with the ``ring`` memory on POPGym's RepeatPreviousMedium and measure how well it remembers.
+Trains ``MemoryPPO`` with the ``ring`` memory on POPGym's RepeatPreviousMedium and measures its return.
 
-``make demo`` runs it. Everything but the import of ``MemoryPPO`` is plain Stable-Baselines3.
+``make demo`` runs it. All code except the import of ``MemoryPPO`` is plain Stable-Baselines3.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_cyborg import MemoryPPO
 
 STEPS = 500_000
-GOAL = 0.9  # mean return that the default number of steps must reach
-CEILING = 1.0  # every answer right
+GOAL = 0.9  # mean return that is required after the default number of steps
+CEILING = 1.0  # all answers are correct
 EPISODES = 100
 HYPERPARAMS: dict[str, Any] = {
     "n_steps": 128,
     "batch_size": 16 * 64,
     "n_epochs": 4,
     "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
-    "gamma": 0.9,  # each answer is rewarded at once; what comes later is noise to it
-    "gae_lambda": 0.8,  # likewise; with MemoryPPO's default, 0.9, some seeds begin too late for half a million steps
+    "gamma": 0.9,  # each answer is rewarded immediately, so later rewards only add noise
+    "gae_lambda": 0.8,  # for the same reason; with the default, 0.9, some seeds do not learn within the default steps
 }
 MEMORY: dict[str, Any] = {"encoder": "gru", "memory": "ring", "memory_kwargs": {"num_slots": 64}}
 
 
 class EpisodeReturns(BaseCallback):
-    """Keep the steps at which training episodes ended, with the mean, least and greatest of their returns."""
+    """Records the steps at which training episodes ended, with the mean, minimum and maximum of their returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class EpisodeReturns(BaseCallback):
 
 
 class RandomAgent:
-    """Any action, as likely as any other."""
+    """Draws each action with the same probability."""
 
     def __init__(self, env: VecEnv) -> None:
         self.env = env
@@ -72,8 +72,8 @@ def evaluate(agent: Any, seed: int) -> float:
 def plot_learning_curve(name: str, points: list[tuple[float, float, float, float]], random_return: float, path: Path) -> None:
     steps, mean, least, greatest = np.array(points).reshape(-1, 4).T
     axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
-    axes.fill_between(steps, least, greatest, alpha=0.2, linewidth=0, label="worst to best of these episodes")
-    axes.plot(steps, mean, linewidth=2, label="mean of the episodes that ended here (training)")
+    axes.fill_between(steps, least, greatest, alpha=0.2, linewidth=0, label="minimum to maximum of these episodes")
+    axes.plot(steps, mean, linewidth=2, label="mean return of the episodes that end at this step (training)")
     axes.axhline(CEILING, color="tab:green", linestyle="--", label="ceiling")
     axes.axhline(random_return, color="tab:red", linestyle=":", label="random policy")
     axes.set(title=f"{name} on POPGym RepeatPreviousMedium", ylim=(-1.05, 1.1))
@@ -87,16 +87,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=STEPS, help="environment steps to train for (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where results go (default: runs/demo-<date-time>)")
+    parser.add_argument("--folder", type=Path, help="folder of the results (default: runs/demo-<date-time>)")
     parser.add_argument("--num-envs", type=int, default=64)
-    parser.add_argument("--peer", action="store_true", help="train sb3-contrib's RecurrentPPO in its place, settings alike")
+    parser.add_argument("--peer", action="store_true", help="train sb3-contrib's RecurrentPPO instead, with the same settings")
     args = parser.parse_args()
     folder = args.folder or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    th.set_num_threads(1)  # a policy of this size is slower on several
+    th.set_num_threads(1)  # policies of this size are slower with several threads
 
-    print("The task: cards are shown one at a time, and the agent must say at each the suit it saw 32 steps ago.")
-    print("An agent that answers at random scores about -0.5, and one that never forgets scores 1.0.\n", flush=True)
+    print("The task: cards are shown one at a time, and the agent must name the suit of the card 32 steps ago.")
+    print("Random answers have a return of about -0.5, correct answers one of 1.0.\n", flush=True)
     env = make_vec_env(RepeatPreviousMedium, n_envs=args.num_envs, seed=args.seed)
     common: dict[str, Any] = {"tensorboard_log": str(folder), "seed": args.seed, "device": "cpu", **HYPERPARAMS}
     model: RecurrentPPO
@@ -118,7 +118,7 @@ def main() -> int:
     print(f"  random policy  {random_return:6.3f}")
     print(f"Model, learning curve and TensorBoard log are in {folder.resolve()}")
     if not args.peer and args.steps >= STEPS and model_return < GOAL:
-        print(f"FAILED: the mean return is {model_return:.3f}, but at least {GOAL} was to be reached.", file=sys.stderr)
+        print(f"FAILED: the mean return is {model_return:.3f}, but at least {GOAL} is required.", file=sys.stderr)
         return 1
     return 0
 

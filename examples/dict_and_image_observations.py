@@ -1,10 +1,10 @@
 """
-Images with CnnPolicy, and a Dict of an image and a number with MultiInputPolicy, in MiniGrid's Memory environment.
+Image observations with CnnPolicy, and Dict observations with MultiInputPolicy, in MiniGrid's Memory environment.
 
     python examples/dict_and_image_observations.py
 
-It is about observations. To solve the task takes longer: after 100,000 steps CnnPolicy scored 0.45, which is to reach an
-object, but the right one only every second time.
+The example shows the use of observations; solving the task takes longer. After 100,000 steps CnnPolicy had a return of 0.45:
+the agent reaches an object, but the correct one only in half of the episodes.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_cyborg import MemoryPPO, make_memory_vec_env
 
 ENV = "sb3_cyborg/MiniGrid-MemoryS7-v0"
-ENV_KWARGS = {"observation": "image", "actions": "move"}  # 56x56 pixels of what the agent sees; left, right, forward
+ENV_KWARGS = {"observation": "image", "actions": "move"}  # the agent's view in 56x56 pixels; left, right, forward
 
 
 class WithCompass(gym.ObservationWrapper[dict[str, Any], Any, np.ndarray]):
-    """Show the direction that the agent faces, 0 to 3, beside the image."""
+    """Adds the direction of the agent, 0 to 3, to the image."""
 
     def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
         super().__init__(env)
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps to train for (default: %(default)s)")
     args = parser.parse_args()
-    th.set_num_threads(1)  # policies of this size are slower on several
+    th.set_num_threads(1)  # policies of this size are slower with several threads
 
     for policy, wrapper in (("CnnPolicy", None), ("MultiInputPolicy", WithCompass)):
         env, eval_env = (

@@ -1,5 +1,5 @@
 """
-EvalCallback and VecNormalize, saving and loading both, and the loop of a trained agent: all as with Stable-Baselines3.
+EvalCallback, VecNormalize, saving and loading, and the acting loop of a trained agent, all as in Stable-Baselines3.
 
     python examples/eval_and_normalize.py --folder runs/pendulum
 """
@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps to train for (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/pendulum"))
     args = parser.parse_args()
-    th.set_num_threads(1)  # policies of this size are slower on several
+    th.set_num_threads(1)  # policies of this size are slower with several threads
 
     env = VecNormalize(make_memory_vec_env(ENV, n_envs=4, seed=0), gamma=0.9)
-    # EvalCallback copies the statistics over before each evaluation. Its frequency is in steps of one of the environments.
+    # EvalCallback copies the statistics before each evaluation. Its frequency counts the steps of one environment.
     eval_env = VecNormalize(make_memory_vec_env(ENV, n_envs=4, seed=1_000), training=False, norm_reward=False)
     callback = EvalCallback(eval_env, eval_freq=max(args.steps // 40, 1), n_eval_episodes=8, log_path=str(args.folder))
     kwargs = {"encoder": "gru", "memory": "none", "hidden_dim": 64}
@@ -35,12 +35,12 @@ def main() -> None:
     model.save(args.folder / "model")
     env.save(str(args.folder / "vec_normalize.pkl"))
 
-    # Later, elsewhere:
+    # Later, in another script:
     env = VecNormalize.load(str(args.folder / "vec_normalize.pkl"), make_memory_vec_env(ENV, n_envs=4, seed=2_000))
     env.training, env.norm_reward = False, False
     model = MemoryPPO.load(args.folder / "model", env=env)
 
-    obs: Any = env.reset()  # SB3 types what VecEnvs return wider than what `predict` takes
+    obs: Any = env.reset()  # SB3's type of VecEnv observations is wider than that of `predict`
     state, episode_start = None, np.ones(env.num_envs, dtype=bool)
     returns: list[float] = []
     while len(returns) < 8:

@@ -1,9 +1,9 @@
 """
-One import changes: sb3-contrib's RecurrentPPO and MemoryPPO with the same arguments, side by side.
+Compares sb3-contrib's RecurrentPPO with MemoryPPO: the same arguments, one changed import.
 
     python examples/swap_recurrent_ppo.py
 
-CartPole without velocities: the pole's speed has to be told from what was seen before.
+The task is CartPole without velocities, which must be inferred from past observations.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50_000, help="environment steps to train for (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    th.set_num_threads(1)  # policies of this size are slower on several
+    th.set_num_threads(1)  # policies of this size are slower with several threads
 
     print(f"{ENV}, {args.steps:,} steps, seed {args.seed}")
     for algorithm in (RecurrentPPO, MemoryPPO):

@@ -1,7 +1,7 @@
 """
-RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo) with ``MemoryPPO`` in it, as the algorithm ``memory_ppo``.
+Integration of ``MemoryPPO`` into RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo), as the algorithm ``memory_ppo``.
 
-The Zoo has no interface for algorithms of others: :func:`register` adds to what it looks names up in, in this process alone.
+The Zoo has no interface for further algorithms, so :func:`register` extends its registries, in the current process only.
 Needs ``pip install "sb3-cyborg[zoo]"``.
 """
 
@@ -34,17 +34,17 @@ ALGO = "memory_ppo"
 """Name of ``MemoryPPO`` in the Zoo."""
 
 LOG_FOLDER = "logs"
-"""Where the Zoo's ``train`` writes if it is told nothing else."""
+"""Default output folder of the Zoo's ``train``."""
 
 GIVEN_BY_ZOO = {"env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
-"""Arguments of ``MemoryPPO`` that have no place in a file of hyperparameters."""
+"""Arguments of ``MemoryPPO`` that the Zoo sets, so that a file of hyperparameters must not contain them."""
 
-TUNED = ("n_steps", "seq_len", "batch_size", "gamma", "gae_lambda")
-"""What is sampled in another form than it is used in; a trial shows both."""
+CONVERTED = ("n_steps", "seq_len", "batch_size", "gamma", "gae_lambda")
+"""Hyperparameters that are sampled in another form, e.g. as a power of two. A trial also stores their converted values."""
 
 
 def hyperparams_file() -> Path:
-    """:return: The Zoo's hyperparameters of ``memory_ppo``: in the package once installed, else in the checkout."""
+    """:return: The file of the Zoo's hyperparameters of ``memory_ppo``, in the installed package or in the checkout."""
     package = Path(__file__).resolve().parent
     name = Path("zoo_hyperparams", f"{ALGO}.yml")
     for folder in (package, package.parent):
@@ -56,23 +56,23 @@ def hyperparams_file() -> Path:
 @functools.cache
 def register() -> None:
     """
-    Make ``memory_ppo`` known to RL Zoo, in this process.
+    Registers ``memory_ppo`` with RL Zoo, in the current process.
 
-    After it ``rl_zoo3.train.train()``, ``rl_zoo3.enjoy.enjoy()`` and the like take ``--algo memory_ppo``: the class is in
-    ``rl_zoo3.ALGOS``, a sampler for ``-optimize`` beside the others, and without ``-conf`` hyperparameters come from
-    :func:`hyperparams_file`. Other algorithms stay as they are.
+    Afterwards ``rl_zoo3.train.train()``, ``rl_zoo3.enjoy.enjoy()`` and the other scripts accept ``--algo memory_ppo``.
+    ``rl_zoo3.ALGOS`` contains the class and the samplers of ``-optimize`` one for it. Without ``-conf`` the hyperparameters
+    come from :func:`hyperparams_file`. Other algorithms do not change.
 
-    :raises ImportError: without RL Zoo, with the command that installs it.
+    :raises ImportError: if RL Zoo is not installed, with the command that installs it.
     """
     train, optimization = _import_zoo("rl_zoo3.train"), _import_zoo("rl_zoo3.hyperparams_opt")
-    train.ALGOS[ALGO] = MemoryPPO  # the one dict that all of the Zoo's modules share
+    train.ALGOS[ALGO] = MemoryPPO  # all of the Zoo's modules share this dict
     optimization.HYPERPARAMS_SAMPLER[ALGO] = sample_memory_ppo_params
     optimization.HYPERPARAMS_CONVERTER[ALGO] = convert_memory_ppo_params
     train.ExperimentManager = _experiment_manager(train.ExperimentManager)  # type: ignore[attr-defined]
 
 
 def _import_zoo(name: str) -> ModuleType:
-    """:return: A module of RL Zoo. Ids that gymnasium knows stay: the Zoo, too, has a ``CartPoleNoVel-v1`` and its like."""
+    """:return: A module of RL Zoo. Its import does not replace registered environments such as ``CartPoleNoVel-v1``."""
     registered = dict(gym.registry)
     try:
         with warnings.catch_warnings():
@@ -87,12 +87,12 @@ def _import_zoo(name: str) -> ModuleType:
 def _experiment_manager(base: type[Any]) -> type[Any]:
     """
     :param base: The Zoo's ``ExperimentManager``.
-    :return: One that for ``memory_ppo`` reads our file, refuses names that nobody reads, and makes environments by
-        :func:`~sb3_cyborg.envs.vec_env.make_memory_vec_env`.
+    :return: A subclass. For ``memory_ppo`` it reads :func:`hyperparams_file`, refuses unknown hyperparameters, and creates
+        environments with :func:`~sb3_cyborg.envs.vec_env.make_memory_vec_env`.
     """
     zoo = _import_zoo("rl_zoo3.exp_manager")
 
-    class MemoryExperimentManager(base):  # type: ignore[misc]  # imported where it is used
+    class MemoryExperimentManager(base):  # type: ignore[misc]  # the Zoo has no types
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
             if algo == ALGO and config is None:
                 config = str(hyperparams_file())
@@ -110,9 +110,9 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
         def _make_vec_env(
             self, make_env: Callable[..., Any], *, vec_env_cls: type[VecEnv], vec_env_kwargs: Any, **kwargs: Any
         ) -> VecEnv:
-            """What the Zoo has of SB3's ``make_vec_env``; its default, ``--vec-env dummy``, is native where there is that."""
+            """Replaces SB3's ``make_vec_env``. The Zoo's default, ``--vec-env dummy``, selects the native form if any."""
             env_id = self.env_name.gym_id
-            make_env.__name__ = env_id  # which an error of a worker names
+            make_env.__name__ = env_id  # the name in errors of workers
             family = family_of(env_id)
             if vec_env_cls is SubprocVecEnv:
                 return make_memory_vec_env(make_env, vec_env="subproc", **kwargs)
@@ -121,7 +121,7 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
             return make_memory_vec_env(make_env, vec_env="dummy", **kwargs)
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-            # What the Zoo reads itself is gone from the first of these.
+            # The first result no longer contains the hyperparameters that the Zoo reads itself.
             processed = super()._preprocess_hyperparams(hyperparams)
             if self.algo == ALGO:
                 check_options(ALGO, processed[0], set(inspect.signature(MemoryPPO).parameters) - GIVEN_BY_ZOO)
@@ -137,15 +137,15 @@ def sample_memory_ppo_params(
     trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Sample hyperparameters for the Zoo's ``-optimize``. Every combination is one that ``MemoryPPO`` takes.
+    Samples hyperparameters for the Zoo's ``-optimize``. ``MemoryPPO`` accepts every combination.
 
-    The space is the same in every trial, as the Zoo's multivariate TPE sampler wants it; what does not apply (slots of
-    the memory ``none``) is dropped afterwards. Encoders and memories that were registered are candidates, too.
+    The search space is the same in every trial, because the Zoo's multivariate TPE sampler requires it. Values that do not
+    apply, such as the slots of the memory ``none``, are dropped afterwards. Registered encoders and memories are included.
 
     :param trial: The trial.
-    :param n_actions: Not used.
-    :param n_envs: Not used: a study must convert to the same hyperparameters when it is loaded (``--trial-id``).
-    :param additional_args: Not used.
+    :param n_actions: Ignored.
+    :param n_envs: Ignored, because a loaded study (``--trial-id``) must convert to the same hyperparameters.
+    :param additional_args: Ignored.
     :return: Arguments of ``MemoryPPO``.
     """
     sampled = {
@@ -170,7 +170,7 @@ def sample_memory_ppo_params(
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
     }
     hyperparams = convert_memory_ppo_params(sampled)
-    for name in TUNED:
+    for name in CONVERTED:
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
 
@@ -178,7 +178,7 @@ def sample_memory_ppo_params(
 def convert_memory_ppo_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: Parameters of a trial, as :func:`sample_memory_ppo_params` names them.
-    :return: Arguments of ``MemoryPPO``: ``seq_len`` divides ``n_steps`` and ``batch_size``, for all are powers of two.
+    :return: Arguments of ``MemoryPPO``. ``seq_len`` divides ``n_steps`` and ``batch_size``, because all are powers of two.
     """
     hyperparams: dict[str, Any] = _import_zoo("rl_zoo3.hyperparams_opt").convert_onpolicy_params(dict(sampled_params))
     hyperparams["seq_len"] = min(2 ** hyperparams.pop("seq_len_pow"), hyperparams["n_steps"])
@@ -196,84 +196,87 @@ def convert_memory_ppo_params(sampled_params: Mapping[str, Any]) -> dict[str, An
 
 def zoo_main(argv: Sequence[str]) -> None:
     """
-    Run a script of RL Zoo that knows ``memory_ppo``, which it also takes where no algorithm is named.
+    Runs a script of RL Zoo with ``memory_ppo`` as a known algorithm and as the default of ``--algo``.
 
-    :param argv: One of :data:`VERBS`, then the script's own arguments.
-    :raises ImportError: without RL Zoo, with the command that installs it.
-    :raises ValueError: for an unknown verb, hyperparameters that cannot be, and paths where nothing is.
+    :param argv: One of :data:`COMMANDS`, then the script's own arguments.
+    :raises ImportError: if RL Zoo is not installed, with the command that installs it.
+    :raises ValueError: for an unknown command, wrong hyperparameters, and paths that do not exist.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
-    verb, *arguments = argv
-    if verb not in VERBS:
-        raise unknown_name("zoo command", verb, VERBS)
+    command, *arguments = argv
+    if command not in COMMANDS:
+        raise unknown_name("zoo command", command, COMMANDS)
     register()
     try:
-        VERBS[verb][0](verb, arguments)
+        COMMANDS[command][0](command, arguments)
     except AssertionError as error:
         if not str(error):
             raise
-        raise ValueError(str(error)) from error  # the Zoo's way to say that a path of the user's does not exist
+        raise ValueError(str(error)) from error  # the Zoo asserts that paths exist
 
 
-def _run(verb: str, arguments: Sequence[str], script: Callable[[], Any]) -> None:
-    """Call a script, which reads ``sys.argv``."""
+def _run(command: str, arguments: Sequence[str], script: Callable[[], Any]) -> None:
+    """Calls a script, which reads ``sys.argv``."""
     before = sys.argv
-    sys.argv = [f"sb3-cyborg zoo {verb}", *arguments]
+    sys.argv = [f"sb3-cyborg zoo {command}", *arguments]
     try:
         script()
     finally:
         sys.argv = before
 
 
-def _train(verb: str, arguments: Sequence[str]) -> None:
-    _run(verb, ["--algo", ALGO, *arguments], _import_zoo("rl_zoo3.train").train)
+def _train(command: str, arguments: Sequence[str]) -> None:
+    _run(command, ["--algo", ALGO, *arguments], _import_zoo("rl_zoo3.train").train)
 
 
 def _where_trained(arguments: Sequence[str]) -> list[str]:
-    """:return: Arguments with the defaults ``memory_ppo`` and train's folder; the Zoo's own algorithms have agents online."""
+    """
+    :param arguments: Arguments of a script.
+    :return: The same with ``memory_ppo`` as default, and with the folder of ``train`` if the algorithm is ``memory_ppo``.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default=ALGO)
     algo = parser.parse_known_args(arguments)[0].algo
     return ["--algo", ALGO, *(["-f", LOG_FOLDER] if algo == ALGO else []), *arguments]
 
 
-def _enjoy(verb: str, arguments: Sequence[str]) -> None:
-    _run(verb, _where_trained(arguments), _import_zoo("rl_zoo3.enjoy").enjoy)
+def _enjoy(command: str, arguments: Sequence[str]) -> None:
+    _run(command, _where_trained(arguments), _import_zoo("rl_zoo3.enjoy").enjoy)
 
 
-def _evaluate(verb: str, arguments: Sequence[str]) -> None:
-    _enjoy(verb, [*arguments, "--no-render"])
+def _evaluate(command: str, arguments: Sequence[str]) -> None:
+    _enjoy(command, [*arguments, "--no-render"])
 
 
-def _record_video(verb: str, arguments: Sequence[str]) -> None:
-    _run(verb, _where_trained(arguments), lambda: runpy.run_module("rl_zoo3.record_video", run_name="__main__"))
+def _record_video(command: str, arguments: Sequence[str]) -> None:
+    _run(command, _where_trained(arguments), lambda: runpy.run_module("rl_zoo3.record_video", run_name="__main__"))
 
 
-def _plot(verb: str, arguments: Sequence[str]) -> None:
-    """Run a plotting script. ``--picture`` is ours: the Zoo's learning curves only show in a window."""
+def _plot(command: str, arguments: Sequence[str]) -> None:
+    """Runs a plotting script. ``--picture`` is our addition, because the Zoo shows learning curves only in a window."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--picture", type=Path)
     options, rest = parser.parse_known_args(arguments)
     if options.picture:
         _import_zoo("matplotlib").use("Agg")
-    script = getattr(_import_zoo("rl_zoo3.plots"), verb)
-    # A run's folder is named after the environment, with dashes for slashes.
+    script = getattr(_import_zoo("rl_zoo3.plots"), command)
+    # The name of a run's folder is the environment's id with dashes for slashes.
     rest = [argument.replace("/", "-") if argument in gym.registry else argument for argument in rest]
-    defaults = [] if verb == "plot_from_file" else ["-a", ALGO]
+    defaults = [] if command == "plot_from_file" else ["-a", ALGO]
     with warnings.catch_warnings():
         if options.picture:
             warnings.filterwarnings("ignore", ".*non-interactive")
-        _run(verb, [*defaults, *rest], script)
+        _run(command, [*defaults, *rest], script)
     if options.picture:
         _save_figures(options.picture)
     elif _import_zoo("matplotlib").get_backend().lower() == "agg":
-        print("There is no display to show plots on: add --picture FILE to save them.", file=sys.stderr)
+        print("There is no display for the plots: add --picture FILE to save them.", file=sys.stderr)
 
 
 def _save_figures(path: Path) -> None:
-    """Save all open figures and close them: one under ``path``, of several each with its number before the suffix."""
+    """Saves and closes all open figures. Several figures get their number before the suffix of ``path``."""
     plt = _import_zoo("matplotlib.pyplot")
     numbers = plt.get_fignums()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -284,26 +287,26 @@ def _save_figures(path: Path) -> None:
     plt.close("all")
 
 
-VERBS: dict[str, tuple[Callable[[str, Sequence[str]], None], str]] = {
+COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], None], str]] = {
     "train": (_train, "train an agent, or tune its hyperparameters (-optimize)"),
     "enjoy": (_enjoy, "watch a trained agent"),
-    "evaluate": (_evaluate, "enjoy without rendering: the mean return of a trained agent"),
+    "evaluate": (_evaluate, "print the mean return of a trained agent, without rendering"),
     "record_video": (_record_video, "record a video of a trained agent"),
     "plot_train": (_plot, "learning curves of training episodes"),
     "all_plots": (_plot, "learning curves and a table of evaluations, over several runs"),
     "plot_from_file": (_plot, "plots of what all_plots saved (-o)"),
 }
-"""Commands of :func:`zoo_main`, each with what it is for."""
+"""Commands of :func:`zoo_main`, each with its function and its description."""
 
 USAGE = "\n".join(
     [
         "usage: sb3-cyborg zoo COMMAND ...",
         "",
-        f"RL Zoo with the algorithm {ALGO}, which is also the default of --algo.",
-        "`sb3-cyborg zoo COMMAND --help` lists the options of a command, which are the Zoo's own.",
+        f"RL Zoo with the algorithm {ALGO}, which is the default of --algo.",
+        "`sb3-cyborg zoo COMMAND --help` lists the options of a command. They are the Zoo's own.",
         "",
-        *(f"  {verb:<16}{purpose}" for verb, (_, purpose) in VERBS.items()),
+        *(f"  {command:<16}{purpose}" for command, (_, purpose) in COMMANDS.items()),
         "",
-        "plot_train, all_plots and plot_from_file also take --picture FILE, to save what else only shows in a window.",
+        "plot_train, all_plots and plot_from_file also take --picture FILE, which saves the plots without a window.",
     ]
 )

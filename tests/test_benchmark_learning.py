@@ -243,15 +243,15 @@ def test_evaluation_sees_what_training_sees_and_leaves_it_alone() -> None:
 
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, "--agents", "ppo n_steps=16 batch_size=64", "--out", str(tmp_path)]
-    say = Grid._say
+    report = Grid._report
 
     def interrupt(self: Grid, run: Run, what: str) -> None:
-        say(self, run, what)
+        report(self, run, what)
         self._start(self.waiting.pop(0))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Grid, "_say", interrupt)
+        patch.setattr(Grid, "_report", interrupt)
         assert main([*arguments, "--seeds", "0-1"]) == 130
     (first,) = read(tmp_path / RUNS)
     assert first["seed"] == "0"
@@ -275,7 +275,7 @@ def test_runs_that_fail_or_are_late_do_not_end_the_grid(tmp_path: Path, capsys: 
     assert "Failed: MemoryChain-16, memory_ppo seq_len=-1, seed 0" in output
     assert [each["agent"] for each in read(tmp_path / RUNS)] == agents[1:]
     assert main([*TINY, "--agents", "ppo", "--seeds", "0", "--out", str(tmp_path), "--run-minutes", "0.001"]) == 1
-    assert "out of time" in capsys.readouterr().out
+    assert "time limit" in capsys.readouterr().out
     assert len(read(tmp_path / RUNS)) == 1
 
 

@@ -1,4 +1,4 @@
-"""``CrafterWood``: the real game, driven step by step."""
+"""``CrafterWood`` with the real game."""
 
 import copy
 import hashlib
@@ -40,14 +40,14 @@ def things(env: CrafterWoodEnv, *kinds: type[Object]) -> list[Object]:
 
 
 def before_the_player(env: CrafterWoodEnv, material: str) -> None:
-    """Put a material where the player looks, and take away what might be in the way."""
+    """Puts a material in front of the player, and removes objects there."""
     for thing in things(env, Cow, *MONSTERS):
         env.game.world.remove(thing)
     env.game.world[env.game.player.pos + env.game.player.facing] = material
 
 
 def course(env: CrafterWoodEnv, steps: int, seed: int = 0, render_every: int = 0) -> str:
-    """:return: Digest of all that can be seen in a random course over several episodes."""
+    """:return: Hash of all observations, rewards and infos of several episodes with random actions."""
     digest, actions = hashlib.sha256(), np.random.default_rng(seed).integers(6, size=steps)
     digest.update(env.reset(seed=seed)[0].tobytes())
     for step, action in enumerate(actions.tolist()):
@@ -134,14 +134,14 @@ def test_memory_ppo_learns_from_its_pictures() -> None:
 
 
 def test_each_piece_of_wood_is_a_point() -> None:
-    """Also when the inventory is full: it holds nine."""
+    """The reward does not depend on the inventory, which is full with nine pieces."""
     env = made(peaceful=True)
     for count in range(1, 16):
         before_the_player(env, "tree")
         _, reward, terminated, truncated, info = env.step(DO)
         assert (reward, terminated, truncated) == (1.0, False, False)
         assert (info["wood"], info["inventory"]["wood"]) == (count, min(count, 9))
-        assert env.step(DO)[1] == 0.0  # the tree is gone
+        assert env.step(DO)[1] == 0.0  # the tree has disappeared
     assert env.reset()[1]["wood"] == 0
     assert env.step(NOOP)[1] == 0.0  # not -15
 
@@ -149,7 +149,7 @@ def test_each_piece_of_wood_is_a_point() -> None:
 @pytest.mark.parametrize("material", ["grass", "water", "stone", "sand", "path", "iron", "table"])
 def test_nothing_else_is_a_point(material: str) -> None:
     env = made(peaceful=True)
-    for _ in range(30):  # grass gives a sapling at times
+    for _ in range(30):  # grass sometimes gives a sapling
         before_the_player(env, material)
         assert env.step(DO)[1] == 0.0
 
@@ -158,7 +158,7 @@ def test_a_tree_is_cut_by_do_alone() -> None:
     env = made(peaceful=True)
     before_the_player(env, "tree")
     x, y = env.game.player.pos
-    for action in (NOOP, DOWN):  # it looks down, and the tree is in the way
+    for action in (NOOP, DOWN):  # the player turns down, and the tree blocks the way
         _, reward, *_, info = env.step(action)
         assert (reward, info["player_pos"]) == (0.0, (x, y))
     assert env.step(DO)[1] == 1.0
@@ -175,7 +175,7 @@ def test_moves() -> None:
 
 
 def met(env: CrafterWoodEnv) -> int:
-    """:return: Monsters in two days and nights in which the player cannot die, all steps added up."""
+    """:return: Number of monsters, summed over the steps of two days and nights in which the player cannot die."""
     count = len(things(env, *MONSTERS))
     for _ in range(600):
         env.game.player.health = 9
@@ -200,11 +200,11 @@ def test_nobody_starves_in_a_peaceful_world() -> None:
         _, _, terminated, truncated, info = env.step(NOOP)
         assert (terminated, truncated) == (False, False)
         assert {info["inventory"][need] for need in ("food", "drink", "energy")} == {9}
-    assert info["inventory"]["health"] == 9  # wounds heal
+    assert info["inventory"]["health"] == 9  # health recovers
 
 
 def test_the_natural_world_is_crafters() -> None:
-    """Hunger, thirst and tiredness fall as they do there; without sleep it ends after 440 steps at the latest."""
+    """Food, drink and energy fall as in Crafter; without sleep an episode ends after at most 440 steps."""
     env = made(length=1000, area=(12, 12))
     for step in range(1, 441):
         before_the_player(env, "grass")  # no monsters
@@ -220,7 +220,7 @@ def test_the_first_worlds_are_those_of_the_package() -> None:
     for seed in (7, None, None):
         np.testing.assert_array_equal(env.reset(seed=seed)[0], original.reset())
         np.testing.assert_array_equal(env.game.world._mat_map, original._world._mat_map)
-        for action in (LEFT, DO, UP, DO, NOOP):  # creatures are balanced at step 10
+        for action in (LEFT, DO, UP, DO, NOOP):  # Crafter adds and removes creatures at step 10
             np.testing.assert_array_equal(env.step(action)[0], original.step(action)[0])
 
 
@@ -237,7 +237,7 @@ def test_the_time_limit_truncates(peaceful: bool) -> None:
 
 @pytest.mark.parametrize("length", [1, 500])
 def test_death_terminates(length: int) -> None:
-    """In lava, in the peaceful world, too, and also in the last step."""
+    """The player dies in lava, also in the peaceful world and in the last step."""
     env = made(length=length, peaceful=True)
     before_the_player(env, "lava")
     _, reward, terminated, truncated, info = env.step(DOWN)
@@ -256,12 +256,12 @@ def test_sb3_bootstraps_at_the_time_limit_alone() -> None:
     assert not info["TimeLimit.truncated"]
 
 
-# --- the same course every time -----------------------------------------------------------------------------------------
+# --- determinism --------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys
 from tests.test_crafter import courses
-heap = [object() for _ in range(int(sys.argv[1]))]  # other addresses
+heap = [object() for _ in range(int(sys.argv[1]))]  # changes memory addresses
 print(*courses())
 """
 
@@ -281,7 +281,7 @@ def test_the_same_course_in_every_process() -> None:
 
 
 def test_creatures_are_drawn_by_their_place() -> None:
-    """The package keeps them in sets, which are ordered by the addresses of what is in them."""
+    """The package keeps objects in sets, whose order depends on memory addresses."""
 
     def left(order: int) -> list[Any]:
         env = made(peaceful=True)
@@ -304,7 +304,7 @@ def test_creatures_are_drawn_by_their_place() -> None:
 
 @pytest.mark.parametrize("peaceful", [False, True])
 def test_looking_changes_nothing(peaceful: bool) -> None:
-    """They see a night, in which the world's own random numbers draw the noise."""
+    """The images at night contain noise from the world's random generator."""
     kwargs: dict[str, Any] = {"peaceful": peaceful, "area": (20, 20), "render_mode": "rgb_array", "render_size": 90}
     assert course(CrafterWoodEnv(**kwargs), 250) == course(CrafterWoodEnv(**kwargs), 250, render_every=3)
 
@@ -388,7 +388,7 @@ def test_unknown_actions_are_told(action: Any) -> None:
 
 
 def test_the_least_that_works() -> None:
-    env = made(area=[1, 1], length=1, render_mode="rgb_array", render_size=18)  # lists are what YAML files give
+    env = made(area=[1, 1], length=1, render_mode="rgb_array", render_size=18)  # YAML files contain lists
     picture = env.render()
     assert picture is not None
     assert picture.shape == (18, 18, 3)

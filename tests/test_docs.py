@@ -1,5 +1,6 @@
-"""The docs: code blocks run, links and pictures are there, Sphinx builds them without a warning."""
+"""The documentation: code blocks run, commands parse, links and pictures exist, Sphinx builds it without a warning."""
 
+import argparse
 import os
 import re
 import shlex
@@ -10,34 +11,56 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_cyborg import cli
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 NOT_RUN = "<!-- not run -->"
-"""On the line before a block of code: it is compiled, but what it needs is not here."""
-BLOCK = re.compile(rf"^(?P<mark>{re.escape(NOT_RUN)}\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+"""On the line before a block of Python: the block is compiled, but not run, because it needs hardware or packages."""
+BLOCK = re.compile(
+    rf"^(?P<mark>{re.escape(NOT_RUN)}\n+)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+SHELLS = ("sh", "bash", "console")
+OTHER_LANGUAGES = ("", "diff", "text", "toml", "yaml", "{eval-rst}", "{toctree}")
+"""Languages of blocks that no test reads. Another one, e.g. ``py``, is an error: nothing would check its blocks."""
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
-MOST_STEPS = 100
+MAX_STEPS = 100
 
 
 def blocks(page: Path) -> list[tuple[str, bool]]:
-    """:return: The Python in a page, each block padded so that errors name its line, and whether it is run."""
+    """:return: The Python blocks of a page, padded so that errors name the line in the page, and whether each one is run."""
     text = page.read_text()
-    return [("\n" * text.count("\n", 0, m.start("code")) + m["code"], m["mark"] is None) for m in BLOCK.finditer(text)]
+    return [
+        ("\n" * text.count("\n", 0, block.start("code")) + block["code"], block["mark"] is None)
+        for block in BLOCK.finditer(text)
+        if block["language"] == "python"
+    ]
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """:return: The commands in the shell blocks of a page, as words, without comments; in ``console`` they follow ``$ ``."""
+    lines: list[str] = []
+    for block in BLOCK.finditer(page.read_text()):
+        if block["language"] in SHELLS:
+            code = block["code"].replace("\\\n", " ").splitlines()
+            is_console = block["language"] == "console"
+            lines += [line.removeprefix("$ ") for line in code if line.startswith("$ ") or not is_console]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 @pytest.fixture
 def short_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Training ends with the rollout in which it has made ``MOST_STEPS``; what a page has registered is forgotten."""
+    """Ends training after the rollout that reaches ``MAX_STEPS``; afterwards removes what a page has registered."""
     learn = OnPolicyAlgorithm.learn
 
     def learn_shortly(self: Any, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
-        return learn(self, min(total_timesteps, MOST_STEPS), *args, **kwargs)
+        return learn(self, min(total_timesteps, MAX_STEPS), *args, **kwargs)
 
     monkeypatch.setattr(OnPolicyAlgorithm, "learn", learn_shortly)
     before: list[tuple[dict[str, Any], dict[str, Any]]] = [(names, dict(names)) for names in (ENCODERS, MEMORIES)]
@@ -49,6 +72,16 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_blocks_are_found() -> None:
     assert sum(run for page in PAGES for _, run in blocks(page)) >= 20
+    assert sum(words[0] == "sb3-cyborg" for page in PAGES for words in command_lines(page)) >= 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_is_of_a_known_language(name: str) -> None:
+    text = (ROOT / name).read_text()
+    languages = [block["language"] for block in BLOCK.finditer(text)]
+    assert set(languages) <= {"python", *SHELLS, *OTHER_LANGUAGES}
+    # A fence that is indented or never closed is no block for the pattern, and its code would not be run.
+    assert len(re.findall(r"^\s*```", text, re.MULTILINE)) == 2 * len(languages)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,19 +121,67 @@ def test_links_and_pictures_are_there(name: str) -> None:
         assert not anchor or anchor in anchors(file), f"{name}: {target} names no heading"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_commands_of_the_package_exist(name: str) -> None:
-    from sb3_cyborg.cli import app
+class ParsedError(Exception):
+    """Raised in place of running a command whose arguments have been parsed."""
 
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    for block in re.findall(r"^```sh\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["sb3-cyborg"]:
-                assert words[1] in commands, f"{name}: {line}"
-            if words[:1] == ["python"]:
-                script = words[1] if words[1] != "-m" else words[2].replace(".", "/") + ".py"
-                assert (ROOT / script).is_file(), f"{name}: {line}"
+
+def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Parses the arguments of ``sb3-cyborg``, without running the command.
+
+    :param words: The words after ``sb3-cyborg``.
+    :param monkeypatch: Ends the scripts of RL Zoo when they have parsed their arguments.
+    :raises Exception: typer's or argparse's error for arguments that the command does not take.
+    """
+    name, *arguments = words
+    if name == "zoo":  # its arguments are parsed by the scripts of RL Zoo
+        zoo = pytest.importorskip("sb3_cyborg.zoo")
+        pytest.importorskip("rl_zoo3")
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def parse_only(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+            parse_args(self, *args, **kwargs)
+            raise ParsedError
+
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        with pytest.raises(ParsedError):
+            zoo.zoo_main(arguments)
+        return
+    app: Any = typer.main.get_command(cli.app)
+    app.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        pytest.param(name, words[1:], id=f"{name}: {' '.join(words)}")
+        for name in NAMES
+        for words in command_lines(ROOT / name)
+        if words[0] == "sb3-cyborg"
+    ],
+)
+def test_commands_of_the_package_parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_command(words, monkeypatch)
+    if "--config" in words:
+        assert (ROOT / words[words.index("--config") + 1]).is_file()
+
+
+@pytest.mark.parametrize("line", ["trian", "train --horizn 64", "plot", "envs a b", "zoo trian", "zoo train --horizn 64"])
+def test_a_wrong_command_does_not_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((Exception, SystemExit)) as caught:  # of click, argparse and this package
+        parse_command(line.split(), monkeypatch)
+    assert not isinstance(caught.value, (AssertionError, ParsedError))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_and_make_targets_exist(name: str) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for words in command_lines(ROOT / name):
+        if words[0] == "python":
+            script = words[1] if words[1] != "-m" else words[2].replace(".", "/") + ".py"
+            assert (ROOT / script).is_file(), f"{name}: {' '.join(words)}"
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets), f"{name}: {' '.join(words)}"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every id that can run here: both checkers, a random rollout, and an agent that takes it by its name."""
+"""Every id except MineRL's: the checkers of gymnasium and SB3, and a random rollout."""
 
 import math
 import warnings
@@ -11,7 +11,7 @@ from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.envs.vec_env import make_env_by_id
 
 IDS = [env_id for name, family in FAMILIES.items() if name != "MineRL" for env_id in family.kwargs]
-"""MineRL needs an environment of its own: ``make test-minerl``."""
+"""MineRL needs a separate virtual environment, see ``make test-minerl``."""
 
 STEPS = 1_000
 
@@ -21,7 +21,7 @@ def test_both_checkers(env_id: str) -> None:
     env = make_env_by_id(env_id)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Unbounded boxes, actions beyond [-1, 1] and POPGym's word on its mazes are the business of what is wrapped here.
+        # Unbounded boxes, actions beyond [-1, 1] and POPGym's warning about its mazes come from the wrapped environments.
         for harmless in (
             ".*Box observation space (minimum|maximum) value is.*infinity",
             ".*recommend.*symmetric.*",

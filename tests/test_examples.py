@@ -1,4 +1,4 @@
-"""The examples, run as a user would, with few steps; and the contract of the memory that one of them registers."""
+"""The examples run as scripts with few steps, and the memory of one of them keeps the contract."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from sb3_cyborg.sequence_model import SequenceModel
 from sb3_cyborg.testing import verify_contract, verify_gradcheck
 
 ROOT = Path(__file__).resolve().parent.parent
-# What each example prints at the end, and the folder that it is told to write to.
+# The last output of each example, and the arguments for its output folder.
 EXAMPLES = {
     "swap_recurrent_ppo.py": (["RecurrentPPO   return", "MemoryPPO      return"], []),
     "eval_and_normalize.py": (["Eval num_timesteps=", "Return of 8 episodes after 2,048 steps"], ["--folder", "run"]),
@@ -25,7 +25,7 @@ EXAMPLES = {
     ),
 }
 BIGGER = {"crafter_wood.py", "demo_repeat_previous.py"}
-"""Demos with results of their own; the others show one thing each, in 60 lines at most."""
+"""Demos with their own results. Each other example shows one feature, in at most 60 lines."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def trace_memory() -> Iterator[type[SequenceModel]]:
     from examples.custom_memory import TraceMemory
 
     yield TraceMemory
-    MEMORIES.pop("traces", None)  # other tests go through all memories that there are
+    MEMORIES.pop("traces", None)  # other tests iterate over all registered memories
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
-"""Memory Chain: bsuite's rules, and what a perfect and a guessing policy earn."""
+"""Memory Chain: bsuite's rules, and the returns of a perfect and a guessing policy."""
 
 import re
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium
@@ -57,7 +56,7 @@ def test_rules_of_bsuite(memory_length: int, num_bits: int, seed: int, actions: 
 
 
 def test_an_episode_in_full() -> None:
-    """By hand, for three steps of memory and the second of two bits, 1 and 0."""
+    """Written by hand, for a memory length of 3 and a query of the second of the bits 1 and 0."""
     env = MemoryChainEnv(memory_length=3, num_bits=2)
     env.reset(seed=0)
     env.context, env.query = np.array([1, 0]), 1
@@ -109,7 +108,7 @@ def test_guesses_earn_nothing() -> None:
 @pytest.mark.parametrize(("memory_length", "num_bits"), [(1, 1), (2, 3), (10, 1), (30, 2)])
 @pytest.mark.filterwarnings("error")
 def test_check_env(memory_length: int, num_bits: int) -> None:
-    # Other render modes are for environments with a spec.
+    # The checker tests other render modes only for environments with a spec.
     check_gymnasium(MemoryChainEnv(memory_length, num_bits), skip_render_check=True)
     check_sb3(MemoryChainEnv(memory_length, num_bits))
 
@@ -140,17 +139,3 @@ def test_unknown_names(make: Any) -> None:
         make(memory_lenght=3)
     with pytest.raises(ValueError, match=r"Unknown render mode 'human'. Known: 'rgb_array'"):
         make(render_mode="human")
-
-
-def test_steps_out_of_turn() -> None:
-    env = MemoryChainEnv(memory_length=1)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)
-    env.reset()
-    for action in (2, -1, 0.0, None):
-        with pytest.raises(ValueError, match="Action must be 0 or 1"):
-            env.step(action)  # type: ignore[arg-type]  # that is what is tested
-    env.step(np.int64(1))
-    assert env.step(0)[2]
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)

@@ -1,4 +1,4 @@
-"""MineRL's adapter where MineRL is not installed: its errors, and the parts that need none of it. The rest: tests/minerl."""
+"""MineRL's adapter without MineRL: its errors, and the parts that do not need MineRL. Other tests are in tests/minerl."""
 
 import math
 import subprocess
@@ -26,7 +26,7 @@ IDS = FAMILIES["MineRL"].kwargs
 
 @pytest.fixture
 def no_minerl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides MineRL where it is installed."""
+    """Hides MineRL if it is installed."""
     monkeypatch.setitem(sys.modules, "minerl", None)
 
 
@@ -36,7 +36,7 @@ def test_nothing_of_minerl_is_imported_before_an_environment_is_made() -> None:
         f"import sb3_cyborg.envs.minerl, sys; print([name for name in {heavy} if name in sys.modules and sys.modules[name]])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown.strip() in ("[]", "['gym']")  # Stable-Baselines3 imports an old gym where there is one
+    assert shown.strip() in ("[]", "['gym']")  # Stable-Baselines3 imports an old gym if it is installed
 
 
 @pytest.mark.usefixtures("no_minerl")
@@ -49,7 +49,7 @@ def test_without_minerl_the_error_says_what_to_install(env_id: str) -> None:
 @pytest.mark.usefixtures("no_minerl")
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
 def test_without_minerl_vectorised_environments_say_so_too(vec_env: str) -> None:
-    """In a subprocess MineRL cannot be hidden, but is missing from the environment that this test runs in."""
+    """MineRL cannot be hidden in a subprocess, but it is not installed where this test runs."""
     with pytest.raises((ImportError, RuntimeError), match=r"docs/minerl\.md"):
         make_memory_vec_env("minerl_treechop", 2, vec_env=vec_env)
 
@@ -103,11 +103,11 @@ def test_bad_input_is_told_before_minerl_is_looked_for(kwargs: dict[str, Any], m
         MineRLEnv(**kwargs)
 
 
-# --- what needs no MineRL -----------------------------------------------------------------------------------------------
+# --- parts without MineRL -----------------------------------------------------------------------------------------------
 
 
 class Named(spaces.Discrete):
-    """An Enum of MineRL as far as it is used."""
+    """The used part of a MineRL Enum."""
 
     def __init__(self, *values: str) -> None:
         super().__init__(len(values))
@@ -115,7 +115,7 @@ class Named(spaces.Discrete):
 
 
 class Keys(spaces.Dict):
-    """An action space of MineRL as far as it is used."""
+    """The used part of a MineRL action space."""
 
     def no_op(self) -> dict[str, Any]:
         idle = {"camera": np.zeros(2, np.float32)}
@@ -131,7 +131,7 @@ TREECHOP = ["attack", "back", "camera", "forward", "jump", "left", "right", "sne
 
 
 def test_the_table_has_eighteen_actions_and_its_order_stays() -> None:
-    """A saved model knows numbers, not names: what is added goes to the end."""
+    """Saved models depend on the indices of actions, so new actions come last."""
     assert [action.name for action in macro_actions(keys(*TREECHOP))] == [
         *("noop", "forward", "forward+jump", "attack", "forward+attack"),
         *("turn left", "turn right", "look up", "look down"),

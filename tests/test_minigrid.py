@@ -1,7 +1,6 @@
-"""MiniGrid's Memory environments: both observations, checked by both checkers, and against MiniGrid's own wrappers."""
+"""MiniGrid's Memory environments: both observations, the checkers, and comparison with MiniGrid's own wrappers."""
 
 import sys
-import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -9,19 +8,18 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.envs.minigrid import MINIGRID_MEMORY_IDS, OBSERVATIONS, make_minigrid
+from tests.env_helpers import checker_warnings
 
 wrappers = pytest.importorskip("minigrid.wrappers")
 
 EXPECTED_WARNINGS = (
     "different from the unwrapped version",
-    "system font",  # pygame's, where there are no fonts
+    "system font",  # of pygame, on machines without fonts
     "pkg_resources",
 )
 SHAPES = {"onehot": (7 * 7 * (11 + 6 + 3),), "image": (56, 56, 3)}
@@ -40,21 +38,15 @@ def test_ids_are_those_that_minigrid_registers() -> None:
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("env_id", MINIGRID_MEMORY_IDS)
-def test_checkers_have_nothing_to_say(env_id: str, observation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkers_find_nothing(env_id: str, observation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        env = gym.make(spec_of(env_id, observation=observation), disable_env_checker=True)
-        check_env(env)
-        check_env_for_sb3(env)
-    complaints = [str(warning.message) for warning in caught]
-    assert [text for text in complaints if not any(expected in text for expected in EXPECTED_WARNINGS)] == []
+    assert checker_warnings(spec_of(env_id, observation=observation), EXPECTED_WARNINGS) == []
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 @pytest.mark.parametrize("env_id", MINIGRID_MEMORY_IDS)
 def test_random_steps_are_minigrids_own(env_id: str, observation: str) -> None:
-    """Same seed, same actions: what MiniGrid's own wrappers give, flat where it is one-hot; and two of ours are the same."""
+    """With equal seeds and actions, observations equal those of MiniGrid's wrappers, and two environments equal each other."""
     envs = [make_minigrid(env_id, observation=observation) for _ in range(2)]
     wrapper = wrappers.OneHotPartialObsWrapper if observation == "onehot" else wrappers.RGBImgPartialObsWrapper
     raw = wrapper(gym.make(env_id, disable_env_checker=True).unwrapped)
@@ -67,7 +59,7 @@ def test_random_steps_are_minigrids_own(env_id: str, observation: str) -> None:
 
     seed: int | None = 3
     done = True
-    for _ in range(1_000 if observation == "onehot" else 200):  # drawing takes its time
+    for _ in range(1_000 if observation == "onehot" else 200):  # images are slow to draw
         if done:
             (raw_obs, _), *ours = (env.reset(seed=seed) for env in (raw, *envs))
             seed, done = None, False
@@ -107,7 +99,7 @@ def test_running_out_of_time_is_no_success() -> None:
 
 
 def test_moves_alone() -> None:
-    """Left, right and forward, in this order, do what they do among all actions."""
+    """The actions left, right and forward have the same effect as in the full action space."""
     moves, everything = make_minigrid("MiniGrid-MemoryS7-v0", actions="move"), make_minigrid("MiniGrid-MemoryS7-v0")
     assert moves.action_space == spaces.Discrete(3)
     np.testing.assert_array_equal(moves.reset(seed=4)[0], everything.reset(seed=4)[0])
@@ -137,7 +129,7 @@ def test_bad_input() -> None:
     for options, message in (
         ({"observation": "one-hot"}, "observation 'one-hot'.*Did you mean 'onehot'"),
         ({"actions": "moves"}, "actions 'moves'.*Did you mean 'move'"),
-        ({"render_mode": "rgb"}, "render_mode 'rgb'.*'rgb_array'"),
+        ({"render_mode": "rgb"}, "render mode 'rgb'.*'rgb_array'"),
         ({"tile_size": 0}, "`tile_size` must be a whole number"),
         ({"agent_view_size": 4}, "cannot be made with .*'agent_view_size': 4"),
         ({"view": 3}, "unexpected keyword argument 'view'"),
@@ -160,7 +152,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_memory_ppo_learns(policy: str, env_kwargs: dict[str, Any]) -> None:
-    """As RL Zoo makes it: from the spec, with the ``env_kwargs`` of a YAML file."""
+    """RL Zoo makes it from the spec, with the ``env_kwargs`` of a YAML file."""
     venv = make_vec_env(spec_of("MiniGrid-MemoryS7-v0").make, n_envs=2, env_kwargs=env_kwargs)
     policy_kwargs: dict[str, Any] = {"hidden_dim": 8, "memory_kwargs": {"num_slots": 4}}
     if policy == "CnnPolicy":

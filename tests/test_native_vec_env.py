@@ -1,4 +1,4 @@
-"""The native vectorised environments are the single ones in a DummyVecEnv and a Monitor, step for step."""
+"""The native vectorized environments equal the single ones in a DummyVecEnv with Monitors, step for step."""
 
 import copy
 import warnings
@@ -42,12 +42,12 @@ both = pytest.mark.parametrize("env_class", list(NATIVE))
 
 
 def dummy(env_class: Callable[..., gym.Env[Any, Any]], num_envs: int, **kwargs: Any) -> DummyVecEnv:
-    """:return: What a user of SB3 has: one object an environment, each in a Monitor."""
+    """:return: The environments as SB3 creates them: one object per environment, each in a Monitor."""
     return DummyVecEnv([lambda: Monitor(env_class(**kwargs)) for _ in range(num_envs)])
 
 
 def random_actions(rng: np.random.Generator, env: VecEnv) -> np.ndarray:
-    """:return: Actions that go right more often than not, so that mazes are walked to their end."""
+    """:return: Random actions, mostly to the right, so that episodes of mazes reach the end of the corridor."""
     assert isinstance(env.action_space, gym.spaces.Discrete)
     actions = rng.integers(env.action_space.n, size=env.num_envs)
     return np.where(rng.random(env.num_envs) < 0.5, 0, actions)
@@ -67,7 +67,7 @@ def assert_same_info(native: dict[str, Any], single: dict[str, Any]) -> None:
 
 
 def assert_same_steps(native: VecEnv, single: VecEnv, steps: int, rng: np.random.Generator) -> int:
-    """:return: Episodes that ended."""
+    """:return: The number of finished episodes."""
     episodes = 0
     for _ in range(steps):
         actions = random_actions(rng, native)
@@ -84,7 +84,7 @@ def assert_same_steps(native: VecEnv, single: VecEnv, steps: int, rng: np.random
     return episodes
 
 
-# --- the same as single environments ------------------------------------------------------------------------------------
+# --- equality with single environments ----------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=60)
@@ -96,10 +96,10 @@ def test_native_is_dummy_vec_env(case: Any, num_envs: int, seed: int, early: int
     rng = np.random.default_rng(seed)
     np.testing.assert_array_equal(native.reset(), single.reset())
     assert_same_steps(native, single, early, rng)
-    # A reset in the middle of an episode goes on in the same stream.
+    # A reset in the middle of an episode continues the random stream.
     np.testing.assert_array_equal(native.reset(), single.reset())
     assert_same_steps(native, single, 60, rng)
-    # A new seed is used at the next reset, not before.
+    # A new seed has an effect at the next reset.
     assert list(native.seed(seed + 1)) == list(single.seed(seed + 1))
     assert_same_steps(native, single, 5, rng)
     np.testing.assert_array_equal(native.reset(), single.reset())
@@ -189,7 +189,7 @@ def test_vec_normalize_and_ppo_take_it(env_class: type[gym.Env[Any, Any]]) -> No
     assert model.ep_success_buffer is not None
     assert len(model.ep_success_buffer) > 0
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # that it has no Monitor, for one
+        warnings.simplefilter("error")  # e.g. that there is no Monitor
         returns, lengths = evaluate_policy(model, NATIVE[env_class](2, seed=0), n_eval_episodes=4, return_episode_rewards=True)
     assert lengths == [11] * 4
     assert len(returns) == 4  # type: ignore[arg-type]  # SB3's type does not follow return_episode_rewards
@@ -278,7 +278,7 @@ def test_images_need_a_render_mode(env_class: type[gym.Env[Any, Any]]) -> None:
         assert env.get_images() == [None, None]
 
 
-# --- what cannot work ---------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------------
 
 
 @both
@@ -310,3 +310,22 @@ def test_bad_input(env_class: type[gym.Env[Any, Any]]) -> None:
         env.get_attr("gaol")
     with pytest.raises(IndexError):
         env.get_attr("timestep", 3)
+
+
+@pytest.mark.parametrize(
+    ("env", "actions"),
+    [(MemoryChainEnv(memory_length=1), "0 or 1"), (TMazeEnv(corridor_length=1), "0, 1, 2 or 3")],
+    ids=["chain", "maze"],
+)
+def test_single_steps_outside_an_episode_or_the_action_space(env: gym.Env[Any, Any], actions: str) -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    env.reset()
+    assert isinstance(env.action_space, gym.spaces.Discrete)
+    for action in (env.action_space.n, -1, 0.0, None):
+        with pytest.raises(ValueError, match=f"Action must be {actions}"):
+            env.step(action)
+    env.step(np.int64(1))
+    assert env.step(0)[2]
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)

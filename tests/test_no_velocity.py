@@ -1,4 +1,4 @@
-"""Velocity-free classic control: what RL Zoo makes, without RL Zoo."""
+"""Classic control without velocities: equal to RL Zoo's environments, without RL Zoo."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def test_same_as_rl_zoo(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENVS)
 def test_by_id(name: str) -> None:
-    """Registered as it is meant to be: no time limit of its own, and the render mode passed on."""
+    """The registered ids have no second time limit, and pass the render mode on."""
     env_id, _, limit = ENVS[name]
     test_id = f"sb3_cyborg_tests/{name}"
     register(test_id, entry_point="sb3_cyborg.envs.no_velocity:make_no_velocity", kwargs={"env_id": env_id})
@@ -87,7 +87,7 @@ def test_by_id(name: str) -> None:
         env.reset(seed=0)
         image: Any = env.render()
         assert image.ndim == 3
-        check_env(env, warn=False, skip_render_check=True)  # it would warn of gymnasium's own action spaces
+        check_env(env, warn=False, skip_render_check=True)  # no warnings about gymnasium's own action spaces
         env.close()
         again = gym.make(env.spec)
         assert (again.reset(seed=0)[0] == gym.make(test_id).reset(seed=0)[0]).all()

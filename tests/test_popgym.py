@@ -1,9 +1,8 @@
-"""POPGym through one wrapper: every environment, checked by gymnasium's and SB3's checkers, and against POPGym itself."""
+"""POPGym's environments: the checkers of gymnasium and SB3, and comparison with POPGym itself."""
 
 import random
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -14,15 +13,14 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import unflatten
-from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.envs.one_hot import OneHotObservation
 from sb3_cyborg.envs.popgym import POPGYM_LEVELS, POPGYM_MAZES, POPGYM_NAMES, POPGYM_TIME_LIMITS, make_popgym
+from tests.env_helpers import checker_warnings
 
 popgym_envs = pytest.importorskip("popgym.envs")
 
@@ -30,7 +28,7 @@ HAS_MAZES = find_spec("mazelib") is not None
 NEEDS_MAZELIB = pytest.mark.skipif(not HAS_MAZES, reason="POPGym's mazes need mazelib: pip install 'popgym[navigation]'")
 MAZE_NAMES = tuple(task + level for task in POPGYM_MAZES for level in POPGYM_LEVELS)
 TIME_LIMITED = tuple(task for task, limit in POPGYM_TIME_LIMITS.items() if limit is not None)
-# What the checkers are right about, but which is POPGym's: unbounded velocities, torques of ±2, and that mazes need no memory.
+# Warnings about POPGym itself: unbounded velocities, torques of ±2, and mazes that need no memory.
 EXPECTED_WARNINGS = (
     "different from the unwrapped version",
     "Box observation space maximum value is infinity",
@@ -84,27 +82,21 @@ def test_nothing_heavy_is_imported_before_an_environment_is_made() -> None:
 
 @pytest.mark.parametrize("timer", [False, True])
 @pytest.mark.parametrize("name", marked(POPGYM_NAMES))
-def test_checkers_have_nothing_to_say(name: str, timer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkers_find_nothing(name: str, timer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        env = gym.make(spec_of(name, time_limit_is_terminal=timer), disable_env_checker=True)
-        check_env(env)
-        check_env_for_sb3(env)
-    complaints = [str(warning.message) for warning in caught]
-    assert [text for text in complaints if not any(expected in text for expected in EXPECTED_WARNINGS)] == []
+    assert checker_warnings(spec_of(name, time_limit_is_terminal=timer), EXPECTED_WARNINGS) == []
 
 
 @pytest.mark.parametrize("name", marked(POPGYM_NAMES))
 def test_a_thousand_random_steps_are_popgyms_own(name: str) -> None:
-    """Same seed, same actions: decoded, what the wrapper gives is what POPGym gives; and two wrapped ones are the same."""
+    """With equal seeds and actions, decoded observations equal POPGym's, and two wrapped environments equal each other."""
     envs = [make_popgym(name), make_popgym(name)]
     raw = raw_popgym(name)
     space = envs[0].observation_space
     assert isinstance(space, spaces.Box)
     assert space.dtype == np.float32
     assert len(space.shape) == 1
-    assert isinstance(raw.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box)  # all of which SB3's PPO takes
+    assert isinstance(raw.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box)  # SB3's PPO supports these
     assert envs[0].action_space == raw.action_space
     raw.action_space.seed(0)
 
@@ -112,7 +104,7 @@ def test_a_thousand_random_steps_are_popgyms_own(name: str) -> None:
     done = True
     for step in range(1_000):
         if done:
-            # A raw maze draws from the global generators: it must not disturb the wrapped ones.
+            # The raw maze draws from the global generators, which must not affect the wrapped ones.
             raw_obs, _ = raw.reset(seed=None if name in MAZE_NAMES else seed)
             both = [env.reset(seed=seed)[0] for env in envs]
             seed = None
@@ -165,7 +157,7 @@ def test_a_seeded_maze_is_popgyms() -> None:
 
 
 def one_hot(space: spaces.Space[Any], value: Any) -> list[float]:
-    """What the documented layout says, written once more."""
+    """The documented layout, implemented independently."""
     if isinstance(space, spaces.Discrete):
         return [float(value == space.start + digit) for digit in range(int(space.n))]
     if isinstance(space, spaces.MultiDiscrete):
@@ -204,7 +196,7 @@ nested_spaces = st.recursive(
 
 
 class Samples(gym.Env[Any, Any]):
-    """Observations drawn from a space."""
+    """An environment with random observations from a space."""
 
     action_space = spaces.Discrete(2)
 
@@ -240,7 +232,7 @@ def test_a_space_without_a_one_hot_vector_is_refused() -> None:
 
 
 def play_to_the_end(env: gym.Env[Any, Any], task: str) -> tuple[list[Any], bool, bool]:
-    """:return: Observations of an episode that neither skill nor accident ends before its time, and how it ended."""
+    """:return: Observations of an episode up to its time limit, and whether it was terminated and truncated."""
     observations = [env.reset(seed=1)[0]]
     raw: Any = env.unwrapped
     env.action_space.seed(0)
@@ -260,7 +252,7 @@ def test_time_limit_as_termination(task: str, level: str) -> None:
     plain, terminated, truncated = play_to_the_end(make_popgym(task + level), task)
     assert (terminated, truncated) == (False, True), "POPGym reports it as truncated"
     env = make_popgym(task + level, time_limit_is_terminal=True)
-    for _ in range(2):  # the timer starts anew with each episode
+    for _ in range(2):  # the timer starts at 0 in each episode
         timed, terminated, truncated = play_to_the_end(env, task)
         assert (terminated, truncated) == (True, False)
         assert all(env.observation_space.contains(obs) for obs in timed)
@@ -282,7 +274,7 @@ def test_sizes_are_set_on_a_task_without_its_level() -> None:
     assert raw.k == 2
     raw = make_popgym("NoisyPositionOnlyCartPole", noise_sigma=0.5, max_episode_length=7).unwrapped
     assert raw.max_episode_length == 7
-    with pytest.raises(ValueError, match=r"sizes fixed.*'num_decks'.*'RepeatPrevious'"):
+    with pytest.raises(ValueError, match=r"fixed sizes.*'num_decks'.*'RepeatPrevious'"):
         make_popgym("RepeatPreviousEasy", num_decks=2)
     with pytest.raises(ValueError, match=r"CartPole cannot be made.*length"):
         make_popgym("PositionOnlyCartPole", length=2)
@@ -293,7 +285,9 @@ def test_sizes_are_set_on_a_task_without_its_level() -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'RepeatPreviousEsay'.*Did you mean 'RepeatPreviousEasy'"):
         make_popgym("RepeatPreviousEsay")
-    with pytest.raises(ValueError, match="Did you mean 'VelocityOnlyCartpoleEasy'"):  # POPGym's id is not its class's name
+    with pytest.raises(
+        ValueError, match="Did you mean 'VelocityOnlyCartpoleEasy'"
+    ):  # POPGym's id differs from the name of the class
         make_popgym("VelocityOnlyCartPoleEasy")
 
 
@@ -338,7 +332,7 @@ def test_rendering(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_make_vec_env_and_env_kwargs(registered_id: str) -> None:
-    """SB3 asks for ``rgb_array`` and does without; RL Zoo hands ``env_kwargs`` of a YAML file to the spec."""
+    """SB3 requests ``rgb_array`` and falls back to no rendering; RL Zoo passes ``env_kwargs`` of a YAML file to the spec."""
     venv = make_vec_env(registered_id, n_envs=2, seed=0)
     assert np.asarray(venv.reset()).shape == (2, 4)
     spec = gym.spec(registered_id)

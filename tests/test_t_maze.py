@@ -1,9 +1,8 @@
-"""T-Maze: the rules of Ni et al., and what perfect, forgetful and random policies earn."""
+"""T-Maze: the rules of Ni et al., and the returns of perfect, forgetful and random policies."""
 
 import re
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium
@@ -84,7 +83,7 @@ def test_rules_of_the_paper(active: bool, corridor_length: int, observes: str, s
 
 
 def test_an_active_episode_in_full() -> None:
-    """By hand: back to the oracle, a second visit, the corridor of two, too late for the goal."""
+    """Written by hand: a second visit of the oracle, a corridor of two cells, and an end before the goal."""
     env = TMazeEnv(active=True, corridor_length=2)
     obs, _ = env.reset(seed=0)
     env.goal = -1
@@ -97,7 +96,7 @@ def test_an_active_episode_in_full() -> None:
 
 
 def walk(env: TMazeVecEnv, episodes: int, remembers: bool, active: bool) -> tuple[np.ndarray, np.ndarray]:
-    """:return: Successes and returns of a policy that walks straight and turns by memory, or else by a coin."""
+    """:return: Successes and returns of a policy that walks straight and turns by memory or at random."""
     rng = np.random.default_rng(1)
     obs = np.asarray(env.reset())
     goal = np.zeros(env.num_envs)
@@ -130,7 +129,7 @@ def test_memory_succeeds_always_and_a_coin_half_the_time(active: bool, corridor_
 
 
 def test_random_actions() -> None:
-    """With a corridor of one and two steps, the goal is right and then the one turn: 1/4 times 1/4."""
+    """In two steps through a corridor of one cell, success needs two correct actions: 1/4 times 1/4."""
     env = TMazeVecEnv(8000, seed=0, corridor_length=1)
     env.reset()
     rng = np.random.default_rng(0)
@@ -149,7 +148,7 @@ def test_goals_are_uniform() -> None:
 
 
 def test_penalty() -> None:
-    """Who stays at the start is behind from the first step on: the penalties of the paper add up to -1."""
+    """A policy that stays at the start is behind from the first step, and the paper's penalties sum to -1."""
     for penalty, expected in ((None, -1.0), (-0.25, -1.0), (-1, -4.0), (0, 0.0), (np.float32(-0.5), -2.0)):
         env = TMazeVecEnv(2, corridor_length=4, penalty=penalty)
         env.reset()
@@ -162,7 +161,7 @@ def test_penalty() -> None:
 @pytest.mark.parametrize("observes", sorted(OBSERVES))
 @pytest.mark.filterwarnings("error")
 def test_check_env(active: bool, corridor_length: int, observes: str) -> None:
-    # Other render modes are for environments with a spec.
+    # The checker tests other render modes only for environments with a spec.
     check_gymnasium(TMazeEnv(active, corridor_length, **OBSERVES[observes]), skip_render_check=True)
     check_sb3(TMazeEnv(active, corridor_length, **OBSERVES[observes]))
 
@@ -207,17 +206,3 @@ def test_bad_sizes(size: Any, make: Any) -> None:
 def test_bad_options(kwargs: dict[str, Any], message: str, make: Any) -> None:
     with pytest.raises(ValueError, match=message):
         make(**kwargs)
-
-
-def test_steps_out_of_turn() -> None:
-    env = TMazeEnv(corridor_length=1)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)
-    env.reset()
-    for action in (4, -1, 0.0, None):
-        with pytest.raises(ValueError, match="Action must be 0, 1, 2 or 3"):
-            env.step(action)  # type: ignore[arg-type]  # that is what is tested
-    env.step(np.int64(1))
-    assert env.step(0)[2]
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(0)

@@ -1,4 +1,4 @@
-"""``make_memory_vec_env``, the ids, and what happens when a worker dies."""
+"""``make_memory_vec_env``, the ids, and the errors of workers that die."""
 
 import functools
 import os
@@ -26,7 +26,7 @@ CHAIN = "sb3_cyborg/MemoryChain-v0"
 
 
 class CountingEnv(gym.Env[np.ndarray, np.int64]):
-    """Shows how many steps were taken; at the given one it raises, kills its own process, or exits."""
+    """Observes the number of its steps. At a given step it raises an error, kills its own process, or exits."""
 
     observation_space = spaces.Box(0, 1e9, (1,))
     action_space = spaces.Discrete(2)
@@ -51,7 +51,7 @@ class CountingEnv(gym.Env[np.ndarray, np.int64]):
         return np.full(1, self.steps, np.float32), 1.0, False, False, {}
 
 
-def one_that_fails(start_method: str | None = None, **kwargs: Any) -> WorkerVecEnv:
+def failing_envs(start_method: str | None = None, **kwargs: Any) -> WorkerVecEnv:
     """:return: Three environments, of which the middle one fails."""
     make: list[Callable[[], CountingEnv]] = [CountingEnv, functools.partial(CountingEnv, **kwargs), CountingEnv]
     return WorkerVecEnv(make, start_method, name="Counting-v0")
@@ -65,7 +65,7 @@ def reset(envs: VecEnv) -> np.ndarray:
 
 def assert_no_process_left(envs: WorkerVecEnv) -> None:
     assert [process.is_alive() for process in envs.processes] == [False] * 3
-    envs.close()  # again, without harm
+    envs.close()  # closing twice is allowed
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def assert_no_process_left(envs: WorkerVecEnv) -> None:
     ],
 )
 @pytest.mark.parametrize("start_method", ["forkserver", "fork"])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # what "fork" is here to show
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # "fork" is tested on purpose
 def test_a_worker_that_dies_is_an_error_that_names_the_environment(how: str, what: str, start_method: str) -> None:
-    """With "fork" a sibling holds the dead worker's pipe open, and SB3's own waits for ever."""
-    envs = one_that_fails(start_method, fails_at=3, how=how)
+    """With "fork" a sibling keeps the dead worker's pipe open, and SB3's own class waits forever."""
+    envs = failing_envs(start_method, fails_at=3, how=how)
     envs.reset()
     for _ in range(2):
         envs.step(np.zeros(3, int))
@@ -91,7 +91,7 @@ def test_a_worker_that_dies_is_an_error_that_names_the_environment(how: str, wha
 
 
 def test_a_worker_that_is_killed_between_steps() -> None:
-    envs = one_that_fails()
+    envs = failing_envs()
     envs.reset()
     envs.processes[1].kill()
     envs.processes[1].join()
@@ -102,11 +102,11 @@ def test_a_worker_that_is_killed_between_steps() -> None:
 
 def test_an_environment_that_cannot_be_made() -> None:
     with pytest.raises(WorkerError, match=r"environment 1 of 3 \(Counting-v0\) failed .*: OSError: no such world"):
-        one_that_fails(how="construct")
+        failing_envs(how="construct")
 
 
 def test_close_while_a_step_is_under_way() -> None:
-    envs = one_that_fails(fails_at=1, how="kill")
+    envs = failing_envs(fails_at=1, how="kill")
     envs.reset()
     envs.step_async(np.zeros(3, int))
     envs.close()
@@ -114,7 +114,7 @@ def test_close_while_a_step_is_under_way() -> None:
 
 
 def test_the_model_can_be_saved_after_a_worker_died(tmp_path: Path) -> None:
-    envs = one_that_fails(fails_at=20, how="kill")
+    envs = failing_envs(fails_at=20, how="kill")
     model = MemoryPPO("MlpPolicy", envs, n_steps=8, batch_size=24, n_epochs=1, device="cpu")
     with pytest.raises(WorkerError):
         model.learn(1_000)
@@ -145,7 +145,7 @@ def test_workers_do_what_dummies_do() -> None:
 
 
 def test_ids_of_this_package_exist_in_workers() -> None:
-    """A worker starts as a bare interpreter, in which nothing has imported this package yet."""
+    """A worker starts as a new interpreter, which has not imported this package."""
     envs = make_memory_vec_env(CHAIN, 2, seed=0, vec_env="subproc", env_kwargs={"memory_length": 3})
     assert reset(envs).shape == (2, 3)
     envs.close()
@@ -191,7 +191,7 @@ def test_wrappers_and_frame_stack() -> None:
     assert reset(chain).shape == (2, 12)
 
 
-def test_a_callable_will_do() -> None:
+def test_a_callable_as_name() -> None:
     envs = make_memory_vec_env(ToyEnv, 2, seed=0, env_kwargs={"mean_length": 3})
     assert envs.get_attr("mean_length") == [3, 3]
 
@@ -228,7 +228,7 @@ def test_monitor_files(name: str, tmp_path: Path) -> None:
         ({"name": "CartPole-v1", "monitor_kwargs": {"override": True}}, "Did you mean 'override_existing'"),
     ],
 )
-def test_bad_input_is_told(kwargs: dict[str, Any], message: str) -> None:
+def test_bad_input(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make_memory_vec_env(**kwargs)
 
@@ -244,7 +244,7 @@ def test_importing_the_package_registers_ids_and_imports_nothing_heavy() -> None
 
 
 def test_registering_twice_leaves_others_alone() -> None:
-    """RL Zoo has ids like ``CartPoleNoVel-v1``, too: who came first stays."""
+    """RL Zoo registers ids such as ``CartPoleNoVel-v1``, too: the first registration stays."""
     script = (
         "import warnings, gymnasium as gym\n"
         "gym.register('CartPoleNoVel-v1', entry_point='somebody:Else')\n"

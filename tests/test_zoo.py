@@ -1,4 +1,4 @@
-"""RL Zoo with ``memory_ppo`` in it: its commands, its files, its tuning, and our hyperparameters."""
+"""RL Zoo with ``memory_ppo``: commands, files, tuning, and the hyperparameters of this package."""
 
 import argparse
 import itertools
@@ -32,8 +32,8 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 from sb3_cyborg.zoo import (
     ALGO,
+    COMMANDS,
     GIVEN_BY_ZOO,
-    VERBS,
     convert_memory_ppo_params,
     hyperparams_file,
     register,
@@ -68,7 +68,7 @@ SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     **{name: (MAZE, spaces.Discrete(4)) for name in FAMILIES["POPGym"].kwargs if "Labyrinth" in name},
     **{name: (IMAGE if "reechop" in name else POV_AND_MORE, spaces.Discrete(18)) for name in MINERL},
 }
-"""Spaces like those of what needs Box2D, Atari's games, mazelib or Minecraft to be made."""
+"""Spaces of environments that need Box2D, Atari's games, mazelib or Minecraft."""
 
 MADE_HERE = sorted(set(HYPERPARAMS) - set(SPACES) - {"default"})
 
@@ -118,7 +118,7 @@ def test_register_adds_one_algorithm() -> None:
 
 
 def test_ids_of_both_packages_are_ours() -> None:
-    # The Zoo registers CartPoleNoVel-v1 and its like on import, over what is there.
+    # The Zoo's import registers ids such as CartPoleNoVel-v1, over existing ones.
     for env_id in FAMILIES["NoVel"].kwargs:
         assert gym.spec(env_id).entry_point == FAMILIES["NoVel"].entry_point
 
@@ -291,7 +291,7 @@ def test_plots(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None
     assert len(lines) == 2 + len(list(Path().glob("file*.png"))) > 2
 
 
-# --- the front door ---------------------------------------------------------------------------------------------------
+# --- the command line -------------------------------------------------------------------------------------------------
 
 
 def test_other_algorithms_and_own_files(zoo: Callable[..., str]) -> None:
@@ -326,7 +326,7 @@ def test_mistakes(argv: list[str], message: str, zoo: Callable[..., str]) -> Non
 def test_help(zoo: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"]):
         output = zoo(*argv)
-        assert all(verb in output for verb in VERBS)
+        assert all(command in output for command in COMMANDS)
     before = sys.argv
     with pytest.raises(SystemExit):
         zoo_main(["train", "--help"])
@@ -373,7 +373,7 @@ def test_optimize_then_train_with_a_trial(zoo: Callable[..., str], monkeypatch: 
     def small(self: optuna.Trial, name: str, low: int, high: int, **kwargs: Any) -> int:
         return suggest(self, name, low, min(high, 6), **kwargs)
 
-    monkeypatch.setattr(optuna.Trial, "suggest_int", small)  # short rollouts: the space is the same else
+    monkeypatch.setattr(optuna.Trial, "suggest_int", small)  # short rollouts; the space is otherwise the same
     study = ["--storage", "study.log", "--study-name", "tuned"]
     argv = ["-optimize", "--n-trials", "3", "--n-startup-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1"]
     zoo("train", "--env", TOY, "-n", "128", *study, *argv, "--no-optim-plots", "--seed", "0", "-params", "n_envs:2")
@@ -381,7 +381,7 @@ def test_optimize_then_train_with_a_trial(zoo: Callable[..., str], monkeypatch: 
     assert [trial.state for trial in trials] == 3 * [optuna.trial.TrialState.COMPLETE]
     zoo("train", "--env", TOY, "-n", "64", "--eval-freq", "-1", *study, "--trial-id", "2", "-params", "n_envs:2")
     wanted = convert_memory_ppo_params(trials[2].params)
-    model = trained(TOY, run=2)  # the study has the first folder, with nothing in it
+    model = trained(TOY, run=2)  # the study uses the first folder, which stays empty
     assert {name: getattr(model, name) for name in ("seq_len", "burn_in", "gamma", "n_epochs")} == {
         name: wanted[name] for name in ("seq_len", "burn_in", "gamma", "n_epochs")
     }
@@ -404,7 +404,7 @@ def test_every_environment_has_an_entry() -> None:
 
 
 def set_up(name: str, folder: Path, **hyperparams: Any) -> tuple[Any, MemoryPPO]:
-    """:return: What the Zoo makes of an entry, up to the model."""
+    """:return: The model that the Zoo creates from an entry."""
     quiet: dict[str, Any] = {"seed": 0, "verbose": 0, "eval_freq": -1, "device": "cpu", "hyperparams": hyperparams or None}
     manager = OurExperimentManager(argparse.Namespace(), ALGO, name, str(folder), **quiet)
     model, _ = manager.setup_experiment()
@@ -454,7 +454,7 @@ def test_entry_by_spaces(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MADE_HERE)
 def test_entry_trains(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*mini-batch")  # two environments in place of many
+        warnings.filterwarnings("ignore", ".*mini-batch")  # two environments instead of many
         _, model = set_up(name, tmp_path, n_envs=2, n_steps=128, seq_len=32)
         before = weights(model)
         model.learn(512)  # two rollouts: a linear learning rate is 0 in the last

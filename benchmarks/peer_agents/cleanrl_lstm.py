@@ -1,12 +1,12 @@
 """
-The LSTM logic of CleanRL's ``ppo_atari_lstm.py``, written anew for vector observations.
+The LSTM logic of CleanRL's ``ppo_atari_lstm.py``, rewritten for vector observations.
 
-CleanRL (Huang et al. 2022, JMLR 23(274), MIT licence, https://github.com/vwxyzjn/cleanrl) is no library: its file is for
-Atari, a script without functions to call. What makes its speed is kept: one LSTM for actor and critic; ``nn.LSTM`` called
-for one step at a time, in the rollout and in the update, with the state multiplied by ``1 - done`` before each; minibatches
-of whole environments, all ``n_steps`` of them, from the state that the rollout began with; no padding; its own order of
-losses, its value clipping and its one ``item()`` a minibatch. Different from it: SB3's heads in place of one linear layer
-each, no network for images in front, and nothing is logged.
+CleanRL (Huang et al. 2022, JMLR 23(274), MIT licence, https://github.com/vwxyzjn/cleanrl) is not a library: its file for Atari
+is a script without functions to call. The parts that determine its speed are kept: one LSTM for actor and critic; one call of
+``nn.LSTM`` per step, in the rollout and in the update, with the state multiplied by ``1 - done`` before it; minibatches of
+whole environments with all ``n_steps``, from the state at the start of the rollout; no padding; the losses, value clipping and
+one ``item()`` per minibatch. Three parts differ: SB3's heads replace one linear layer each, there is no image network, and
+nothing is logged.
 """
 
 import argparse
@@ -27,7 +27,11 @@ LstmState = tuple[th.Tensor, th.Tensor]
 
 
 class LstmAgent(nn.Module):
-    """:param features: Size of an observation. :param actions: Number of actions. :param width: Of the LSTM."""
+    """
+    :param features: Size of an observation.
+    :param actions: Number of actions.
+    :param width: Width of the LSTM.
+    """
 
     def __init__(self, features: int, actions: int, width: int) -> None:
         super().__init__()
@@ -37,9 +41,9 @@ class LstmAgent(nn.Module):
     def run_lstm(self, obs: th.Tensor, state: LstmState, dones: th.Tensor) -> tuple[th.Tensor, LstmState]:
         """
         :param obs: (T, B, features).
-        :param state: Hidden and cell state before them, each (1, B, width).
-        :param dones: 1 where an episode starts with the observation, (T, B).
-        :return: Outputs (T * B, width), and the state after them.
+        :param state: Hidden and cell state before the first step, each (1, B, width).
+        :param dones: 1 if an episode starts with the observation, else 0, (T, B).
+        :return: Outputs (T * B, width), and the state after the last step.
         """
         outputs = []
         for step_obs, done in zip(obs, dones, strict=True):
@@ -51,11 +55,11 @@ class LstmAgent(nn.Module):
 
 class CleanRLPeer:
     """
-    Trains with :class:`LstmAgent`, timed.
+    Trains a :class:`LstmAgent` and measures the time.
 
-    :param env_id: Environment with vectors for observations and discrete actions.
+    :param env_id: Environment with vector observations and discrete actions.
     :param args: ``n_envs``, ``n_steps``, ``batch_size``, ``n_epochs``, ``width`` and ``learning_rate``.
-    :raises ValueError: for a batch size that is not whole environments, or that does not divide the rollout.
+    :raises ValueError: for a batch size that is not a multiple of ``n_steps`` or does not divide the rollout.
     """
 
     def __init__(self, env_id: str, args: argparse.Namespace) -> None:

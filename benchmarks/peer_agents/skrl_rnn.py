@@ -1,9 +1,9 @@
 """
 skrl's ``PPO_RNN`` (Serrano-Muñoz et al. 2023, JMLR 24(254), MIT licence, https://github.com/Toni-SM/skrl) with LSTMs.
 
-The agent, its memory and its trainer are skrl's; the networks are the user's there, and these do what skrl's documented
-examples do: a policy and a value function with an LSTM each; in an update the state that the rollout stored at each
-sequence's start; and ``nn.LSTM`` called for each stretch in which no episode of the minibatch ends.
+The agent, its memory and its trainer are skrl's. The user defines the networks; these follow skrl's documented examples: a
+policy and a value function with one LSTM each. An update starts each sequence from the state that the rollout stored, and
+calls ``nn.LSTM`` for each stretch in which no episode of the minibatch ends.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from torch.distributions import Distribution
 
 from benchmarks.peer_agents.common import clock, make_head
 
-Distribution.set_default_validate_args(True)  # skrl has just turned it off, for all that runs beside it, too
+Distribution.set_default_validate_args(True)  # skrl's import turns it off for the whole process
 SEQUENCE_LENGTH = 64
-"""Steps that gradients flow back through, as in MemoryPPO."""
+"""Steps of backpropagation through time, as in MemoryPPO."""
 
 
 class _LstmModel(Model):  # type: ignore[misc]  # skrl is not in the environment that mypy runs in
-    """An LSTM and a head; ``outputs`` of the latter."""
+    """An LSTM and a head with ``outputs`` outputs."""
 
     def __init__(self, outputs: int, n_envs: int, width: int, sequence_length: int, **spaces: Any) -> None:
         Model.__init__(self, device="cpu", **spaces)
@@ -53,7 +53,7 @@ class _LstmModel(Model):  # type: ignore[misc]  # skrl is not in the environment
         return self.head(outputs.flatten(0, 1)), {"rnn": list(states)}
 
     def _run_stretches(self, obs: th.Tensor, states: tuple[th.Tensor, ...], ends: th.Tensor) -> tuple[th.Tensor, Any]:
-        """:return: Outputs of (B, T, features) and the states after them; ``ends`` (B, T): an episode's last step."""
+        """:return: Outputs (B, T, width) and the states after them. ``ends`` (B, T) marks the last steps of episodes."""
         cuts = (ends[:, :-1].any(dim=0).nonzero().flatten() + 1).tolist()
         outputs = []
         for start, stop in zip([0, *cuts], [*cuts, self.sequence_length], strict=True):
@@ -79,11 +79,11 @@ class _Value(DeterministicMixin, _LstmModel):  # type: ignore[misc]  # skrl is n
 
 class SkrlPeer:
     """
-    ``PPO_RNN`` under ``SequentialTrainer``, its ``update`` timed; what else the trainer does counts as collection.
+    ``PPO_RNN`` under ``SequentialTrainer``. The time of ``update`` is measured, and all other time counts as collection.
 
-    :param env_id: Environment with vectors for observations and discrete actions.
+    :param env_id: Environment with vector observations and discrete actions.
     :param args: ``n_envs``, ``n_steps``, ``batch_size``, ``n_epochs``, ``width`` and ``learning_rate``.
-    :raises ValueError: for a batch size that is not whole sequences, or that does not divide the rollout.
+    :raises ValueError: for a batch size that is not a multiple of the sequence length or does not divide the rollout.
     """
 
     def __init__(self, env_id: str, args: argparse.Namespace) -> None:
@@ -130,7 +130,7 @@ class SkrlPeer:
 
     def run_iteration(self) -> dict[str, float]:
         """:return: The CPU seconds of one rollout and one update."""
-        Distribution.set_default_validate_args(False)  # as its users have it
+        Distribution.set_default_validate_args(False)  # skrl's default
         start = clock()
         self.trainer.train()
         overall = clock() - start

@@ -1,11 +1,12 @@
 """
 tianshou's ``PPO`` (Weng et al. 2022, JMLR 23(267), MIT licence, https://github.com/thu-ml/tianshou) with its ``Recurrent``.
 
-It does other work than the rest. While acting it carries the LSTM's state; in the update that state is not used ("all
-Recurrent* training use 0 state initialization", https://github.com/thu-ml/tianshou/issues/793): each transition is a
-window of its last observations (``stack_num`` of the buffer), run from zeros for this one output. A window of 64 so costs up
-to 64 times the steps of a sequence of 64, of which every step is trained; a window of 4, tianshou's own example's, remembers
-four observations. Windows that reach back to before their episode or rollout repeat its first observation.
+Its computation differs from that of the other peers. While acting, the LSTM's state is carried on. The update does not use
+this state ("all Recurrent* training use 0 state initialization", https://github.com/thu-ml/tianshou/issues/793): each
+transition is a window of its last observations (``stack_num`` of the buffer), which runs from a zero state for one output. A
+window of 64 therefore costs up to 64 times the steps of a sequence of 64, in which every step is trained. A window of 4, as in
+tianshou's own example, covers four observations. Windows that reach beyond the start of their episode or rollout repeat its
+first observation.
 
 Its networks are fixed: a linear layer before and after the LSTM, and heads with ReLU.
 """
@@ -28,18 +29,18 @@ from benchmarks.peer_agents.common import HEAD, clock
 
 class TianshouPeer:
     """
-    ``Collector`` and ``PPO.update`` as tianshou's on-policy trainer calls them.
+    Calls ``Collector`` and ``PPO.update`` as tianshou's on-policy trainer does.
 
-    :param env_id: Environment with vectors for observations and discrete actions.
+    :param env_id: Environment with vector observations and discrete actions.
     :param args: ``n_envs``, ``n_steps``, ``batch_size``, ``n_epochs``, ``width`` and ``learning_rate``.
-    :param window: Observations that a transition of the update sees.
+    :param window: Number of observations in the window of a transition.
     """
 
     def __init__(self, env_id: str, args: argparse.Namespace, window: int) -> None:
         self.batch_size, self.n_epochs = args.batch_size, args.n_epochs
         self.steps = args.n_envs * args.n_steps
         th.manual_seed(0)
-        env = gym.make(env_id)  # DummyVectorEnv has the spaces of the unwrapped environments
+        env = gym.make(env_id)  # for the spaces, as DummyVectorEnv has those of the unwrapped environments
         space, actions = env.observation_space, env.action_space
         assert isinstance(actions, gym.spaces.Discrete)
         envs = DummyVectorEnv([lambda: gym.make(env_id)] * args.n_envs)

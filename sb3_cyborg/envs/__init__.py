@@ -1,4 +1,4 @@
-"""Worlds to remember in: ids of environments, and :func:`make_memory_vec_env`, which makes them by the number."""
+"""Environments: their ids, and :func:`make_memory_vec_env`, which creates several of one id as a ``VecEnv``."""
 
 from sb3_cyborg.envs.registration import FAMILIES, register_envs
 from sb3_cyborg.envs.vec_env import make_memory_vec_env

@@ -1,4 +1,4 @@
-"""The game of the ``crafter`` package with what :mod:`sb3_cyborg.envs.crafter` needs of it; it imports that package."""
+"""``crafter.Env`` with the changes that :mod:`sb3_cyborg.envs.crafter` needs. Importing this module imports ``crafter``."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,16 +11,16 @@ from crafter.objects import Object, Player, Skeleton, Zombie
 
 class CrafterGame(Env):  # type: ignore[misc]  # crafter has no types
     """
-    ``crafter.Env``, except that a seed can be given to :meth:`reset`, that the same seed gives the same course in every
-    process, that rendering leaves the course alone, and that it can be peaceful.
+    ``crafter.Env`` with four changes: :meth:`reset` takes a seed; a seed gives the same episode in every process; rendering
+    does not change the episode; the world can be peaceful.
 
     :param area: Width and height of the world in tiles.
-    :param length: Steps of an episode.
-    :param peaceful: Without zombies and skeletons, and the player's food, drink and energy do not fall.
+    :param length: Steps per episode.
+    :param peaceful: Whether there are no zombies and skeletons, and food, drink and energy do not fall.
     """
 
     def __init__(self, area: tuple[int, int], length: int, peaceful: bool) -> None:
-        super().__init__(area=area, length=length, reward=False, seed=0)  # `None` would draw from numpy's global numbers
+        super().__init__(area=area, length=length, reward=False, seed=0)  # `None` would draw from NumPy's global generator
         self._peaceful = peaceful
 
     @property
@@ -35,7 +35,7 @@ class CrafterGame(Env):  # type: ignore[misc]  # crafter has no types
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """
-        :param seed: Start the series of worlds that ``crafter.Env(seed=seed)`` makes; ``None`` goes on to its next one.
+        :param seed: Starts the sequence of worlds of ``crafter.Env(seed=seed)``; ``None`` moves on to its next world.
         :return: The observation, (64, 64, 3).
         """
         if seed is not None:
@@ -52,17 +52,17 @@ class CrafterGame(Env):  # type: ignore[misc]  # crafter has no types
         :param action: Index into ``action_names``.
         :return: Observation, zero, whether the episode is over, and Crafter's own info.
         """
-        if self._peaceful:  # when one of them gets large, food, drink or energy falls by one
+        if self._peaceful:  # food, drink and energy fall by one when their counter exceeds a threshold
             self._player._hunger = self._player._thirst = self._player._fatigue = 0
         return super().step(action)  # type: ignore[no-any-return]
 
     def picture(self, size: int) -> np.ndarray:
         """
-        Draw the view of the moment. At night the view is noisy, and the noise comes from the world's own random numbers: they
-        are put back, so that looking does not change what happens next.
+        Draws the current view. At night the view contains noise from the world's random generator. The generator's state is
+        restored, so that rendering does not change the episode.
 
-        :param size: Pixels of each side.
-        :return: The picture, (size, size, 3).
+        :param size: Pixels per side.
+        :return: The image, (size, size, 3).
         """
         before = self._world.random.get_state()
         picture: np.ndarray = self.render((size, size))
@@ -72,5 +72,5 @@ class CrafterGame(Env):  # type: ignore[misc]  # crafter has no types
     def _balance_object(self, chunk: Any, objs: Iterable[Object], cls: type[Object], *args: Any) -> None:
         if self._peaceful and cls in (Zombie, Skeleton):
             return
-        # They come as a set, in the order of their addresses in memory, and one of them is drawn by its place in that order.
+        # The objects are a set, whose order depends on memory addresses, and Crafter draws one of them by its index.
         super()._balance_object(chunk, sorted(objs, key=lambda thing: tuple(thing.pos)), cls, *args)

@@ -1,5 +1,5 @@
 """
-Memory Chain, the task behind bsuite's "memory length" and "memory size" experiments.
+Memory Chain, the task of bsuite's "memory length" and "memory size" experiments.
 
 Source: Osband et al., "Behaviour Suite for Reinforcement Learning", ICLR 2020 (https://arxiv.org/abs/1908.03568), and its
 code, ``bsuite/environments/memory_chain.py`` of https://github.com/google-deepmind/bsuite.
@@ -11,29 +11,32 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_cyborg.checks import check_options, check_positive, unknown_name
+from sb3_cyborg.checks import check_options, check_positive
 from sb3_cyborg.envs.native_vec_env import NativeVecEnv
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 
 class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
     """
-    See some bits, wait, then say one of them.
+    The agent sees some bits at the start of the episode and must name one of them at the end.
 
-    The observation, (2 + num_bits,) of float32, is ``[time to live, query, context]``. The time falls from 1 to 0 by
-    ``1 / memory_length`` a step. The context, -1 or 1 for each bit, shows while the time is 1. The query is the number of the
-    bit that is asked for, and shows on the observation before the last action. Everything else is 0. The last action, 0 or 1,
-    earns 1 if it is that bit and -1 if not; all other actions do nothing and earn 0.
+    The observation, (2 + num_bits,) of float32, is ``[time to live, query, context]``. The time falls from 1 to 0 by ``1 /
+    memory_length`` per step. The context, -1 or 1 for each bit, is visible while the time is 1. The query is the index of the
+    bit to name. It is visible in the observation before the last action. All other entries are 0. The last action, 0 or 1, has
+    reward 1 if it equals that bit and -1 if it does not; all other actions have no effect and reward 0.
 
-    The rules are bsuite's, with what is odd about them: the first step does not move the time, so ``reset()`` and the first
-    step show the same observation, an episode has ``memory_length + 1`` steps, and the last observation shows nothing. A query
-    for bit 0 looks like no query. Only the shape differs: bsuite has (1, 2 + num_bits).
+    The rules are those of bsuite, including its peculiarities. The first step does not advance the time, so ``reset()`` and
+    the first step return the same observation. An episode has ``memory_length + 1`` steps. The last observation shows neither
+    query nor context. A query of bit 0 cannot be told from no query. Only the shape differs: it is (1, 2 + num_bits) in
+    bsuite.
 
-    ``info["is_success"]`` of the last step tells whether the answer was right.
+    ``info["is_success"]`` of the last step is whether the answer was correct.
 
-    :param memory_length: Steps that the context must be remembered for, at least 1.
-    :param num_bits: Bits of context, at least 1.
-    :param render_mode: ``"rgb_array"`` draws the observation as a row of squares, ``None`` draws nothing.
-    :raises ValueError: for sizes below one or no whole numbers, and for unknown keywords.
+    :param memory_length: Steps for which the context must be remembered, at least 1.
+    :param num_bits: Number of bits in the context, at least 1.
+    :param render_mode: ``"rgb_array"`` draws the observation as a row of squares; ``None`` draws nothing.
+    :param unknown: Any other keyword is an error, which names the nearest known keyword.
+    :raises ValueError: for sizes that are not whole numbers of at least 1, an unknown render mode, and unknown keywords.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 gymnasium's convention
@@ -41,24 +44,23 @@ class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
     def __init__(self, memory_length: int = 10, num_bits: int = 1, render_mode: str | None = None, **unknown: Any):
         check_options("MemoryChainEnv", unknown, ("memory_length", "num_bits", "render_mode"))
         check_positive(memory_length=memory_length, num_bits=num_bits)
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.memory_length = int(memory_length)
         self.num_bits = int(num_bits)
         self.render_mode = render_mode
-        # With one bit the query is always 0, and gymnasium wants low < high.
+        # With one bit the query is always 0, but gymnasium requires low < high.
         self.observation_space = spaces.Box(
             low=np.array([0, 0] + [-1] * num_bits, dtype=np.float32),
             high=np.array([1, max(1, num_bits - 1)] + [1] * num_bits, dtype=np.float32),
         )
         self.action_space = spaces.Discrete(2)
-        self.timestep = self.memory_length + 1  # as after an episode: reset() must come first
+        self.timestep = self.memory_length + 1  # the value at the end of an episode, so that a step before reset() is an error
         self.context = np.zeros(num_bits, dtype=np.int64)
         self.query = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        # One draw of doubles: the vectorised form draws the same numbers from the same stream.
+        # One draw of doubles, as in the native form, which draws the same numbers from the same stream.
         draws = self.np_random.random(self.num_bits + 1)
         self.context = (draws[:-1] >= 0.5).astype(np.int64)
         self.query = int(draws[-1] * self.num_bits)
@@ -100,12 +102,12 @@ class MemoryChainEnv(gym.Env[np.ndarray, np.int64]):
 
 class MemoryChainVecEnv(NativeVecEnv):
     """
-    Many :class:`MemoryChainEnv` at once, stepped as arrays: the same as a ``DummyVecEnv`` of them, each in a ``Monitor``.
+    Several :class:`MemoryChainEnv` stepped as arrays. Equal to a ``DummyVecEnv`` of them, each in a ``Monitor``.
 
-    :param num_envs: Environments.
-    :param seed: Environment ``i`` gets ``seed + i`` at the first ``reset()``; ``None`` for random seeds.
-    :param env_kwargs: What :class:`MemoryChainEnv` takes: ``memory_length``, ``num_bits``, ``render_mode``.
-    :raises ValueError: for whatever :class:`MemoryChainEnv` refuses, and a ``num_envs`` below one.
+    :param num_envs: Number of environments, at least 1.
+    :param seed: Environment ``i`` gets ``seed + i`` at the first ``reset()``; ``None`` draws random seeds.
+    :param env_kwargs: Keyword arguments of :class:`MemoryChainEnv`: ``memory_length``, ``num_bits``, ``render_mode``.
+    :raises ValueError: for values that :class:`MemoryChainEnv` refuses, and for a ``num_envs`` below 1.
     """
 
     def __init__(self, num_envs: int, *, seed: int | None = None, **env_kwargs: Any):
@@ -123,7 +125,7 @@ class MemoryChainVecEnv(NativeVecEnv):
         return np.where(correct, 1.0, -1.0), correct
 
     def _observe(self) -> np.ndarray:
-        time = max(0, self.timestep - 1)  # the first step shows what reset() showed
+        time = max(0, self.timestep - 1)  # the first step returns the observation of reset()
         obs = np.zeros((self.num_envs, 2 + self._chain.num_bits), dtype=np.float32)
         obs[:, 0] = 1 - time / self._chain.memory_length
         if time == self._chain.memory_length - 1:

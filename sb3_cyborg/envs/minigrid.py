@@ -1,8 +1,8 @@
 """
-MiniGrid's Memory environments as Stable-Baselines3 takes them (Chevalier-Boisvert et al., Minigrid & Miniworld, 2023,
+MiniGrid's Memory environments for Stable-Baselines3 (Chevalier-Boisvert et al., Minigrid & Miniworld, 2023,
 https://arxiv.org/abs/2306.13831).
 
-Nothing of MiniGrid is imported before an environment is made.
+MiniGrid is imported when the first environment is made.
 """
 
 from importlib import import_module
@@ -15,6 +15,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from sb3_cyborg.checks import check_positive, unknown_name
 from sb3_cyborg.envs.one_hot import OneHotObservation
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 MINIGRID_MEMORY_IDS = tuple(f"MiniGrid-Memory{size}-v0" for size in ("S7", "S9", "S11", "S13", "S13Random", "S17Random"))
 """Ids of all Memory environments that MiniGrid registers."""
@@ -34,24 +35,25 @@ def make_minigrid(
     **env_kwargs: Any,
 ) -> gym.Env[np.ndarray, Any]:
     """
-    Make a Memory environment of MiniGrid, with the agent's own view as observation.
+    Makes a Memory environment of MiniGrid, with the agent's own view as observation.
 
-    The mission, which is always the same, and the compass direction, which the view does not need, are left out. The last
-    ``info`` of an episode holds ``is_success``.
+    The observation leaves out the mission, which is always the same, and the compass direction, because the view is relative
+    to the agent. The last ``info`` of an episode contains ``is_success``.
 
     :param env_id: One of ``MINIGRID_MEMORY_IDS``, e.g. ``"MiniGrid-MemoryS9-v0"``.
-    :param observation: ``"onehot"`` is a float32 vector (980,) for ``MlpPolicy``: for each of the 7x7 cells in view, object
-        (11), colour (6) and state (3) one-hot, as MiniGrid's ``OneHotPartialObsWrapper`` has them. ``"image"`` is the view in
-        uint8 RGB, (56, 56, 3), for ``CnnPolicy``.
-    :param actions: ``"all"`` seven of MiniGrid, or ``"move"``: left, right and forward, which is all that the task needs and
-        what some published results have (``recurrent-ppo-truncated-bptt``, with ``agent_view_size=3`` and images of 84x84).
-    :param tile_size: Pixels along a cell, for images. SB3's ``NatureCNN`` needs 36 along the view.
+    :param observation: ``"onehot"`` is a float32 vector (980,) for ``MlpPolicy``: object (11), colour (6) and state (3) of
+        each of the 7x7 visible cells, one-hot as in MiniGrid's ``OneHotPartialObsWrapper``. ``"image"`` is the view in uint8
+        RGB, (56, 56, 3), for ``CnnPolicy``.
+    :param actions: ``"all"`` seven actions of MiniGrid, or ``"move"``: left, right and forward. The task needs no others, and
+        some published results use these (``recurrent-ppo-truncated-bptt``, with ``agent_view_size=3`` and images of 84x84).
+    :param tile_size: Pixels per side of a cell in images, at least 1. SB3's ``NatureCNN`` needs 36 pixels per side of the
+        view.
     :param render_mode: ``"human"`` or ``"rgb_array"``.
     :param env_kwargs: Keyword arguments of MiniGrid's ``MemoryEnv``, e.g. ``agent_view_size`` (odd, at least 3), ``max_steps``
         or ``size``.
     :return: The environment.
     :raises ImportError: if MiniGrid is not installed.
-    :raises ValueError: for an unknown name, or values that do not fit.
+    :raises ValueError: for an unknown name, and for values that ``MemoryEnv`` refuses.
     """
     for what, value, known in (
         ("MiniGrid Memory environment", env_id, MINIGRID_MEMORY_IDS),
@@ -60,8 +62,7 @@ def make_minigrid(
     ):
         if value not in known:
             raise unknown_name(what, value, known)
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise unknown_name("render_mode", render_mode, RENDER_MODES)
+    check_render_mode(render_mode, RENDER_MODES)
     check_positive(tile_size=tile_size)
     try:
         envs, wrappers, constants = (import_module(f"minigrid.{part}") for part in ("envs", "wrappers", "core.constants"))
@@ -81,7 +82,7 @@ def make_minigrid(
     if observation == "image":
         return env
     kinds = np.array([len(constants.OBJECT_TO_IDX), len(constants.COLOR_TO_IDX), len(constants.STATE_TO_IDX)])
-    # MiniGrid declares its cells as a Box of bytes, which SB3 would take for an image; they are kinds, not quantities.
+    # MiniGrid declares its cells as a Box of bytes, which SB3 would treat as an image. The cells hold categories.
     rows, columns, _ = env.observation_space.shape or ()
     env.observation_space = spaces.MultiDiscrete(np.tile(kinds, (rows, columns, 1)))
     return OneHotObservation(env)
@@ -89,7 +90,7 @@ def make_minigrid(
 
 class MemorySuccess(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
-    Report ``info["is_success"]`` at the end of an episode, where SB3's callbacks and RL Zoo look for it.
+    Sets ``info["is_success"]`` in the last step of an episode, which SB3's callbacks and RL Zoo read.
 
     :param env: A ``MemoryEnv`` of MiniGrid.
     """
@@ -99,7 +100,7 @@ class MemorySuccess(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         super().__init__(env)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """:return: What the environment returns, with ``is_success`` in the last info."""
+        """:return: The step of the environment, with ``is_success`` in the info of the last step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             world: Any = self.unwrapped

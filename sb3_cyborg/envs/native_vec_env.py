@@ -1,4 +1,4 @@
-"""A base for environments that step as NumPy arrays: thousands of copies at the price of a few."""
+"""The base class of environments that compute all of their copies as NumPy arrays."""
 
 import time
 import warnings
@@ -19,21 +19,21 @@ from sb3_cyborg.checks import check_positive, check_whole
 
 class NativeVecEnv(VecEnv):
     """
-    ``num_envs`` copies of one environment, stepped together as arrays.
+    Steps ``num_envs`` copies of one environment together, as arrays.
 
-    It is for environments whose episodes all have the same length and draw all of their randomness when they begin. They
-    therefore begin and end together. Step for step it is a ``DummyVecEnv`` of the single environment in a ``Monitor``:
+    All episodes must have the same length and draw all of their random numbers at their start. The copies therefore start and
+    end their episodes together. The results equal those of a ``DummyVecEnv`` of the single environment in a ``Monitor``:
     observations, rewards, dones, ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` (``r``, ``l``, ``t``). Copy
-    ``i`` has the random stream of the single environment under ``seed + i``.
+    ``i`` has the random stream of the single environment with ``seed + i``.
 
-    The infos of a step are new dicts, which callbacks and wrappers may write to.
+    The infos of a step are new dicts, so callbacks and wrappers may write to them.
 
-    :param env: The single environment, for the spaces and attributes. Its ``reset`` must draw ``num_draws`` doubles with one
-        ``np_random.random(num_draws)`` and nothing else.
-    :param num_envs: Copies.
-    :param num_draws: Random numbers that an episode begins with.
-    :param seed: Seed of the first copy, for the first ``reset()``; the others count on from there. ``None`` for random ones.
-    :raises ValueError: for a ``num_envs`` below one or a negative ``seed``.
+    :param env: The single environment, which provides spaces and attributes. Its ``reset`` must draw ``num_draws`` doubles
+        with one call of ``np_random.random(num_draws)``, and no other random numbers.
+    :param num_envs: Number of copies, at least 1.
+    :param num_draws: Number of doubles that an episode draws.
+    :param seed: Copy ``i`` gets ``seed + i`` at the first ``reset()``; ``None`` draws random seeds.
+    :raises ValueError: for a ``num_envs`` below 1 and a negative ``seed``.
     """
 
     def __init__(self, env: gym.Env[Any, Any], num_envs: int, num_draws: int, seed: int | None = None):
@@ -56,7 +56,7 @@ class NativeVecEnv(VecEnv):
     @abstractmethod
     def _begin(self, draws: np.ndarray) -> None:
         """
-        Begin an episode in every copy.
+        Starts an episode in every copy.
 
         :param draws: Uniform random numbers in [0, 1), (num_envs, num_draws).
         """
@@ -64,19 +64,20 @@ class NativeVecEnv(VecEnv):
     @abstractmethod
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """
-        Take a step; ``self.timestep`` counts it already.
+        Takes a step, which ``self.timestep`` already counts.
 
         :param actions: Valid actions, (num_envs,).
-        :return: Rewards, float64 (num_envs,); whether each copy succeeded (num_envs,), or ``None`` while the episodes go on.
+        :return: Rewards, float64 (num_envs,). Whether each copy succeeded (num_envs,) at the end of the episodes, ``None``
+            before it.
         """
 
     @abstractmethod
     def _observe(self) -> np.ndarray:
-        """:return: The observations, (num_envs, ...), in an array that nobody else holds."""
+        """:return: The observations, (num_envs, ...), in a new array."""
 
     @abstractmethod
     def _copy_state(self, index: int) -> None:
-        """Put the state of copy ``index`` into the single environment, ``self._env``."""
+        """Copies the state of copy ``index`` into the single environment, ``self._env``."""
 
     def reset(self) -> VecEnvObs:
         for index, seed in enumerate(self._seeds):
@@ -125,7 +126,7 @@ class NativeVecEnv(VecEnv):
         return obs, rewards.astype(np.float32), np.full(self.num_envs, successes is not None), infos
 
     def _final_infos(self, obs: np.ndarray, successes: np.ndarray) -> list[dict[str, Any]]:
-        """:return: What ``Monitor`` and ``DummyVecEnv`` report of the last step of an episode."""
+        """:return: The infos of ``Monitor`` and ``DummyVecEnv`` for the last step of an episode."""
         seconds = round(time.time() - self._start_time, 6)
         return [
             {
@@ -141,7 +142,7 @@ class NativeVecEnv(VecEnv):
         self._env.close()
 
     def _single(self, index: int) -> gym.Env[Any, Any]:
-        """:return: The single environment in the state of copy ``index``. What is done to it changes no copy."""
+        """:return: The single environment in the state of copy ``index``. Changes to it do not affect the copy."""
         stream = self._random_streams[index]
         if stream is not None:
             self._env.np_random = stream
@@ -158,28 +159,28 @@ class NativeVecEnv(VecEnv):
         return [getattr(self._single(index), attr_name) for index in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> NoReturn:
-        """:raises NotImplementedError: always. The copies share their attributes, which are fixed when they are made."""
+        """:raises NotImplementedError: always. The copies share their attributes, which are fixed at construction."""
         raise NotImplementedError(
-            f"{type(self).__name__} cannot set {attr_name!r}: its copies share what they were made with. "
+            f"{type(self).__name__} cannot set {attr_name!r}: its copies share their attributes. "
             f"Make a new one, or use a DummyVecEnv of {type(self._env).__name__}."
         )
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """
-        Call a method that reads: ``render``, for one.
+        Calls a method that only reads the environment, such as ``render``.
 
-        :raises NotImplementedError: for ``reset``, ``step`` and ``close``, which the copies only do together.
+        :raises NotImplementedError: for ``reset``, ``step`` and ``close``, which act on all copies together.
         """
         if method_name in ("reset", "step", "close"):
             raise NotImplementedError(
-                f"{type(self).__name__} can {method_name} its copies only together: call `{method_name}()` of it, "
+                f"{type(self).__name__} can {method_name} its copies only together: call its own `{method_name}()`, "
                 f"or use a DummyVecEnv of {type(self._env).__name__}."
             )
-        # One after the other: the next copy's state replaces this one's.
+        # One call per copy, because the single environment holds the state of one copy at a time.
         return [getattr(self._single(index), method_name)(*args, **kwargs) for index in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """:return: True for ``Monitor``, whose reports are built in: SB3 asks in order to know if there are any."""
+        """:return: True for ``Monitor``, because the infos contain its episode statistics, which SB3 checks for."""
         return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]

@@ -1,5 +1,5 @@
 """
-Classic control without velocities: what the agent needs to know of the past is no longer in the observation.
+Classic control without velocities, which the agent must infer from past observations.
 
 Source: RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo), ``MaskVelocityWrapper`` in ``rl_zoo3/wrappers.py`` and the ids
 that ``rl_zoo3/import_envs.py`` registers with it (``CartPoleNoVel-v1``...).
@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from sb3_cyborg.checks import unknown_name
 
-# Where RL Zoo looks for velocities.
+# The indices of RL Zoo's wrapper.
 VELOCITY_INDICES = {
     "CartPole-v1": [1, 3],
     "MountainCar-v0": [1],
@@ -26,10 +26,10 @@ VELOCITY_INDICES = {
 
 class MaskVelocityWrapper(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], gym.utils.RecordConstructorArgs):
     """
-    Set entries of the observation to 0. The observation space stays the same, as in RL Zoo.
+    Sets entries of the observation to 0. The observation space stays the same, as in RL Zoo.
 
     :param env: An environment whose observations are vectors.
-    :param indices: The entries.
+    :param indices: Indices of the entries.
     """
 
     def __init__(self, env: gym.Env[np.ndarray, Any], indices: list[int]):
@@ -45,14 +45,14 @@ class MaskVelocityWrapper(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], g
 
 def make_no_velocity(env_id: str, **kwargs: Any) -> gym.Env[np.ndarray, Any]:
     """
-    Make an environment of gymnasium whose velocities read 0.
+    Makes an environment of gymnasium and sets the velocities in its observations to 0.
 
-    Like RL Zoo's: the same spaces, rewards and time limit as ``env_id``.
+    Spaces, rewards and time limit are those of ``env_id``, as in RL Zoo.
 
     :param env_id: One of gymnasium's ids in ``VELOCITY_INDICES``, e.g. ``"CartPole-v1"``.
-    :param kwargs: For ``gymnasium.make``, e.g. ``render_mode``.
+    :param kwargs: Keyword arguments of ``gymnasium.make``, e.g. ``render_mode``.
     :return: The environment.
-    :raises ValueError: for an id whose velocities are not known.
+    :raises ValueError: for an id that is not in ``VELOCITY_INDICES``.
     """
     if env_id not in VELOCITY_INDICES:
         raise unknown_name("environment to hide the velocities of", env_id, VELOCITY_INDICES)

@@ -1,4 +1,4 @@
-"""One-hot vectors for observations that are made of whole numbers."""
+"""One-hot encoding of discrete observations, also nested ones, as flat vectors."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)
 
 class OneHotObservation(gym.ObservationWrapper[np.ndarray, Any, Any], RecordConstructorArgs):
     """
-    Turn any nest of Box, Discrete, MultiDiscrete, MultiBinary, Tuple and Dict observations into one flat float32 vector.
+    Encodes observations of Box, Discrete, MultiDiscrete, MultiBinary, Tuple and Dict spaces as one flat float32 vector.
 
-    The layout is gymnasium's (``gymnasium.spaces.utils.flatten``): parts one after the other, Tuples in order, Dicts by sorted
-    key; a ``Discrete(n)`` is ``n`` numbers with a one at ``value - start``, a MultiDiscrete is such a block for each of its
-    numbers, Box and MultiBinary are their raw numbers in C order.
+    The layout is that of ``gymnasium.spaces.utils.flatten``: the parts follow each other, Tuples in order, Dicts by sorted
+    key. A ``Discrete(n)`` becomes ``n`` numbers with a one at ``value - start``. A MultiDiscrete becomes one such block for
+    each of its numbers. Box and MultiBinary keep their numbers in C order.
 
-    A policy of SB3 would take a bare Discrete or MultiDiscrete as well, but not a nest; and a memory, frame stacking and
-    normalisation want vectors.
+    SB3's policies accept a Discrete or MultiDiscrete space, but no nested spaces. Memories, frame stacking and normalization
+    need vectors.
 
     :param env: The environment.
-    :raises ValueError: for an observation space that is made of something else.
+    :raises ValueError: for an observation space with other parts.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

@@ -1,7 +1,7 @@
 """
-POPGym (Morad et al., 2023, https://arxiv.org/abs/2303.01859) as Stable-Baselines3 takes it.
+POPGym's environments for Stable-Baselines3 (Morad et al., 2023, https://arxiv.org/abs/2303.01859).
 
-Nothing of POPGym is imported before an environment is made.
+POPGym is imported when the first environment is made.
 """
 
 import random
@@ -38,12 +38,12 @@ POPGYM_TIME_LIMITS: dict[str, str | None] = {
     "LabyrinthExplore": "max_episode_length",
 }
 """
-POPGym's tasks, and the attribute that holds the time limit at which each reports ``truncated``. ``None`` where there is no
-such limit: those episodes end with their cards, and POPGym reports ``terminated``.
+POPGym's tasks, each with the attribute that holds its time limit, at which POPGym reports ``truncated``. ``None`` marks tasks
+without a limit: their episodes end with the last card, and POPGym reports ``terminated``.
 """
 
 POPGYM_MAZES = ("LabyrinthEscape", "LabyrinthExplore")
-"""Tasks that POPGym has only where mazelib is installed."""
+"""Tasks of POPGym that need the package mazelib."""
 
 POPGYM_NAMES = tuple(task + level for task in POPGYM_TIME_LIMITS for level in POPGYM_LEVELS)
 """Names of all environments that POPGym registers, mazes included, as in ``popgym-<name>-v0``."""
@@ -53,33 +53,33 @@ def make_popgym(
     name: str, *, time_limit_is_terminal: bool = False, render_mode: str | None = None, **env_kwargs: Any
 ) -> gym.Env[np.ndarray, Any]:
     """
-    Make an environment of POPGym, with observations as one flat float32 vector (:class:`OneHotObservation` has the layout).
+    Makes an environment of POPGym, with observations as one flat float32 vector (layout: :class:`OneHotObservation`).
 
-    Actions stay as they are: each task's are Discrete, MultiDiscrete (Battleship, MineSweeper) or Box (the pendulums), all of
-    which SB3's PPO takes. Some tasks cannot be played well without knowing the previous action, POPGym says which
-    (``env.unwrapped.obs_requires_prev_action``): ``MemoryPPO(..., use_last_action=True)`` gives it to the policy.
+    The action spaces are POPGym's: Discrete, MultiDiscrete (Battleship, MineSweeper) or Box (the pendulums). SB3's PPO
+    supports all of them. Some tasks need the previous action, as ``env.unwrapped.obs_requires_prev_action`` shows. With
+    ``MemoryPPO(..., use_last_action=True)`` the policy reads it.
 
-    :param name: What stands between ``popgym-`` and ``-v0`` in POPGym's id, e.g. ``"RepeatPreviousEasy"``; or without a level,
-        e.g. ``"RepeatPrevious"``, for a task whose sizes ``env_kwargs`` set.
-    :param time_limit_is_terminal: Report the time limit as ``terminated`` rather than ``truncated``, so that no value is
-        bootstrapped there, and append the share of the time that has passed, in [0, 1], to the observation. It changes the
-        tasks that have a time limit, which POPGym reports as ``truncated``: Battleship, Concentration, MineSweeper,
-        MultiarmedBandit, the CartPoles, the Pendulums and the Labyrinths. Autoencode, CountRecall, HigherLower, RepeatFirst
-        and RepeatPrevious stay as they are: they end with their last card, which POPGym reports as ``terminated``.
+    :param name: POPGym's id without ``popgym-`` and ``-v0``, e.g. ``"RepeatPreviousEasy"``. Without a level, e.g.
+        ``"RepeatPrevious"``, ``env_kwargs`` set the sizes of the task.
+    :param time_limit_is_terminal: Whether the time limit is reported as ``terminated`` rather than ``truncated``, so that no
+        value is bootstrapped there. The observation then ends with the elapsed fraction of the limit, in [0, 1]. This changes
+        the tasks with a time limit: Battleship, Concentration, MineSweeper, MultiarmedBandit, the CartPoles, the Pendulums and
+        the Labyrinths. It does not change Autoencode, CountRecall, HigherLower, RepeatFirst and RepeatPrevious, which end with
+        their last card and report ``terminated``.
     :param render_mode: ``"human"`` or ``"rgb_array"`` for CartPoles and Pendulums, ``"human"`` or ``"ansi"`` for the others.
     :param env_kwargs: Keyword arguments of POPGym's class, for a name without a level, e.g. ``num_decks`` and ``k``.
     :return: The environment.
-    :raises ImportError: if POPGym, or mazelib for a Labyrinth, is not installed.
-    :raises TypeError: for a ``render_mode`` that the environment does not have; SB3's ``make_vec_env``, which asks every
-        environment for ``rgb_array``, takes this as its cue to do without.
-    :raises ValueError: for an unknown name, or ``env_kwargs`` that do not fit.
+    :raises ImportError: if POPGym is not installed, or mazelib for a Labyrinth.
+    :raises TypeError: for a ``render_mode`` that the environment does not have. SB3's ``make_vec_env`` requests ``rgb_array``
+        from every environment, and on this error makes it without rendering.
+    :raises ValueError: for an unknown name, and for ``env_kwargs`` that POPGym's class refuses.
     """
     task = next((task for task in POPGYM_TIME_LIMITS if name in (task, *(task + level for level in POPGYM_LEVELS))), None)
     if task is None:
         raise unknown_name("POPGym environment", name, (*POPGYM_TIME_LIMITS, *POPGYM_NAMES))
     if name != task and env_kwargs:
         raise ValueError(
-            f"POPGym's {name} has its sizes fixed, it takes no {', '.join(map(repr, env_kwargs))}. Name the task without "
+            f"POPGym's {name} has fixed sizes and takes no {', '.join(map(repr, env_kwargs))}. Name the task without "
             f"its level to set them: {task!r}."
         )
     env_class = _load(name, task)
@@ -87,7 +87,8 @@ def make_popgym(
         env: gym.Env[Any, Any] = env_class(**env_kwargs)
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"POPGym's {name} cannot be made with {env_kwargs}: {error}.") from error
-    # The classes of the levels take no render_mode, but the gymnasium environments below them read it from here.
+    # The classes of the levels have no argument render_mode, but the gymnasium environments that they wrap read this
+    # attribute.
     env.render_mode = render_mode
     env = POPGymAdapter(env)
     if render_mode is not None and render_mode not in env.metadata["render_modes"]:
@@ -100,13 +101,13 @@ def make_popgym(
     env = OneHotObservation(env)
     limit = POPGYM_TIME_LIMITS[task]
     if time_limit_is_terminal and limit is not None:
-        # A Labyrinth counts its first observation as a step.
+        # A Labyrinth counts its first observation as a step, so its limit is one step lower.
         env = TerminalTimeLimit(env, getattr(env.unwrapped, limit) - (task in POPGYM_MAZES))
     return env
 
 
 def _load(name: str, task: str) -> Any:
-    """:return: POPGym's class, by the name in its id (which is not always that of the class)."""
+    """:return: POPGym's class for an id. The name in the id is not always the name of the class."""
     try:
         popgym_envs = import_module("popgym.envs")
     except ImportError as error:
@@ -122,13 +123,13 @@ def _load(name: str, task: str) -> Any:
 
 class TerminalTimeLimit(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordConstructorArgs):
     """
-    Make the time limit of an environment part of its task: truncation becomes termination, and the observation gets a timer.
+    Makes the time limit of an environment part of its task: truncation becomes termination, and the observation gets a timer.
 
-    Without the timer the value of a state near the limit could not be told from that of the same state far from it
-    (Pardo et al., Time Limits in Reinforcement Learning, https://arxiv.org/abs/1712.00378).
+    The timer distinguishes a state near the limit from the same state far from it, whose value differs (Pardo et al., Time
+    Limits in Reinforcement Learning, https://arxiv.org/abs/1712.00378).
 
-    :param env: An environment with flat float32 observations (D,), that truncates by itself after ``limit`` steps.
-    :param limit: Its time limit, in steps.
+    :param env: An environment with flat float32 observations (D,), which truncates after ``limit`` steps.
+    :param limit: The time limit, in steps.
     """
 
     def __init__(self, env: gym.Env[np.ndarray, Any], limit: int) -> None:
@@ -143,13 +144,13 @@ class TerminalTimeLimit(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordCon
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """:return: The first observation, its timer at 0, and the info."""
+        """:return: The first observation, with the timer at 0, and the info."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._steps = 0
         return self._with_timer(obs), info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        """:return: What the environment returns, truncation told as termination."""
+        """:return: The step of the environment, with truncation reported as termination."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
         return self._with_timer(obs), reward, terminated or truncated, False, info
@@ -160,11 +161,12 @@ class TerminalTimeLimit(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordCon
 
 class OwnRandomness(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
-    Give an environment that draws from Python's and NumPy's global generators, in ``reset`` alone, generators of its own.
+    Gives an environment its own random generators if its ``reset`` draws from the global ones of Python and NumPy.
 
-    POPGym's mazes do. Without this, seeded environments in one process disturb each other and reseed everybody else.
+    POPGym's mazes do so. Without this wrapper, seeded environments of one process change each other's random numbers, and they
+    seed the global generators of the whole process.
 
-    :param env: The environment.
+    :param env: An environment that uses the global generators in ``reset`` only.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -173,8 +175,8 @@ class OwnRandomness(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._own: tuple[Any, Any] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """:return: The first observation and info, the global generators left as they were."""
-        everybodys = random.getstate(), np.random.get_state()  # noqa: NPY002
+        """:return: The first observation and info. The global generators are unchanged afterwards."""
+        global_states = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             if self._own is None:
                 _set_global_randomness(random.Random().getstate(), np.random.RandomState().get_state())
@@ -184,7 +186,7 @@ class OwnRandomness(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._own = random.getstate(), np.random.get_state()  # noqa: NPY002
             return result
         finally:
-            _set_global_randomness(*everybodys)
+            _set_global_randomness(*global_states)
 
 
 def _set_global_randomness(python_state: Any, numpy_state: Any) -> None:
@@ -194,11 +196,11 @@ def _set_global_randomness(python_state: Any, numpy_state: Any) -> None:
 
 class POPGymAdapter(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
-    What gymnasium asks of an environment and POPGym leaves out: an ``info`` that later steps do not change, and rendering.
+    Adds two requirements of gymnasium that POPGym lacks: an ``info`` that later steps do not change, and rendering.
 
-    Where POPGym has no render modes the rendering is a line of text: step, action, reward and observation, as they are before
-    any encoding. ``"human"`` prints it at each ``reset`` and ``step``, ``"ansi"`` returns it from ``render``. What a few tasks
-    can print of their hidden state stays at ``env.unwrapped.render()``.
+    For tasks without render modes, the rendering is a line of text with step, action, reward and observation before any
+    encoding. ``"human"`` prints it at each ``reset`` and ``step``; ``"ansi"`` returns it from ``render``. A few tasks can
+    print their hidden state with ``env.unwrapped.render()``.
 
     :param env: An environment of POPGym, whose ``render_mode`` is set.
     """
@@ -213,14 +215,14 @@ class POPGymAdapter(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._text = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """:return: What the environment returns."""
+        """:return: The first observation and info of the environment."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._steps = 0
         self._write("reset", obs)
         return obs, deepcopy(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """:return: What the environment returns."""
+        """:return: The step of the environment."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
         if self._writes and self.render_mode is not None:
@@ -228,7 +230,7 @@ class POPGymAdapter(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return obs, reward, terminated, truncated, deepcopy(info)
 
     def render(self) -> Any:
-        """:return: The text in mode ``"ansi"``, ``None`` where it is printed; or what the environment draws itself."""
+        """:return: The environment's own rendering if it has one; else the text (``"ansi"``), or ``None`` (``"human"``)."""
         if not self._writes:
             return self.env.render()
         return self._text if self.render_mode == "ansi" else None

@@ -1,6 +1,7 @@
 """
-Ids of the environments. They are registered with gymnasium on ``import sb3_cyborg``, as strings alone: what an
-environment needs is imported when one is made, and a package that is missing is an error that names the extra.
+Ids of the environments. ``import sb3_cyborg`` registers them with gymnasium as strings.
+
+The packages of an environment are imported when it is made. If one is missing, the error names the extra that installs it.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ MINERL = {
     "minerl_navigate_dense": "MineRLNavigateDense-v0",
     "minerl_obtain_diamond": "MineRLObtainDiamond-v0",
 }
-"""The mission's names for four of MineRL's tasks."""
+"""Short ids of four of MineRL's tasks, with MineRL's own ids."""
 
 MINERL_OTHERS = (
     "MineRLNavigateExtreme-v0",
@@ -27,18 +28,18 @@ MINERL_OTHERS = (
     "MineRLObtainIronPickaxe-v0",
     "MineRLObtainIronPickaxeDense-v0",
 )
-"""The rest of its basic tasks."""
+"""MineRL's ids of its other basic tasks."""
 
 
 @dataclass(frozen=True)
 class Family:
     """
-    Environments that come from one place.
+    Environments with one entry point.
 
-    :param entry_point: What makes one, as ``module:name``.
-    :param kwargs: Keyword arguments of each id.
-    :param native: An SB3 ``VecEnv`` of many of them, as ``module:name``, or ``None``.
-    :param slow: Whether a step takes so long that a process each pays.
+    :param entry_point: The callable that makes one environment, as ``module:name``.
+    :param kwargs: Keyword arguments of the entry point, by environment id.
+    :param native: The ``NativeVecEnv`` that computes all environments as arrays, as ``module:name``, or ``None``.
+    :param slow: Whether a step is slow enough for one process per environment to be faster.
     """
 
     entry_point: str
@@ -82,7 +83,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def register_envs() -> None:
-    """Register what is not registered yet: RL Zoo, for one, has ``CartPoleNoVel-v1`` and its like, too."""
+    """Registers the ids that are not registered yet. RL Zoo registers ids such as ``CartPoleNoVel-v1``, too."""
     for family in FAMILIES.values():
         for env_id, kwargs in family.kwargs.items():
             if env_id not in gym.registry:
@@ -90,5 +91,5 @@ def register_envs() -> None:
 
 
 def family_of(env_id: str) -> Family | None:
-    """:return: The family of an environment of this package, or ``None`` for any other."""
+    """:return: The family of an environment of this package; ``None`` for any other id."""
     return next((family for family in FAMILIES.values() if env_id in family.kwargs), None)

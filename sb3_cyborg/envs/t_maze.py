@@ -1,5 +1,5 @@
 """
-T-Maze, where a sign seen at one end of a corridor tells which way to turn at the other.
+T-Maze: a sign at one end of a corridor shows which way to turn at the other end.
 
 Source: the task is that of Bakker, "Reinforcement Learning with Long Short-Term Memory", NeurIPS 2001. The rules are those of
 Ni et al., "When Do Transformers Shine in RL? Decoupling Memory from Credit Assignment", NeurIPS 2023
@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_cyborg.checks import check_options, check_positive, unknown_name
+from sb3_cyborg.checks import check_options, check_positive
 from sb3_cyborg.envs.native_vec_env import NativeVecEnv
+from sb3_cyborg.envs.render_mode import check_render_mode
 
 MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # x, y of the actions right, up, left, down
 OPTIONS = ("active", "corridor_length", "penalty", "ambiguous_position", "expose_goal", "render_mode")
@@ -23,7 +24,7 @@ OPTIONS = ("active", "corridor_length", "penalty", "ambiguous_position", "expose
 
 class TMazeEnv(gym.Env[np.ndarray, np.int64]):
     """
-    Learn the goal at the oracle, walk the corridor, turn towards the goal.
+    The agent sees the goal at the oracle, walks through the corridor and turns towards the goal.
 
     ::
 
@@ -31,29 +32,31 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
         oracle  start ........ junction
                                  goal, y = -1
 
-    The oracle is at x = 0 and the junction ``corridor_length`` to the right of the start. In the passive form the start is the
-    oracle, and the first observation shows the goal. In the active form the start is one to its right, and the agent must step
-    back to see it. The oracle shows the goal (-1 or 1) on the first visit only.
+    The oracle is at x = 0, and the junction is ``corridor_length`` cells to the right of the start. In the passive form the
+    start is the oracle, so the first observation shows the goal. In the active form the start is one cell to the right of the
+    oracle, and the agent must step back to see the goal. The oracle shows the goal (-1 or 1) on the first visit only.
 
     An episode has exactly the steps that the best policy needs, ``corridor_length + 1`` (passive) or ``corridor_length + 3``
-    (active). The last step earns 1 if it ends in the goal, else 0. Every step before earns ``penalty`` if the agent is behind
-    the best policy (``x < t - oracle_length``), else 0. Actions 0 to 3 move right, up, left and down; a move into a wall does
-    nothing.
+    (active). The reward of the last step is 1 if it ends in the goal, else 0. The reward of each earlier step is ``penalty``
+    if the agent is behind the best policy (``x < t - oracle_length``), else 0. Actions 0 to 3 move right, up, left and down; a
+    move into a wall has no effect.
 
     The observation is float32. With ``ambiguous_position`` it is (2,): ``[0, goal]`` at the oracle (0 on later visits),
-    ``[0, 0]`` in the corridor, ``[1, y]`` at the junction and beyond. Without, it is (3,): ``[x, y, goal]``.
+    ``[0, 0]`` in the corridor, ``[1, y]`` at the junction and beyond. Otherwise it is (3,): ``[x, y, goal]``.
 
-    ``info["is_success"]`` of the last step tells whether it ended in the goal.
+    ``info["is_success"]`` of the last step is whether it ended in the goal.
 
-    :param active: Whether the oracle must be visited first.
+    :param active: Whether the agent must go to the oracle first.
     :param corridor_length: Cells from the start to the junction, at least 1.
-    :param penalty: Reward of a step that is behind, at most 0. ``None`` for the paper's ``-1 / corridor_length``. With 0
-        the long corridor is very hard to explore.
-    :param ambiguous_position: Whether all corridor cells look the same (the paper's choice), else x and y are observed.
-    :param expose_goal: Keep showing the goal once the oracle was visited, which takes the need for memory away. Needs
-        ``ambiguous_position=False``.
-    :param render_mode: ``"rgb_array"`` draws the maze, ``None`` draws nothing.
-    :raises ValueError: for sizes below one or no whole numbers, a positive penalty, and unknown keywords.
+    :param penalty: Reward of a step behind the best policy, at most 0. ``None`` is the paper's ``-1 / corridor_length``. With
+        0 a long corridor is very hard to explore.
+    :param ambiguous_position: Whether all corridor cells look the same, as in the paper; otherwise x and y are observed.
+    :param expose_goal: Whether the observation shows the goal after the visit of the oracle, too. The task then needs no
+        memory. Requires ``ambiguous_position=False``.
+    :param render_mode: ``"rgb_array"`` draws the maze; ``None`` draws nothing.
+    :param unknown: Any other keyword is an error, which names the nearest known keyword.
+    :raises ValueError: for a length that is not a whole number of at least 1, a positive penalty, an unknown render mode and
+        unknown keywords.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 gymnasium's convention
@@ -81,8 +84,7 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
             )
         if expose_goal and ambiguous_position:
             raise ValueError("`expose_goal`=True needs `ambiguous_position`=False.")
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.active = bool(active)
         self.corridor_length = int(corridor_length)
         self.penalty = float(penalty)
@@ -95,13 +97,13 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
         low, high = ([0, -1], [1, 1]) if ambiguous_position else ([0, -1, -1], [self.junction, 1, 1])
         self.observation_space = spaces.Box(np.array(low, dtype=np.float32), np.array(high, dtype=np.float32))
         self.action_space = spaces.Discrete(len(MOVES))
-        self.timestep = self.episode_length  # as after an episode: reset() must come first
+        self.timestep = self.episode_length  # the value at the end of an episode, so that a step before reset() is an error
         self.x, self.y, self.goal = self.oracle_length, 0, 1
         self.oracle_visited = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        # A double rather than an integer: the vectorised form draws the same numbers from the same stream.
+        # A double rather than an integer, as in the native form, which draws the same numbers from the same stream.
         self.goal = 1 if self.np_random.random(1)[0] >= 0.5 else -1
         self.x, self.y = self.oracle_length, 0
         self.oracle_visited = False
@@ -148,12 +150,12 @@ class TMazeEnv(gym.Env[np.ndarray, np.int64]):
 
 class TMazeVecEnv(NativeVecEnv):
     """
-    Many :class:`TMazeEnv` at once, stepped as arrays: the same as a ``DummyVecEnv`` of them, each in a ``Monitor``.
+    Several :class:`TMazeEnv` stepped as arrays. Equal to a ``DummyVecEnv`` of them, each in a ``Monitor``.
 
-    :param num_envs: Environments.
-    :param seed: Environment ``i`` gets ``seed + i`` at the first ``reset()``; ``None`` for random seeds.
-    :param env_kwargs: What :class:`TMazeEnv` takes: ``active``, ``corridor_length``, ``penalty``...
-    :raises ValueError: for whatever :class:`TMazeEnv` refuses, and a ``num_envs`` below one.
+    :param num_envs: Number of environments, at least 1.
+    :param seed: Environment ``i`` gets ``seed + i`` at the first ``reset()``; ``None`` draws random seeds.
+    :param env_kwargs: Keyword arguments of :class:`TMazeEnv`, e.g. ``active`` or ``corridor_length``.
+    :raises ValueError: for values that :class:`TMazeEnv` refuses, and for a ``num_envs`` below 1.
     """
 
     def __init__(self, num_envs: int, *, seed: int | None = None, **env_kwargs: Any):

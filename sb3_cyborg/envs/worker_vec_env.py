@@ -1,4 +1,4 @@
-"""Environments in processes of their own, where one that dies is an error that says so."""
+"""Environments in worker processes, with an error that names the environment whose process failed."""
 
 import contextlib
 import multiprocessing as mp
@@ -13,15 +13,15 @@ from stable_baselines3.common.vec_env import CloudpickleWrapper, SubprocVecEnv, 
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker
 
 POLL_SECONDS = 1.0
-"""How often a worker that has not answered is looked at: a sibling may hold its end of the pipe open, so that no end comes."""
+"""Interval at which a silent worker is checked. Its pipe may stay open after its death, because a sibling inherited it."""
 
 
 class WorkerError(RuntimeError):
-    """An environment failed in its process, or the process died."""
+    """An environment raised an error in its worker process, or the process died."""
 
 
 class _Failure:
-    """What a worker sends in place of an answer: the error's own line and the traceback."""
+    """The answer of a worker whose environment raised an error: the error in one line, and the traceback."""
 
     def __init__(self, error: BaseException) -> None:
         self.summary = f"{type(error).__name__}: {error}"
@@ -38,12 +38,12 @@ def _reporting_worker(remote: Connection, parent_remote: Connection, make_env: C
 
 class _Remote:
     """
-    The parent's end of a pipe, which knows whose it is.
+    The parent's end of a pipe to a worker.
 
     :param connection: The pipe.
-    :param process: The worker at its other end.
-    :param label: What to call the environment in an error.
-    :param on_error: Called before an error is raised.
+    :param process: The worker process.
+    :param label: Name of the environment in errors.
+    :param on_error: Function that is called before an error is raised.
     """
 
     def __init__(self, connection: Connection, process: BaseProcess, label: str, on_error: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class _Remote:
         try:
             self.connection.send(message)
         except OSError:
-            self.recv()  # it may have said why before it died
+            self.recv()  # raises the worker's own error if it has sent one
             raise self._death() from None
 
     def recv(self) -> Any:
@@ -82,12 +82,13 @@ class _Remote:
 
 class WorkerVecEnv(SubprocVecEnv):
     """
-    SB3's ``SubprocVecEnv``, but an environment that raises or a process that dies is a :class:`WorkerError` which names the
-    environment, says why, and leaves no process behind; SB3's own raises a bare ``EOFError``, or waits for ever.
+    SB3's ``SubprocVecEnv`` with errors of the workers. If an environment raises an error or its process dies, all workers are
+    ended and a :class:`WorkerError` names the environment and the cause. SB3's own class raises an ``EOFError`` without a
+    message, or waits forever.
 
-    :param env_fns: Make one environment each; picklable by cloudpickle.
-    :param start_method: As in SB3: ``"forkserver"`` where there is such a thing, else ``"spawn"``.
-    :param name: What the environments are called in an error.
+    :param env_fns: Functions that make one environment each, picklable by cloudpickle.
+    :param start_method: As in SB3: ``None`` is ``"forkserver"`` where the platform has it, else ``"spawn"``.
+    :param name: Name of the environments in errors.
     """
 
     def __init__(
@@ -111,14 +112,14 @@ class WorkerVecEnv(SubprocVecEnv):
             label = f"environment {index} of {len(env_fns)} ({name})"
             remotes.append(_Remote(remote, process, label, self._terminate))
         self.remotes = tuple(remotes)
-        for remote in remotes:  # each of them, so that one which cannot be made is told at once
+        for remote in remotes:  # all of them, so that an environment that cannot be made raises its error here
             remote.send(("get_spaces", None))
         answers = [remote.recv() for remote in remotes]
         VecEnv.__init__(self, len(env_fns), *answers[0])
 
     def close(self) -> None:
-        """End the workers; those that do not answer any more are terminated."""
-        with contextlib.suppress(WorkerError):  # which terminates them all
+        """Ends the workers, and terminates those that do not answer."""
+        with contextlib.suppress(WorkerError):  # the error has terminated all workers
             super().close()
 
     def _terminate(self) -> None:

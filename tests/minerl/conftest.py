@@ -1,4 +1,4 @@
-"""The genuine MineRL 0.4.4, and in Minecraft's place a test double that its genuine launcher starts."""
+"""Fixtures: the real MineRL 0.4.4, whose launcher starts a test double instead of Minecraft."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 class Minecraft:
     """
-    What the tests tell the double, and what it was told by MineRL.
+    Controls the double from tests, and reads the commands that it received from MineRL.
 
     :param folder: An empty folder.
     """
@@ -37,7 +37,7 @@ class Minecraft:
         self.plan()
 
     def plan(self, *launches: dict[str, Any], default: dict[str, Any] | None = None) -> None:
-        """Say what each launch does, and what all later ones do."""
+        """Sets the plan of each launch of the double, and the plan of all later launches."""
         (self.folder / "plan.json").write_text(json.dumps({"launches": launches, "default": default or {}}))
 
     def env(self, env_id: str = "MineRLTreechop-v0", **kwargs: Any) -> MineRLEnv:
@@ -46,7 +46,7 @@ class Minecraft:
         return env
 
     def processes(self) -> list[list[str]]:
-        """:return: Command lines of all that the test has started and that is alive, also of what has lost its parent."""
+        """:return: Command lines of all living processes that the test has started, also of those without a parent."""
         found = []
         for process in psutil.process_iter(["cmdline", "environ", "status"]):
             ours = (process.info["environ"] or {}).get("MALMO_DOUBLE") == str(self.folder)
@@ -56,7 +56,7 @@ class Minecraft:
         return found
 
     def assert_processes(self, number: int) -> None:
-        """MineRL's watcher sees within a second or two that there is nothing left to watch."""
+        """MineRL's watcher ends one or two seconds after the process that it watches."""
         end = time.monotonic() + 10
         while len(self.processes()) > number and time.monotonic() < end:
             time.sleep(0.1)
@@ -78,7 +78,7 @@ class Minecraft:
 
 @pytest.fixture
 def minecraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Minecraft]:
-    """MineRL finds the double where it looks for Minecraft; nothing of it is alive after the test."""
+    """Puts the double where MineRL looks for Minecraft. No process of it may be alive after the test."""
     from minerl.env.malmo import InstanceManager
 
     home, told = tmp_path / "Minecraft", tmp_path / "told"
@@ -90,7 +90,7 @@ def minecraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Minec
     monkeypatch.setattr(InstanceManager, "MINECRAFT_DIR", str(home))
     monkeypatch.setenv("MALMO_DOUBLE", str(told))
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # of MineRL's watchers
-    monkeypatch.chdir(tmp_path)  # MineRL writes its logs where it is
+    monkeypatch.chdir(tmp_path)  # MineRL writes its logs to the working directory
     minecraft = Minecraft(told)
     yield minecraft
     for env in minecraft.envs:
@@ -101,7 +101,7 @@ def minecraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Minec
 
 @pytest.fixture
 def pool() -> Callable[[], list[Any]]:
-    """:return: What lists MineRL's instances."""
+    """:return: The class that lists MineRL's instances."""
     from minerl.env.malmo import InstanceManager
 
     return lambda: list(InstanceManager._instance_pool)

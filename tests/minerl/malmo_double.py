@@ -1,17 +1,17 @@
 """
-A test double of Minecraft at the wire: a process that the genuine launcher of MineRL starts, and that speaks the protocol of
-Malmo's ``MalmoEnvServer.java`` (length-prefixed messages) to the genuine client of MineRL. Standard library only.
+A test double of Minecraft at the network level: a process that MineRL's real launcher starts. It implements the protocol of
+Malmo's ``MalmoEnvServer.java`` (length-prefixed messages) for MineRL's real client. Standard library only.
 
-It reads ``plan.json`` in the folder that ``MALMO_DOUBLE`` names, ``{"launches": [plan, ...], "default": plan}``, and writes
-what it was told to ``transcript-<launch>.jsonl``. A plan may hold:
+It reads ``plan.json`` in the folder ``MALMO_DOUBLE``, ``{"launches": [plan, ...], "default": plan}``, and writes the received
+messages to ``transcript-<launch>.jsonl``. The keys of a plan are:
 
 - ``launch``: ``"silent"`` (never ready) or ``"exit"`` (dies at once);
 - ``mission``: ``"hang"`` (never answers a mission);
-- ``fault`` and ``at``: what goes wrong at which step of the launch, counted from 1: ``"drop"``, ``"drop in reply"``,
+- ``fault`` and ``at``: the fault and its step in the launch, counted from 1: ``"drop"``, ``"drop in reply"``,
   ``"drop after reply"``, ``"hang"``, ``"kill"`` (of itself) or ``"orphan"`` (its launcher is killed, and it hangs);
 - ``done_at``: the tick of an episode at which Minecraft ends it;
-- ``attack_reward``: the reward of a tick in which the agent attacks; 1 without it;
-- ``world``: what each observation holds beside the image.
+- ``attack_reward``: the reward of a tick in which the agent attacks (default: 1);
+- ``world``: the entries of each observation apart from the image.
 """
 
 import itertools
@@ -31,7 +31,7 @@ HELLO = "<MalmoEnv0.37.0/>"
 
 
 class Gone(Exception):
-    """The client has hung up, or is to be hung up on."""
+    """The client has closed the connection, or the double must close it."""
 
 
 class Connection:
@@ -63,7 +63,7 @@ class Connection:
 
 
 def image(seed: int, tick: int, width: int, height: int) -> bytes:
-    """:return: The picture of a tick as Minecraft sends it, the bottom row first; its first two bytes are the tick."""
+    """:return: The image of a tick in Minecraft's format, bottom row first; its first two bytes are the tick."""
     return struct.pack("!H", tick) + random.Random(seed).randbytes(width * height * 3 - 2)
 
 
@@ -162,13 +162,13 @@ class Minecraft:
             raise Gone
         client.send(self._image(), reply, self._info())
         if fault == "drop after reply":
-            # Unread or not, what comes now is answered with a reset.
+            # Any further message is answered with a reset of the connection, read or not.
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             raise Gone
 
 
 def next_launch(folder: Path) -> int:
-    """:return: The number of this launch, which nobody else gets."""
+    """:return: The unique number of this launch."""
     number = 0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Tier three: Minecraft hangs, dies and loses its connection; the environment goes on, or says that it cannot."""
+"""Tier three: Minecraft hangs, dies and loses its connection; the environment continues or raises an error."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def test_a_fault_is_one_truncated_step(minecraft: Minecraft, pool: Callable[[], 
         assert "minerl_fault" not in info
     minecraft.assert_processes(3)  # the launcher, the double and MineRL's watcher
     good = 5
-    if fault == "drop after reply":  # the answer to this step has come, and what is lost is the message after it
+    if fault == "drop after reply":  # the answer to this step arrives, and the message after it is lost
         *_, truncated, _ = env.step(ATTACK)
         assert not truncated
         good = 6
@@ -98,7 +98,7 @@ def test_a_launch_or_a_world_that_does_not_come(
 
 
 def test_minecraft_that_died_between_episodes(minecraft: Minecraft, pool: Callable[[], list[Any]]) -> None:
-    """MineRL alone would start Minecraft after Minecraft here, and end none of them."""
+    """MineRL alone would start one Minecraft after another here without ending any."""
     env = minecraft.env()
     env.reset()
     assert env._simulator is not None
@@ -112,7 +112,7 @@ def test_minecraft_that_died_between_episodes(minecraft: Minecraft, pool: Callab
 def test_a_minecraft_that_never_starts_is_one_clear_error(minecraft: Minecraft, pool: Callable[[], list[Any]]) -> None:
     minecraft.plan(default={"launch": "exit"})
     env = minecraft.env(retries=2)
-    for _ in range(2):  # and it stays with it
+    for _ in range(2):  # the error is raised again
         with pytest.raises(
             MineRLError, match=r"3 faults of Minecraft in a row \(`retries`=2\).*docs/minerl.md.*EOFError"
         ) as error:
@@ -167,7 +167,7 @@ def test_other_environments_of_the_process_are_left_alone(minecraft: Minecraft, 
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C is a ``KeyboardInterrupt`` also where the tests run in the background."""
+    """Ctrl-C raises a ``KeyboardInterrupt`` also if the tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -175,7 +175,7 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_within_a_step(minecraft: Minecraft) -> None:
-    """The answer that is still on the way is taken for none of a later step."""
+    """The late answer to an interrupted step is not used for a later step."""
     minecraft.plan({"fault": "hang", "at": 3})
     env = minecraft.env(frame_skip=1)
     env.reset(seed=1)
@@ -209,7 +209,7 @@ def small_model(vec_env: VecEnv) -> MemoryPPO:
 
 
 class Infos(BaseCallback):
-    """Keeps the infos of all steps."""
+    """Records the infos of all steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def test_training_goes_on_through_drop_hang_and_kill(minecraft: Minecraft, pool:
         print(f"step {step + 1}: {info['minerl_fault']}, episode of {info['episode']['l']}")
     assert [step for step, _ in lost] == [19, 39, 59]
     for _, info in lost:
-        assert info["TimeLimit.truncated"]  # so that its value is bootstrapped, not taken for zero
+        assert info["TimeLimit.truncated"]  # so that the value is bootstrapped rather than 0
         assert env.observation_space.contains(info["terminal_observation"].transpose(1, 2, 0))
         assert info["episode"]["l"] == 20
     assert (model.num_timesteps, minecraft.launches, env.faults, len(pool())) == (128, 4, 3, 1)
@@ -245,7 +245,7 @@ def test_a_training_that_ends_leaves_a_model_that_loads(minecraft: Minecraft, tm
     path = tmp_path / "treechop"
 
     def train() -> None:
-        """What docs/minerl.md tells a user to write."""
+        """The code that docs/minerl.md recommends."""
         try:
             model.learn(10_000)
         except MineRLError:
@@ -266,7 +266,7 @@ def test_a_training_that_ends_leaves_a_model_that_loads(minecraft: Minecraft, tm
 
 
 def make_in_a_worker(minecraft: Minecraft, **kwargs: Any) -> Callable[[], MineRLEnv]:
-    """:return: What makes an environment in a process that does not share this one's MineRL."""
+    """:return: A function that makes an environment in a process with its own MineRL."""
     from minerl.env.malmo import InstanceManager
 
     home, told = InstanceManager.MINECRAFT_DIR, str(minecraft.folder)
@@ -301,12 +301,12 @@ def steps(vec_env: VecEnv, number: int) -> None:
 
 
 def test_a_worker_that_gives_up(minecraft: Minecraft) -> None:
-    """Its sibling's process is terminated without a word, and MineRL's watcher ends that Minecraft."""
+    """The sibling's process is terminated without an error, and MineRL's watcher ends its Minecraft."""
     minecraft.plan({}, {"fault": "kill", "at": 5}, default={"launch": "exit"})
     vec_env = make_memory_vec_env(make_in_a_worker(minecraft, retries=1), 2, seed=0, vec_env="subproc")
     try:
         vec_env.reset()
-        time.sleep(5)  # MineRL's watcher looks for whom it watches after a second, and never notices who is gone by then
+        time.sleep(5)  # MineRL's watcher starts after a second and never notices a process that has ended before
         with pytest.raises(WorkerError, match="MineRLError: MineRLTreechop-v0 gives up after 2 faults"):
             steps(vec_env, 6)
     finally:

@@ -1,4 +1,4 @@
-"""The genuine Minecraft. Skips where it is not installed: see docs/minerl.md."""
+"""The real Minecraft. Skipped if it is not installed, see docs/minerl.md."""
 
 import pytest
 

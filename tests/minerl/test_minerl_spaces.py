@@ -1,4 +1,4 @@
-"""Tier one: the genuine spaces of MineRL 0.4.4, and of 1.0 in its shape."""
+"""Tier one: the real spaces of MineRL 0.4.4, and spaces in the form of MineRL 1.0."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_actions(spec: Any) -> None:
             assert command.keys() == spec.action_space.spaces.keys()
             for key, space in spec.action_space.spaces.items():
                 assert command[key] in space
-                # MineRL sends what it is given: a number in place of a name is a TypeError that it reports as a time-out.
+                # MineRL sends values unchecked: a number instead of a name is a TypeError, which it reports as a time-out.
                 assert isinstance(command[key], str) == (enum_values(space) is not None)
             idle = spec.action_space.no_op()
             changed = {key for key in command if not np.array_equal(command[key], idle[key])}
@@ -85,7 +85,7 @@ def test_a_basalt_task_works_alike() -> None:
 
 
 def test_the_shape_of_1_0() -> None:
-    """BASALT of MineRL 1.0: 24 keys and a larger image; built of 0.4.4's classes, since 1.0 is on no package index."""
+    """BASALT of MineRL 1.0: 24 keys and a larger image. Built from 0.4.4's classes, because 1.0 is on no package index."""
     keys = ["attack", "back", "forward", "jump", "left", "right", "sneak", "sprint", "use"]
     keys += ["ESC", "drop", "inventory", "pickItem", "swapHands", *(f"hotbar.{number}" for number in range(1, 10))]
     actions = {key: hero.Discrete(2) for key in keys}

@@ -1,4 +1,4 @@
-"""Tier two: MineRL's genuine ``_SingleAgentEnv`` and launcher against a double of Minecraft at the wire."""
+"""Tier two: MineRL's real ``_SingleAgentEnv`` and launcher with a test double of Minecraft at the network level."""
 
 import random
 import time
@@ -18,7 +18,7 @@ IDLE = {"attack": 0, "back": 0, "forward": 0, "jump": 0, "left": 0, "right": 0, 
 
 
 def told(command: str) -> dict[str, str]:
-    """:return: A command of MineRL as a dictionary of what is not idle."""
+    """:return: A command of MineRL as a dictionary, without idle keys."""
     lines = [line.split(" ", 1) for line in command.split("\n")]
     return {key: value for key, value in lines if value != str(IDLE.get(key, "none"))}
 
@@ -87,7 +87,7 @@ def test_every_macro_action_on_the_wire(minecraft: Minecraft) -> None:
 
 
 def picture(seed: int, tick: int) -> np.ndarray:
-    """:return: What the agent sees at a tick: Minecraft sends the bottom row first."""
+    """:return: The image of the agent at a tick. Minecraft sends the bottom row first."""
     return np.frombuffer(image(seed, tick, 64, 64), np.uint8).reshape(64, 64, 3)[::-1]
 
 
@@ -147,7 +147,7 @@ def test_obtain_diamond_crafts_with_strings(minecraft: Minecraft) -> None:
     seen = {name: value for name, value in zip(env.vector_names, obs["vector"].tolist(), strict=True) if value}
     assert seen == {"inventory log": 1.0, "mainhand stone_axe": 1.0, "mainhand worn": 0.25}
     assert env.observation_space.contains(obs)
-    # What MineRL calls its keys, and Malmo its commands.
+    # MineRL's names of the keys, with Malmo's names of the commands.
     verbs = {"craft": "craft", "equip": "equip", "nearbyCraft": "craftNearby", "nearbySmelt": "smeltNearby", "place": "place"}
     chosen = [name for name in env.action_names if name.split()[0] in verbs]
     for name in chosen:
@@ -234,11 +234,11 @@ def test_minecraft_is_replaced_every_so_many_episodes(minecraft: Minecraft) -> N
     assert launches == [1, 1, 2, 2, 3]
     assert env.faults == 0
     assert env._simulator is not None
-    assert len(env._simulator.processes()) == 2  # the launcher and the double, of the last one only
+    assert len(env._simulator.processes()) == 2  # the launcher and the double of the last instance only
 
 
 def test_by_its_id(minecraft: Minecraft) -> None:
-    """As the trainer, the Zoo and the examples make it."""
+    """The environment is made as in the trainer, the Zoo and the examples."""
     minecraft.plan(default={"done_at": 4})
     vec_env = make_memory_vec_env("minerl_treechop", 2, seed=3, env_kwargs={"frame_skip": 2}, vec_env="dummy")
     try:
@@ -256,7 +256,7 @@ def test_by_its_id(minecraft: Minecraft) -> None:
 
 
 def test_steps_per_second(minecraft: Minecraft) -> None:
-    """No figure is asserted; without TCP_NODELAY in the double it is 22."""
+    """Prints the speed without asserting it; without TCP_NODELAY in the double it is 22."""
     env = minecraft.env(frame_skip=1)
     env.reset()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""MineRL's tasks; MineRL itself is imported when the first environment is made."""
+"""MineRL's tasks. MineRL is imported when the first environment is made."""
 
 from sb3_cyborg.envs.minerl.adapter import MineRLEnv
 from sb3_cyborg.envs.minerl.process import MineRLError

@@ -12,13 +12,14 @@ CAMERA_DEGREES = 10.0
 @dataclass(frozen=True)
 class MacroAction:
     """
-    What one number of the ``Discrete`` action space stands for.
+    One action of the ``Discrete`` action space.
 
-    :param name: What it is called in the docs and in ``MineRLEnv.action_names``.
-    :param keys: Keys that are held down, for every tick of a frame skip.
-    :param camera: Turn in degrees, (pitch, yaw): positive is down, and right. On the first tick of a frame skip only, so that
-        the turn is the same for every ``frame_skip``.
-    :param choices: Values of MineRL's Enum actions (``craft``, ``place``...), on the first tick only: one action crafts once.
+    :param name: Name in the documentation and in ``MineRLEnv.action_names``.
+    :param keys: Keys that are held down in every tick of a frame skip.
+    :param camera: Turn in degrees, (pitch, yaw); positive is down and right. It acts in the first tick of a frame skip only,
+        so that the turn does not depend on ``frame_skip``.
+    :param choices: Values of MineRL's Enum actions (``craft``, ``place``...). They act in the first tick only, so that one
+        action crafts once.
     """
 
     name: str
@@ -27,15 +28,15 @@ class MacroAction:
     choices: Mapping[str, str] = field(default_factory=dict)
 
     def exists_in(self, action_space: Any) -> bool:
-        """:return: Whether MineRL's action space has every key that this needs."""
+        """:return: Whether MineRL's action space has every key of this action."""
         needs = {*self.keys, *self.choices, *(("camera",) if self.camera else ())}
         return needs <= set(action_space.spaces)
 
     def to_minerl(self, action_space: Any, first: bool = True) -> dict[str, Any]:
         """
-        :param action_space: MineRL's action space, whose ``no_op()`` is what everything else stays at.
+        :param action_space: MineRL's action space. All other keys keep the values of its ``no_op()``.
         :param first: Whether this is the first tick of a frame skip.
-        :return: The action in MineRL's form; choices stay strings.
+        :return: The action in MineRL's form, with choices as strings.
         """
         action = dict(action_space.no_op())
         action.update(dict.fromkeys(self.keys, 1))
@@ -47,12 +48,12 @@ class MacroAction:
 
 
 def enum_values(space: Any) -> list[str] | None:
-    """:return: The values of one of MineRL's Enum spaces in their order, None for any other space."""
+    """:return: The values of one of MineRL's Enum spaces in their order; ``None`` for any other space."""
     values = getattr(space, "values", None)
     return None if values is None or callable(values) else [str(value) for value in values]
 
 
-# What Treechop, Navigate and Obtain have in common, in this order: numbers are part of what a saved model knows.
+# The actions that Treechop, Navigate and Obtain share. The order must not change: saved models depend on the indices.
 MOVES = (
     MacroAction("noop"),
     MacroAction("forward", ("forward",)),
@@ -77,18 +78,18 @@ MOVES = (
 
 def macro_actions(action_space: Any) -> tuple[MacroAction, ...]:
     """
-    Build the table of actions from whichever keys MineRL's action space has.
+    Builds the table of actions from the keys of MineRL's action space.
 
     :param action_space: MineRL's ``Dict`` of ``Discrete(2)`` keys, a ``camera`` and Enums.
-    :return: The moves that the space allows, then the key ``use`` where there is one, then one action for each value of each
-        Enum but its default and ``other``, keys and values in alphabetical order.
-    :raises ValueError: for a space in which nothing can be done, such as that of MineRL's obfuscated tasks.
+    :return: The moves that the space allows; then ``use`` if the space has this key; then one action for each value of each
+        Enum except its default and ``other``, with keys and values in alphabetical order.
+    :raises ValueError: for a space without these keys, such as that of MineRL's obfuscated tasks.
     """
     table = [move for move in (*MOVES, MacroAction("use", ("use",))) if move.exists_in(action_space)]
     for key, space in sorted(action_space.spaces.items()):
         values = enum_values(space)
         if values is not None:
-            idle = {action_space.no_op()[key], "other"}  # "other" stands for what has no name, and cannot be asked for
+            idle = {action_space.no_op()[key], "other"}  # "other" covers unnamed items and is not accepted as an action
             table += [MacroAction(f"{key} {value}", choices={key: value}) for value in sorted(set(values) - idle)]
     if len(table) < 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""MineRL as a gymnasium environment that survives its simulator."""
+"""MineRL's tasks as gymnasium environments that restart Minecraft after a fault."""
 
 import logging
 from typing import Any, SupportsFloat
@@ -7,15 +7,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_cyborg.checks import check_positive, check_whole, unknown_name
+from sb3_cyborg.checks import check_positive, check_whole
 from sb3_cyborg.envs.minerl.actions import macro_actions
 from sb3_cyborg.envs.minerl.observations import FrameStack, Observation, ObservationEncoder
 from sb3_cyborg.envs.minerl.process import PAGE, MineRLError, Simulator, describe, find_simulator, make_task
 from sb3_cyborg.envs.registration import MINERL
+from sb3_cyborg.envs.render_mode import check_render_mode
 
-# Minecraft counts a mission's time in ticks of its world, which begin a little before the first step.
+# Minecraft counts a mission's time in ticks of its world, which start shortly before the first step.
 TIME_UP_SLACK = 40
-# Good steps after which a fault is a thing of the past.
+# Steps without a fault after which the count of faults in a row is reset.
 RECOVERED_AFTER = 100
 
 logger = logging.getLogger(__name__)
@@ -25,23 +26,24 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
     """
     A task of MineRL (Guss et al., 2019, https://arxiv.org/abs/1907.13440) with discrete actions, for SB3.
 
-    Minecraft starts at the first ``reset``, and is ended by ``close``. When it hangs, dies or loses its connection, the step
-    returns the last good observation with ``terminated=False``, ``truncated=True`` and ``info["minerl_fault"]``, and the next
-    ``reset`` starts another. See docs/minerl.md.
+    The first ``reset`` starts Minecraft, and ``close`` ends it. If Minecraft hangs, dies or loses its connection, the step
+    returns the last observation with ``terminated=False``, ``truncated=True`` and ``info["minerl_fault"]``, and the next
+    ``reset`` starts a new Minecraft. See docs/minerl.md.
 
-    :param env_id: The task: MineRL's name (``"MineRLTreechop-v0"``) or one of ours (``"minerl_treechop"``).
-    :param frame_skip: Ticks of 50 ms for which each action is repeated, and whose rewards are added up. Camera and choices
-        (``craft``...) act on the first of them only.
-    :param frame_stack: Frames in an observation, the newest last; 1 leaves remembering to the agent.
-    :param retries: Faults in a row that are put right; the next one is a ``MineRLError``. 100 good steps end a row.
-    :param restart_every: Episodes after which Minecraft, which leaks memory, is replaced; None for never.
-    :param launch_timeout: Seconds that Minecraft may take to start.
-    :param reset_timeout: Seconds that a world may take to be made.
-    :param step_timeout: Seconds that a tick may take.
-    :param render_mode: ``"rgb_array"``, or None.
-    :raises ImportError: without MineRL.
-    :raises FileNotFoundError: without its simulator.
-    :raises ValueError: for an unknown task, and for numbers that make no sense.
+    :param env_id: The task, by MineRL's name (``"MineRLTreechop-v0"``) or its short name (``"minerl_treechop"``).
+    :param frame_skip: Ticks of 50 ms for which each action is repeated, at least 1. Their rewards are added. Camera and
+        choices (``craft``...) act in the first tick only.
+    :param frame_stack: Frames in an observation, the newest last, at least 1.
+    :param retries: Faults in a row, at least 0, after each of which Minecraft is restarted; the next fault raises a
+        ``MineRLError``. The count starts again after 100 steps without a fault.
+    :param restart_every: Episodes after which Minecraft is restarted, because it leaks memory; ``None`` disables it.
+    :param launch_timeout: Time limit for the start of Minecraft, in seconds.
+    :param reset_timeout: Time limit for the creation of a world, in seconds.
+    :param step_timeout: Time limit for a tick, in seconds.
+    :param render_mode: ``"rgb_array"``, or ``None``.
+    :raises ImportError: if MineRL is not installed.
+    :raises FileNotFoundError: if its simulator was not built.
+    :raises ValueError: for an unknown task or render mode, and for numbers out of range.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
@@ -71,8 +73,7 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         for name, seconds in self._timeouts.items():
             if not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
                 raise ValueError(f"`{name}` must be a number of seconds above 0, got {seconds!r}.")
-        if render_mode not in (None, "rgb_array"):
-            raise unknown_name("render mode", render_mode, ["rgb_array"])
+        check_render_mode(render_mode, self.metadata["render_modes"])
         task = make_task(MINERL.get(env_id, env_id))
         find_simulator()
         self.env_id = task.spec.id
@@ -87,9 +88,9 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         self.action_space: spaces.Discrete = spaces.Discrete(len(self._table))
         self.observation_space = self._encoder.space(frame_stack)
 
-        self.faults = 0  # all there were
+        self.faults = 0  # in total
         self.launches = 0
-        self._row = 0  # of faults
+        self._faults_in_a_row = 0
         self._last_error: Exception = RuntimeError("none so far")
         self._good_steps = 0
         self._simulator: Simulator | None = None
@@ -100,11 +101,11 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """
-        Start an episode in a new world, and Minecraft where it does not run.
+        Starts an episode in a new world, and Minecraft if it does not run.
 
-        :param seed: The seed of the world; later worlds follow from it. Without one, the worlds follow from the last seed.
-        :param options: Not used.
-        :return: The first observation, and an info with ``world_seed`` and ``launches``, how often Minecraft was started.
+        :param seed: Seed of the world, and of the random seeds of later worlds. ``None`` draws the next of these.
+        :param options: Ignored.
+        :return: The first observation, and an info with ``world_seed`` and ``launches``, the number of starts of Minecraft.
         :raises MineRLError: after more than ``retries`` faults in a row.
         """
         super().reset(seed=seed, options=options)
@@ -119,11 +120,11 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
 
     def step(self, action: np.int64 | int) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """
-        Act for ``frame_skip`` ticks, or until the episode ends.
+        Applies an action for ``frame_skip`` ticks, or until the episode ends.
 
-        :param action: A number of ``action_names``.
-        :return: Observation, sum of rewards, terminated, truncated, and MineRL's info with ``ticks``, those of the episode so
-            far, and ``minerl_fault``, why Minecraft was lost, where it was.
+        :param action: Index into ``action_names``.
+        :return: Observation, sum of rewards, terminated, truncated, and MineRL's info with ``ticks``, the ticks of the episode
+            so far, and after a fault ``minerl_fault``, its cause.
         """
         if not self.action_space.contains(action):
             raise ValueError(f"An action is a whole number from 0 to {len(self._table) - 1}, got {action!r}.")
@@ -143,7 +144,7 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
             self._ticks += 1
             if done:
                 break
-        # What MineRL returns at a fault is random: the newest that Minecraft has sent stands in for it.
+        # MineRL's observation after a fault is random, so the last observation of Minecraft replaces it.
         observation = self._frames.observation() if raw is None else self._frames.push(self._see(raw))
         lost = "minerl_fault" in info
         self._return += reward
@@ -151,18 +152,18 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         if not lost:
             self._good_steps += 1
             if self._good_steps >= RECOVERED_AFTER:
-                self._row = 0
+                self._faults_in_a_row = 0
         self._running = not (done or lost)
         return observation, reward, done and not time_up, lost or time_up, {**info, "ticks": self._ticks}
 
     def render(self) -> np.ndarray | None:
-        """:return: The last image of the player's view, (height, width, 3) of uint8, if that is the ``render_mode``."""
+        """:return: The last image of the player's view, (height, width, 3), uint8; ``None`` without a render mode."""
         if self.render_mode is None or self._pov is None:
             return None
         return self._pov.copy()
 
     def close(self) -> None:
-        """End Minecraft; a later ``reset`` would start it again."""
+        """Ends Minecraft. A later ``reset`` starts it again."""
         self._running = False
         if self._simulator is not None:
             simulator, self._simulator = self._simulator, None
@@ -174,12 +175,12 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
         return frame
 
     def _is_time_up(self) -> bool:
-        """:return: Whether an episode that has ended did so because of its time, and not because of what was done."""
+        """:return: Whether an episode that has ended did so because of its time limit."""
         solved = self._solved_at is not None and self._return >= self._solved_at
         return self.max_ticks is not None and self._ticks >= self.max_ticks - TIME_UP_SLACK and not solved
 
     def _new_world(self, seed: int) -> dict[str, Any]:
-        while self._row <= self.retries:
+        while self._faults_in_a_row <= self.retries:
             try:
                 if self._simulator is None:
                     self.launches += 1
@@ -188,15 +189,15 @@ class MineRLEnv(gym.Env[Observation, np.int64]):
             except Exception as error:
                 self._fault(error)
         raise MineRLError(
-            f"{self.env_id} gives up after {self._row} faults of Minecraft in a row (`retries`={self.retries}). Minecraft has "
-            f"been ended; {PAGE} says what to look at. The last fault: {describe(self._last_error)}"
+            f"{self.env_id} gives up after {self._faults_in_a_row} faults of Minecraft in a row (`retries`={self.retries}). "
+            f"Minecraft was ended; {PAGE} lists causes. The last fault: {describe(self._last_error)}"
         ) from self._last_error
 
     def _fault(self, error: Exception) -> None:
-        """Note a fault, and end the Minecraft that had it."""
+        """Records a fault and ends Minecraft."""
         self.faults += 1
-        self._row += 1
+        self._faults_in_a_row += 1
         self._good_steps = 0
         self._last_error = error
-        logger.warning("%s, fault %d in a row: %s", self.env_id, self._row, describe(error))
+        logger.warning("%s, fault %d in a row: %s", self.env_id, self._faults_in_a_row, describe(error))
         self.close()

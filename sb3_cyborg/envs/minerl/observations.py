@@ -23,7 +23,7 @@ def _compass(angle: Any) -> list[float]:
 def _mainhand(values: list[str]) -> Callable[[Any], list[float]]:
     def encode(item: Any) -> list[float]:
         damage, most = float(item["damage"]), float(item["maxDamage"])
-        worn = min(max(damage / most, 0.0), 1.0) if most > 0 else 0.0  # most things do not wear: 0 of 0
+        worn = min(max(damage / most, 0.0), 1.0) if most > 0 else 0.0  # items that do not wear have a maximum of 0
         return [*(float(str(item["type"]) == value) for value in values), worn]
 
     return encode
@@ -31,11 +31,11 @@ def _mainhand(values: list[str]) -> Callable[[Any], list[float]]:
 
 class ObservationEncoder:
     """
-    Turns an observation of MineRL into what SB3 takes, from whichever keys there are.
+    Converts observations of MineRL to spaces that SB3 supports.
 
-    ``pov`` alone becomes a ``Box`` (height, width, 3) of uint8. Where there is more, the observation is a ``Dict`` of ``pov``
-    and ``vector`` (float32): sine and cosine of the compass angle; each count of the inventory divided by 64; the item in the
-    main hand as one-hot, and how worn it is (0 new, 1 broken). Keys that are none of these are left out.
+    ``pov`` alone becomes a ``Box`` (height, width, 3) of uint8. With further keys the observation is a ``Dict`` of ``pov`` and
+    ``vector`` (float32): sine and cosine of the compass angle; the inventory's counts divided by 64; the item in the main hand
+    as one-hot; and the wear of that item, from 0 (new) to 1 (broken). Other keys are left out.
 
     :param observation_space: MineRL's ``Dict``.
     """
@@ -67,7 +67,7 @@ class ObservationEncoder:
     def space(self, frame_stack: int = 1) -> spaces.Space[Any]:
         """
         :param frame_stack: Frames in an observation, the newest last.
-        :return: The space of observations: images are stacked along the channels, vectors end to end.
+        :return: The observation space. Images are stacked along the channels, vectors are concatenated.
         """
         pov = spaces.Box(0, 255, (*self._pov.shape[:2], self._pov.shape[2] * frame_stack), np.uint8)
         if self._vector is None:
@@ -77,7 +77,7 @@ class ObservationEncoder:
 
     def encode(self, observation: Mapping[str, Any]) -> Observation:
         """
-        :param observation: What MineRL returned; its ``pov`` has negative strides.
+        :param observation: An observation of MineRL; its ``pov`` has negative strides.
         :return: One frame.
         """
         pov = np.ascontiguousarray(observation["pov"], dtype=np.uint8)
@@ -94,9 +94,9 @@ class ObservationEncoder:
 
 class FrameStack:
     """
-    The last frames as one observation, the newest last.
+    The latest frames as one observation, the newest last.
 
-    :param size: How many.
+    :param size: Number of frames, at least 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -104,17 +104,17 @@ class FrameStack:
         self._size = size
 
     def reset(self, frame: Observation) -> Observation:
-        """:return: The first observation of an episode: its frame, ``size`` times."""
+        """:return: The first observation of an episode: its first frame, repeated ``size`` times."""
         self._frames.extend([frame] * self._size)
         return self.observation()
 
     def push(self, frame: Observation) -> Observation:
-        """:return: The observation after one more frame."""
+        """:return: The observation after this frame was added."""
         self._frames.append(frame)
         return self.observation()
 
     def observation(self) -> Observation:
-        """:return: The stacked frames, new arrays each time."""
+        """:return: The stacked frames, in new arrays."""
         first = self._frames[0]
         if isinstance(first, dict):
             return {key: np.concatenate([frame[key] for frame in self._frames], axis=-1) for key in first}

@@ -1,4 +1,4 @@
-"""Minecraft as a process: what has to be installed, launching it with a watchdog, and ending it without leaving anything."""
+"""Minecraft's process: the packages that it needs, its launch under a watchdog, and its end with all child processes."""
 
 import contextlib
 import logging
@@ -13,38 +13,38 @@ from typing import Any
 from sb3_cyborg.checks import unknown_name
 
 PAGE = "docs/minerl.md"
-# The simulator of MineRL 0.4.4, and that of 1.0.
+# The simulators of MineRL 0.4.4 and 1.0.
 JARS = ("MalmoMod-0.37.0-fat.jar", "mcprec-6.13.jar")
-LAUNCHER_WAIT = 5.0  # seconds that a process has to follow SIGTERM
+LAUNCHER_WAIT = 5.0  # seconds between SIGTERM and SIGKILL
 
 logger = logging.getLogger(__name__)
 
 
 class MineRLError(RuntimeError):
-    """Minecraft could not be brought back: the retries of ``MineRLEnv`` are used up."""
+    """Minecraft failed more often in a row than the ``retries`` of ``MineRLEnv``."""
 
 
 def describe(error: BaseException) -> str:
-    """:return: An error in one line; MineRL puts all that Minecraft has printed into some, of which the end is kept."""
+    """:return: An error in one line. Some of MineRL's errors contain all output of Minecraft; the end of it is kept."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message if len(message) <= 300 else '...' + message[-300:]}"
 
 
 def import_minerl() -> Any:
     """
-    Import MineRL, which registers its tasks with the old ``gym``.
+    Imports MineRL, which registers its tasks with the old ``gym``.
 
     :return: The module ``gym``.
-    :raises ImportError: if MineRL is not installed, or not with a ``gym`` that it works with.
+    :raises ImportError: if MineRL or a ``gym`` that it works with is not installed.
     """
     try:
         import gym
         import minerl.herobraine.envs  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"MineRL's tasks need the packages minerl and gym, and {error.name!r} is missing. They go into an environment of "
-            "their own, with Java 8 to build the simulator: `pip install --no-deps minerl==0.4.4 gym==0.17.3` and what else "
-            f"{PAGE} says."
+            f"MineRL's tasks need the packages minerl and gym, and {error.name!r} is missing. Install them in a separate "
+            "environment, with Java 8 to build the simulator: `pip install --no-deps minerl==0.4.4 gym==0.17.3` and the "
+            f"further steps in {PAGE}."
         ) from error
     except Exception as error:
         version = getattr(sys.modules.get("gym"), "__version__", "unknown")
@@ -58,9 +58,9 @@ def import_minerl() -> Any:
 def make_task(env_id: str) -> Any:
     """
     :param env_id: MineRL's name of a task.
-    :return: MineRL's environment, which has started nothing so far.
-    :raises ImportError: see ``import_minerl``.
-    :raises ValueError: for a name that MineRL does not know.
+    :return: MineRL's environment, before Minecraft is launched.
+    :raises ImportError: see :func:`import_minerl`.
+    :raises ValueError: for an unknown name.
     """
     gym = import_minerl()
     known = [name for name in gym.envs.registry.env_specs if name.startswith("MineRL")]
@@ -71,8 +71,8 @@ def make_task(env_id: str) -> Any:
 
 def find_simulator() -> Path:
     """
-    :return: The simulator that MineRL would launch.
-    :raises FileNotFoundError: if there is none. MineRL alone would try to build it with Gradle at the first ``reset``.
+    :return: The simulator that MineRL launches.
+    :raises FileNotFoundError: if it was not built. MineRL would then try to build it with Gradle at the first ``reset``.
     """
     from minerl.env.malmo import InstanceManager
 
@@ -89,8 +89,8 @@ def find_simulator() -> Path:
 def processes_of(instance: Any) -> list[Any]:
     """
     :param instance: A ``MinecraftInstance``.
-    :return: Its launcher and all that descends from it (``psutil.Process``), also what has lost its parent: MineRL starts the
-        launcher in a session of its own, and Java stays in it when the launcher is killed.
+    :return: The launcher and all of its descendants (``psutil.Process``). Descendants without a parent are found by their
+        session: MineRL starts the launcher in a new session, and Java stays in it after the launcher was killed.
     """
     import psutil
 
@@ -110,7 +110,7 @@ def processes_of(instance: Any) -> list[Any]:
 
 
 def kill(instance: Any) -> None:
-    """Kill all processes of an instance at once; whatever waits for one of them then reads the end of its output."""
+    """Kills all processes of an instance. A read of their output that blocks then returns the end of the file."""
     import psutil
 
     for process in processes_of(instance):
@@ -120,17 +120,17 @@ def kill(instance: Any) -> None:
 
 def stop(instance: Any) -> None:
     """
-    End an instance in whichever state it is: its processes, its socket, its folder and its place in MineRL's pool.
+    Ends an instance in any state: its processes, its socket, its folder and its entry in MineRL's pool.
 
-    MineRL's own ``InstanceManager.shutdown`` would end those of other environments too, and its ``kill`` does nothing to an
-    instance whose launch has failed.
+    MineRL's own ``InstanceManager.shutdown`` also ends the instances of other environments, and its ``kill`` has no effect on
+    an instance whose launch failed.
 
     :param instance: A ``MinecraftInstance``.
     """
     import psutil
     from minerl.env.malmo import InstanceManager
 
-    instance.running = instance._starting = False  # so that MineRL's own clean-up leaves it alone
+    instance.running = instance._starting = False  # so that MineRL's own clean-up skips this instance
     if instance.client_socket is not None:
         instance.client_socket.close()
         instance.client_socket = None
@@ -152,11 +152,11 @@ def stop(instance: Any) -> None:
 
 class Watchdog:
     """
-    Kills an instance that takes too long: MineRL waits for a line of Minecraft's output, or for a world, without a limit.
+    Kills an instance after a time limit, because MineRL waits for Minecraft's output and worlds without one.
 
     :param instance: A ``MinecraftInstance``.
-    :param seconds: How long the body of the ``with`` may take.
-    :param doing: What it does, for the error.
+    :param seconds: Time limit of the body of the ``with`` statement, in seconds.
+    :param doing: Description of the body, for the error.
     :raises TimeoutError: at the end of a body that took longer.
     """
 
@@ -171,7 +171,7 @@ class Watchdog:
         while not self._finished.wait(wait):
             self._expired = True
             kill(self._instance)
-            wait = 0.2  # until the body notices: the process may not have been started yet
+            wait = 0.2  # kill again until the body ends, because the process may start later
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -185,12 +185,12 @@ class Watchdog:
 
 class Simulator:
     """
-    One Minecraft, and the environment of MineRL that is connected to it. After any exception, ``close`` it and make another.
+    One instance of Minecraft, and the environment of MineRL that is connected to it. After any exception it must be closed.
 
     :param env_id: MineRL's name of the task, such as ``"MineRLTreechop-v0"``.
-    :param launch_timeout: Seconds that Minecraft may take to start.
-    :param reset_timeout: Seconds that a world may take to be made.
-    :param step_timeout: Seconds that a step may take.
+    :param launch_timeout: Time limit for the start of Minecraft, in seconds.
+    :param reset_timeout: Time limit for the creation of a world, in seconds.
+    :param step_timeout: Time limit for a step, in seconds.
     """
 
     def __init__(self, env_id: str, launch_timeout: float, reset_timeout: float, step_timeout: float) -> None:
@@ -198,7 +198,7 @@ class Simulator:
         self._env = make_task(env_id)
         from minerl.env.malmo import InstanceManager
 
-        # MineRL answers a lost connection by launching one more Minecraft that nobody would ever end.
+        # After a lost connection MineRL would launch another Minecraft, which would never be ended.
         self._env.unwrapped._get_new_instance = self._refuse
         self.instance = InstanceManager.get_instance(os.getpid())
         self.episodes = 0
@@ -218,7 +218,7 @@ class Simulator:
 
     def reset(self, seed: int) -> dict[str, Any]:
         """
-        Make a world.
+        Creates a world.
 
         :param seed: The seed of the world.
         :return: MineRL's first observation.
@@ -235,7 +235,8 @@ class Simulator:
         """
         :param action: An action of MineRL.
         :return: MineRL's observation, reward, done and info.
-        :raises ConnectionError: where MineRL returns a random observation, and after a step that Ctrl-C interrupted.
+        :raises ConnectionError: if MineRL has lost Minecraft and returns a random observation, and after a step that was
+            interrupted by Ctrl-C.
         """
         if self._in_step:
             raise ConnectionError("A step was interrupted, and its answer is still on the way.")
@@ -243,13 +244,13 @@ class Simulator:
         observation, reward, done, info = self._env.step(action)
         self._in_step = False
         if "error" in info:
-            raise ConnectionError(f"MineRL lost Minecraft, and says {info['error']!r}")
+            raise ConnectionError(f"MineRL lost the connection to Minecraft: {info['error']!r}")
         return observation, float(reward), bool(done), info
 
     def processes(self) -> list[Any]:
-        """:return: What runs, as ``psutil.Process``."""
+        """:return: The running processes, as ``psutil.Process``."""
         return processes_of(self.instance)
 
     def close(self) -> None:
-        """End Minecraft and all that belongs to it."""
+        """Ends Minecraft, see :func:`stop`."""
         stop(self.instance)
