@@ -31,6 +31,7 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
+from sb3_cyborg.memory_ppo.schedules import AUTO, AUTO_LEARNING_RATE, parse_schedule
 
 DEFAULT, BEST, RECURRENT, FRAME_STACK, PLAIN = "memory_ppo", "memory_ppo_best", "recurrent_ppo", "frame_stack_ppo", "ppo"
 AGENTS = {
@@ -390,9 +391,8 @@ def _peer(task: Task, name: str, algo: str) -> Settings:
         shared["n_steps"] = plan_n_steps(best["n_envs"], best.get("seq_len"))
     if shared["batch_size"] is None:
         shared["batch_size"] = plan_minibatches(shared["n_steps"], best["n_envs"], best.get("seq_len"), None)[1]
-    for key, value in shared.items():
-        if callable(value):
-            shared[key] = f"lin_{value(1.0)}"  # a default that is a schedule; RL Zoo supports only linear ones
+    if shared["learning_rate"] == AUTO_LEARNING_RATE:
+        shared["learning_rate"] = f"lin_{parse_schedule(AUTO_LEARNING_RATE)[0]}"  # RL Zoo's linear schedules end at zero
     entry = {key: best[key] for key in ZOO_KEYS if key in best}
     entry |= {key: value for key, value in shared.items() if value is not None}
     if kwargs.get("normalize_observations", _defaults(MemoryActorCriticPolicy)["normalize_observations"]):
@@ -432,7 +432,10 @@ def _parse(text: str) -> Any:
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    if defaults.get("learning_rate") == AUTO:
+        defaults["learning_rate"] = AUTO_LEARNING_RATE
+    return defaults
 
 
 def _name_of(value: Any) -> str:
@@ -455,7 +458,7 @@ def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
     algorithm = rl_zoo3.ALGOS[values["algo"]]
     parts: list[Callable[..., Any]] = [algorithm, algorithm.policy_aliases[values["policy"]]]
     if values["algo"] == zoo.ALGO:
-        parts += MEMORIES.values()
+        parts += [MEMORIES[name] for name in sorted(MEMORIES)]
     on = [{name: value for name, value in _defaults(part).items() if value not in (None, False)} for part in parts]
     defaults = [sorted((name, _name_of(value)) for name, value in each.items()) for each in on]
     return hashlib.sha256(f"{as_json(values)} {defaults} {evaluation}".encode()).hexdigest()[:8]

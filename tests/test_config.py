@@ -9,7 +9,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
@@ -17,6 +16,7 @@ from sb3_cyborg.envs.vec_env import VEC_ENVS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in
+from sb3_cyborg.memory_ppo.schedules import AUTO_LEARNING_RATE
 from sb3_cyborg.trainers.config import ACTIVATIONS, MODEL_KEYS, POLICY_KEYS, RESUME_KEYS, TrainerConfig
 from sb3_cyborg.trainers.config_file import parse_yaml, read_yaml
 from sb3_cyborg.trainers.vocabulary import ALIASES, OTHER_NAMES, canonical, merge
@@ -150,10 +150,8 @@ def test_arguments_of_memory_ppo() -> None:
         }
     )
     arguments = config.model_arguments()
-    schedule = arguments["learning_rate"]
-    assert isinstance(schedule, LinearSchedule)
-    assert [schedule(1.0), schedule(0.5), schedule(0.0)] == pytest.approx([1e-3, 5e-4, 0.0])
     model = MemoryPPO("MlpPolicy", "CartPole-v1", **arguments)
+    assert [model.lr_schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([1e-3, 5e-4, 0.0])
     assert (model.n_steps, model.n_epochs) == (32, 3)
     core: Any = model.policy.core.parts
     assert core["encoder"].output_dim == 24
@@ -166,13 +164,14 @@ def test_arguments_of_memory_ppo() -> None:
 def test_every_argument_of_memory_ppo_is_a_key() -> None:
     import inspect
 
-    own = {"policy", "learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"}
+    own = {"policy", "policy_kwargs"}
     ours = {"env", "tensorboard_log", "_init_setup_model", "rollout_buffer_class", "rollout_buffer_kwargs"}
     assert inspect.signature(MemoryPPO).parameters.keys() - own - ours == set(MODEL_KEYS)
     defaults = TrainerConfig.parse({"env": "CartPole-v1"}).model_arguments()
     for name, parameter in inspect.signature(MemoryPPO).parameters.items():
-        if name in defaults and name not in ("policy_kwargs", "seed"):
-            assert repr(defaults[name]) == repr(parameter.default), name  # schedules have no `==` of their own
+        if name in defaults and name not in ("learning_rate", "policy_kwargs", "seed"):
+            assert defaults[name] == parameter.default, name
+    assert defaults["learning_rate"] == AUTO_LEARNING_RATE, "the total of a run is known, so its schedule is, too"
 
 
 def test_names_of_keys_exist() -> None:

@@ -13,7 +13,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_cyborg import MemoryPPO, SequenceModel, State, register_memory
+from sb3_cyborg import MemoryPPO, SequenceModel, State
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memories.ring import RingMemory
@@ -287,7 +287,7 @@ def test_a_gymnasium_environment_and_its_name() -> None:
 
 def test_agents_that_cannot_be_inspected(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"no memory to inspect \(memory 'none'\); memories that can be inspected: 'pmm', 'slot'"
+        ValueError, match=r"no memory to inspect \(memory 'none'\); memories that can be inspected: 'kv', 'pmm', 'ring'"
     ):
         inspect_episode(agent("none"))
     with pytest.raises(ValueError, match="Only a MemoryPPO agent can be inspected, got RecurrentPPO"):
@@ -317,8 +317,7 @@ class OwnMemory(AttentionMemory):
 
 
 def test_registered_memories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_cyborg.memories.memory_v7.MEMORIES", dict(MEMORIES))
-    register_memory("own", OwnMemory)
+    monkeypatch.setitem(MEMORIES, "own", OwnMemory)
     model = toy_model(toy_vec_env(1, LongToyEnv), policy_kwargs={"memory": "own", "memory_kwargs": {}})
 
     def shows(**shown: th.Tensor) -> Inspection:

@@ -396,7 +396,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _check_state(self, state: NumpyState, like: State) -> State:
         """:return: A state given to ``predict`` as tensors; ``like`` is the initial one of the right batch size."""
         if not isinstance(state, dict) or state.keys() != like.keys():
-            got = sorted(state) if isinstance(state, dict) else f"a {type(state).__name__}"
+            got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
                 f"`state` must be what the last `predict` of this policy returned, a dict with {sorted(like)}, got {got}; "
                 "pass None to start anew."

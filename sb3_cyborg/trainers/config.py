@@ -27,7 +27,7 @@ from sb3_cyborg.envs.vec_env import VEC_ENVS, check_env_id
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
-from sb3_cyborg.memory_ppo.schedules import parse_schedule
+from sb3_cyborg.memory_ppo.schedules import AUTO_LEARNING_RATE, parse_schedule
 from sb3_cyborg.trainers.config_file import read_yaml, readable
 from sb3_cyborg.trainers.vocabulary import NAME_OPTIONS, canonical, merge
 
@@ -219,7 +219,7 @@ class TrainerConfig(BaseModel):
         description="Transitions per minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024.",
     )
     n_epochs: Whole = Field(4, ge=1, description="Passes over each rollout.")
-    learning_rate: Scheduled = Field("lin_7e-4_7e-5", description="Learning rate (schedule).")
+    learning_rate: Scheduled = Field(AUTO_LEARNING_RATE, description="Learning rate (schedule).")
     gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
     gae_lambda: Number = Field(0.9, ge=0, le=1, description="Lambda of generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
