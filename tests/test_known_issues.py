@@ -194,7 +194,7 @@ def test_predict_returns_the_state_of_actor_and_critic() -> None:
         _, state = predict(model, obs.numpy(), state, starts.numpy())
 
 
-class ClockEnv(gym.Env[Any, Any]):
+class FixedLengthEnv(gym.Env[Any, Any]):
     """The observation is the step, the reward its square; the episode is truncated or terminated at a given step."""
 
     observation_space = spaces.Box(-1, 100, (1,))
@@ -218,12 +218,12 @@ class ClockEnv(gym.Env[Any, Any]):
         return self.observe(), float(self.time**2), ended and not self.truncate, ended and self.truncate, {}
 
 
-CLOCKS = [(4, False), (4, True), (3, True), (4, True), (100, True)]
-"""Several ends at once, of both kinds, not in the first environment."""
+EPISODE_ENDS = [(4, False), (4, True), (3, True), (4, True), (100, True)]
+"""Length of the episodes of each environment, and whether they are truncated; some end at the same step."""
 
 
-def clock_model(**kwargs: Any) -> MemoryPPO:
-    env = DummyVecEnv([partial(ClockEnv, *clock) for clock in CLOCKS])
+def fixed_length_model(**kwargs: Any) -> MemoryPPO:
+    env = DummyVecEnv([partial(FixedLengthEnv, *end) for end in EPISODE_ENDS])
     return rollout(toy_model(env, n_steps=8, batch_size=20, gamma=0.9, **kwargs))
 
 
@@ -246,9 +246,9 @@ def post_step_states(model: MemoryPPO) -> list[State]:
 @pytest.mark.parametrize("use_time", [False, True])
 def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_action: bool, use_time: bool) -> None:
     """The bootstrap uses the state after the last step, and changes no state (S633)."""
-    model = clock_model(use_last_action=use_last_action, policy_kwargs={"memory": memory, "use_time": use_time})
+    model = fixed_length_model(use_last_action=use_last_action, policy_kwargs={"memory": memory, "use_time": use_time})
     buffer, states = model.rollout_buffer, post_step_states(model)
-    for n, (length, truncate) in enumerate(CLOCKS):
+    for n, (length, truncate) in enumerate(EPISODE_ENDS):
         for t in range(buffer.n_steps):
             time = t % length + 1
             want = float(time**2)
@@ -265,8 +265,8 @@ def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_
 
 def test_terminations_and_truncations_both_end_the_advantage() -> None:
     """Advantages do not cross the end of an episode; after a truncation, the value is added to the reward."""
-    buffer = clock_model(gae_lambda=0.8).rollout_buffer
-    for n, (length, truncate) in enumerate(CLOCKS[:-1]):
+    buffer = fixed_length_model(gae_lambda=0.8).rollout_buffer
+    for n, (length, truncate) in enumerate(EPISODE_ENDS[:-1]):
         t = length - 1
         assert buffer.returns[t, n].item() == pytest.approx(buffer.rewards[t, n].item(), abs=1e-5)
         assert (buffer.rewards[t, n].item() == float(length**2)) != truncate
@@ -277,12 +277,12 @@ def test_terminations_and_truncations_both_end_the_advantage() -> None:
 
 def test_predict_values_does_not_change_the_state() -> None:
     """Values of a terminal observation, or of the one after the rollout, change no memory (S633)."""
-    model = clock_model(policy_kwargs={"memory": "pmm"})
+    model = fixed_length_model(policy_kwargs={"memory": "pmm"})
     state = model._last_state
     before = {name: leaf.clone() for name, leaf in state.items()}
-    infos = [{"TimeLimit.truncated": True, "terminal_observation": np.ones(1, np.float32)}] * len(CLOCKS)
-    rewards = th.zeros(len(CLOCKS))
-    assert model._add_truncation_bootstrap(rewards, infos, np.ones(len(CLOCKS), dtype=bool), state).all()
+    infos = [{"TimeLimit.truncated": True, "terminal_observation": np.ones(1, np.float32)}] * len(EPISODE_ENDS)
+    rewards = th.zeros(len(EPISODE_ENDS))
+    assert model._add_truncation_bootstrap(rewards, infos, np.ones(len(EPISODE_ENDS), dtype=bool), state).all()
     assert not rewards.any()
     assert same(before, state)
 
