@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sb3_cyborg.encoders.gru import GRU
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7, register_memory
+from sb3_cyborg.memories.none import NoMemory
 from sb3_cyborg.memories.pmm import PersistentMemory
 from sb3_cyborg.memories.slot import SlotMemory
 from sb3_cyborg.sequence_model import AUX_LOSS, SequenceModel, State
@@ -233,7 +234,7 @@ def test_diagnostics_are_computed_in_training_mode_only(kind: str) -> None:
 
 
 def test_registered_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_cyborg.memories.memory_v7.MEMORIES", dict(MEMORIES))
+    monkeypatch.setitem(MEMORIES, "gru", NoMemory)  # so that the name is free again afterwards
 
     class GRUMemory(GRU):
         """A GRU as a memory."""

@@ -122,7 +122,7 @@ def test_a_pair_of_lstm_states_is_refused_with_a_description_of_the_state(method
 
 def test_predict_refuses_a_pair_of_lstm_states() -> None:
     with pytest.raises(
-        ValueError, match=r"`state` must be the one that the last `predict` of this policy returned.*got a tuple"
+        ValueError, match=r"`state` must be the one that the last `predict` of this policy returned.*got tuple"
     ):
         toy_model().predict(np.zeros((3, 3), np.float32), lstm_states(), np.zeros(3))
 

@@ -340,8 +340,8 @@ def test_adding_to_a_full_buffer_and_sampling_an_incomplete_one_are_refused() ->
         ({"batch_size": 6}, "`batch_size`=6 is not a multiple of `seq_len`=4"),
         ({"batch_size": 2}, "`batch_size`=2 is not a multiple of `seq_len`=4"),
         ({"batch_size": 0}, "`batch_size`=0"),
-        ({"seq_len": 2}, "kept for `seq_len`=4, so `seq_len`=2 cannot"),
-        ({"burn_in": 1}, "kept for `burn_in`=2, so `burn_in`=1 cannot"),
+        ({"seq_len": 2}, "stored for `seq_len`=4, so `seq_len`=2 cannot"),
+        ({"burn_in": 1}, "stored for `burn_in`=2, so `burn_in`=1 cannot"),
     ],
 )
 def test_invalid_sample_sizes_are_refused(arguments: dict[str, int], message: str) -> None:

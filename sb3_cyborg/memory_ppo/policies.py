@@ -406,7 +406,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _check_state(self, state: NumpyState, like: State) -> State:
         """:return: The state as tensors, after a check against ``like``, the initial state of the same batch size."""
         if not isinstance(state, dict) or state.keys() != like.keys():
-            got = sorted(state) if isinstance(state, dict) else f"a {type(state).__name__}"
+            got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
                 f"`state` must be the one that the last `predict` of this policy returned, a dict with {sorted(like)}, "
                 f"got {got}; pass None for the initial state."
