@@ -606,7 +606,7 @@ class MemoryPPO(RecurrentPPO):
         tensors = {name: recursive_getattr(self, name) for name in variables}
 
         def write(file: Any) -> None:
-            save_to_zip_file(file, entries, self.get_parameters(), tensors)
+            save_to_zip_file(file, entries, model_file.without_numpy(self.get_parameters()), tensors)
 
         if isinstance(path, (str, pathlib.Path)):
             write_atomically(model_file.saved_path(path), write)
@@ -647,7 +647,7 @@ class MemoryPPO(RecurrentPPO):
         """
         try:
             content = model_file.read_content(path)
-            objects = model_file.read_objects(content, path, trust, cls.policy_aliases, custom_objects)
+            objects = model_file.read_objects(content, path, trust, cls, custom_objects)
             # The objects replace all that SB3 would read, and so unpickle, itself.
             return super().load(io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs)
         except pickle.UnpicklingError as error:

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import data_to_json, open_path
 
 from sb3_cyborg.checks import warn_caller
@@ -27,6 +29,19 @@ PICKLED = ":serialized:"
 
 DATA = "data"
 """SB3's name of the zip's entry with all objects but tensors."""
+
+BUILD_ERRORS = (
+    pickle.UnpicklingError,
+    ImportError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    SyntaxError,
+    RecursionError,
+)
+"""Exceptions while an object is built from parts that are damaged, or were written by another version."""
 
 NOT_TENSORS = "it holds other objects than tensors and numbers among its tensors, or is damaged; such objects are never loaded"
 
@@ -87,7 +102,7 @@ def from_entries(
                 objects[key] = from_plain(entry, classes, key)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        except (pickle.UnpicklingError, ImportError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+        except BUILD_ERRORS as error:
             raise ValueError(
                 f"{where}: `{key}` is damaged or of another version ({type(error).__name__}: {error})."
             ) from error
@@ -137,6 +152,18 @@ def saved_path(path: str | Path) -> Path:
     return path
 
 
+def without_numpy(state: Any) -> Any:
+    """
+    :param state: A state-dict.
+    :return: The same with Python's numbers for NumPy's, e.g. in the options of an optimizer: these would be pickled objects.
+    """
+    if type(state) is dict:  # not a module's OrderedDict, which has an attribute with versions
+        return {name: without_numpy(value) for name, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(without_numpy, state))
+    return state.item() if isinstance(state, np.generic) else state
+
+
 def read_content(path: str | Path | io.BufferedIOBase) -> bytes:
     """
     :param path: Path of a file, with or without the suffix ``.zip``, or an open file.
@@ -151,7 +178,11 @@ def read_content(path: str | Path | io.BufferedIOBase) -> bytes:
 
 
 def read_objects(
-    content: bytes, where: object, trust: bool, registered: Mapping[str, type], custom_objects: Mapping[str, Any] | None
+    content: bytes,
+    where: object,
+    trust: bool,
+    model_class: type[BaseAlgorithm],
+    custom_objects: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """
     Read the objects of a model, so that SB3 need not: passed to its ``load`` as ``custom_objects``, they replace every entry.
@@ -159,18 +190,23 @@ def read_objects(
     :param content: Content of the model's file.
     :param where: The file, for errors.
     :param trust: As for :func:`from_entries`, like the others.
-    :param registered: Classes by registered name.
+    :param model_class: Class of the model, whose policies have registered names.
     :param custom_objects: Objects that replace those of the file.
     :return: The objects by key.
-    :raises ValueError: as :func:`from_entries`, and for a file that names an environment to make.
+    :raises ValueError: as :func:`from_entries`, and for a file that names an environment to make or replaces a method.
+    :raises BadZipFile: for a damaged file.
     """
     if custom_objects is not None and not isinstance(custom_objects, Mapping):
         raise ValueError(f"`custom_objects` must be a dictionary or None, got {custom_objects!r}.")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(f"{broken} is damaged")
         entries = json.loads(archive.read(DATA).decode())
-    objects = from_entries(entries, where, trust, registered, custom_objects)
-    if isinstance(objects.get("env"), str):  # gymnasium would import the module of a `module:id`
-        raise ValueError(f"{where} was not written by `save`: its `env` is {objects['env']!r}, which SB3 would make.")
+    objects = from_entries(entries, where, trust, model_class.policy_aliases, custom_objects)
+    # SB3 makes an `env` that is text: gymnasium would import the module of a `module:id`. All objects become attributes.
+    methods = [key for key in objects if callable(getattr(model_class, key, None)) and not trust]
+    if methods or isinstance(objects.get("env"), str):
+        raise ValueError(f"{where} holds no model as `save` writes it: `{methods[0] if methods else 'env'}` is no data.")
     return objects
 
 

@@ -79,7 +79,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         if th.cuda.is_available():
             for index, cuda in enumerate(state["cuda"][: th.cuda.device_count()]):
                 th.cuda.set_rng_state(cuda, index)
-    except (TypeError, KeyError, RuntimeError, OverflowError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError) as error:
         raise ValueError(f"The random states of a checkpoint are damaged ({type(error).__name__}: {error}).") from error
 
 
