@@ -56,7 +56,7 @@ def equal(first: Any, second: Any) -> bool:
                 state.pop(name, None)
         return equal(ours, theirs)
     if isinstance(first, float) and first != first:
-        return second != second
+        return bool(second != second)
     return bool(first == second)
 
 

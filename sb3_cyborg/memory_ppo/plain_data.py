@@ -236,7 +236,7 @@ def _attributes(*names: str) -> Callable[[Any], dict[str, Any]]:
 
 
 KINDS: dict[str, Kind] = {
-    "tuple": Kind(tuple, lambda value: {"items": list(value)}, lambda items: tuple(items)),
+    "tuple": Kind(tuple, lambda value: {"items": list(value)}, lambda items: tuple(_instance(items, list))),
     "deque": Kind(
         deque,
         lambda value: {"items": list(value), "maxlen": value.maxlen},
@@ -244,7 +244,9 @@ KINDS: dict[str, Kind] = {
     ),
     "path": Kind(type(Path()), lambda value: {"path": str(value)}, lambda path: Path(path)),
     "array": Kind(np.ndarray, _array_parts, _build_array),
-    "number": Kind(np.generic, lambda value: {"array": np.asarray(value)}, lambda array: array[()]),
+    "number": Kind(
+        np.generic, lambda value: {"array": np.asarray(value)}, lambda array: _instance(array, np.ndarray).reshape(())[()]
+    ),
     "tensor": Kind(th.Tensor, _tensor_parts, lambda array: th.from_numpy(array)),
     "Box": Kind(spaces.Box, _box_parts, _build_box),
     "Discrete": Kind(spaces.Discrete, _counts_parts, lambda n, **options: spaces.Discrete(n, **options)),
