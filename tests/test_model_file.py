@@ -566,6 +566,14 @@ def test_names_of_classes_run_nothing(
     assert ("not imported" if module in name else "no subclass of") in message
 
 
+@pytest.mark.parametrize("name", ["torch.nn.modules.activation.ReLU", "os.system", "no name"])
+def test_the_policy_is_a_policy(tmp_path: Path, run: Path, name: str) -> None:
+    members = with_data(members_of(list_checkpoints(run)[0]), policy_class={":type:": "class", "name": name})
+    message = refused(lambda: MemoryPPO.load(write_members(tmp_path / "model.zip", members)))
+    assert f"`policy_class` is {name!r}" in message
+    assert "is no subclass of BasePolicy" in message or "whose module is not imported" in message
+
+
 def test_an_env_in_data_is_not_made(tmp_path: Path, marker: Path, run: Path, module: str) -> None:
     members = with_data(members_of(list_checkpoints(run)[0]), env=f"{module}:CartPole-v1")
     assert "`env` is no data" in refused(lambda: MemoryPPO.load(write_members(tmp_path / "model.zip", members)))

@@ -116,7 +116,7 @@ def _is_pickled(entry: object) -> bool:
 def untrusted(where: object, what: str) -> ValueError:
     """
     :param where: A file.
-    :param what: What of it can run code.
+    :param what: Verb and object: the part of it that can run code.
     :return: The error for a file that is loaded without trust.
     """
     return ValueError(
