@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 try:
     import typer
 
+    from sb3_cyborg.trainers.checkpoints import trust_flag
     from sb3_cyborg.trainers.config import RESUME_KEYS
     from sb3_cyborg.trainers.config_file import read_yaml
     from sb3_cyborg.trainers.config_flags import as_flag, read_flags, with_config_flags
@@ -92,6 +93,10 @@ def _end(error: Exception, code: int) -> NoReturn:
     fail(str(error).strip() or type(error).__name__, code)
 
 
+TRUST_HELP = "Also load pickled objects of the file and import the modules it names: that can run any code."
+Trust = Annotated[bool, typer.Option("--trust", help=TRUST_HELP)]
+
+
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +106,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", "-r", help="Folder of a run to resume.", show_default=False)
     ] = None,
+    trust: Trust = False,
     **given: Any,
 ) -> None:
     """Train an agent, or resume a run."""
@@ -110,8 +116,10 @@ def train(
         values = canonical(read_flags(given))
         if resume is not None:
             _check_resume(config, values)
-            trainer = TrainerV7.resume(resume, **values)
+            trainer = TrainerV7.resume(resume, trust=trust, **values)
         else:
+            if trust:
+                raise ValueError("`--trust` is for `--resume`: leave it out, a new run loads no file of a model.")
             settings = merge({} if config is None else read_yaml(config), values)
             if "env" not in settings:
                 raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
@@ -142,7 +150,7 @@ def _train(trainer: "TrainerV7") -> None:
     finally:
         trainer.close()
     print(f"Finished after {trainer.model.num_timesteps:,} steps. Next:")
-    print(f"  sb3-cyborg eval {trainer.run}\n  sb3-cyborg plot {trainer.run} --output curve.png")
+    print(f"  sb3-cyborg eval {trainer.run}{trust_flag(trainer.config)}\n  sb3-cyborg plot {trainer.run} --output curve.png")
 
 
 app.command("train", help=TRAIN_HELP)(train)
@@ -165,6 +173,7 @@ def evaluate(
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """
     Play episodes with a trained agent, and print their returns and lengths.
@@ -182,7 +191,7 @@ def evaluate(
         from sb3_cyborg.trainers.trainer_v7 import TrainerV7
 
         path = find_checkpoint(run, which)
-        trainer = TrainerV7.load(path, device=device)
+        trainer = TrainerV7.load(path, device=device, trust=trust)
         print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
         returns, lengths = trainer.evaluate_episodes(episodes, deterministic=not stochastic)
         trainer.close()
@@ -202,6 +211,7 @@ def enjoy(
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """
     Watch a trained agent, in a window or a video.
@@ -219,6 +229,7 @@ def enjoy(
             video=video,
             which=which,
             device=device,
+            trust=trust,
             seed=seed,
             n_episodes=episodes,
             max_steps=max_steps,
@@ -266,6 +277,7 @@ def inspect_memory(
     which: Which = "best",
     stochastic: Stochastic = False,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """
     Draw the memory of an agent along an episode: attention over past steps, write gates, slots.
@@ -283,6 +295,7 @@ def inspect_memory(
             output,
             which=which,
             device=device,
+            trust=trust,
             heads=int(heads) if heads.isdigit() else heads,
             deterministic=not stochastic,
             max_steps=max_steps,

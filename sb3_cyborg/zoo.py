@@ -127,6 +127,10 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
                 check_options(ALGO, processed[0], set(inspect.signature(MemoryPPO).parameters) - GIVEN_BY_ZOO)
             return processed
 
+        def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> Any:
+            # MemoryPPO reads `lin_` itself; objects of the Zoo's class would be pickled in the file of the model.
+            return hyperparams if self.algo == ALGO else super()._preprocess_schedules(hyperparams)
+
     return MemoryExperimentManager
 
 

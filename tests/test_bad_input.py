@@ -306,11 +306,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_files_of_other_algorithms_are_refused(tmp_path: Path) -> None:
     env = toy_vec_env(1)
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}).save(tmp_path / "ppo")
-    with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got ActorCriticPolicy; load a model of another algorithm"):
+    with pytest.raises(ValueError, match=r"ppo holds no MemoryPPO: load a model of another algorithm with that algorithm"):
         MemoryPPO.load(tmp_path / "ppo")
+    with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got ActorCriticPolicy; load a model of another algorithm"):
+        MemoryPPO.load(tmp_path / "ppo", trust=True)
     RecurrentPPO("MlpLstmPolicy", env, n_steps=8, policy_kwargs={"lstm_hidden_size": 4}).save(tmp_path / "recurrent")
-    with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got RecurrentActorCriticPolicy; load a model of another"):
+    with pytest.raises(ValueError, match=r"recurrent holds no MemoryPPO: load a model of another algorithm"):
         MemoryPPO.load(tmp_path / "recurrent", env=env)
+    with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got RecurrentActorCriticPolicy; load a model of another"):
+        MemoryPPO.load(tmp_path / "recurrent", env=env, trust=True)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])

@@ -237,6 +237,17 @@ def test_resume(folder: Path) -> None:
     assert yaml.safe_load((path / "config.yaml").read_text())["total_timesteps"] == 128
 
 
+def test_trust_is_for_files() -> None:
+    assert "`--trust` is for `--resume`" in said(run("train", "--env", FIXED, *SHORT, "--trust", code=2))
+
+
+def test_hints_name_trust_where_a_command_needs_it() -> None:
+    result = run("train", "--env", f"tests.trainer_helpers:{FIXED}", *SHORT, "--run-name", "mine")
+    assert "sb3-cyborg eval runs/mine --trust\n" in result.stdout
+    result = run("train", "--env", f"tests.trainer_helpers:{FIXED}", *SHORT, "--env-kwargs", "{break_at: 36}", code=1)
+    assert re.search(r"--resume \S+ --trust\n", result.stderr)
+
+
 @pytest.mark.parametrize("how", ["raise", "nan"])
 def test_errors_while_running(folder: Path, how: str) -> None:
     result = run("train", "--env", FIXED, "--env-kwargs", f"{{break_at: 36, how: {how}}}", *SHORT, code=1)

@@ -5,8 +5,9 @@ import json
 import pathlib
 import pickle
 import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,13 +16,15 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import recursive_getattr, save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
 from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, unknown_name
-from sb3_cyborg.memory_ppo import losses
+from sb3_cyborg.files import write_atomically
+from sb3_cyborg.memory_ppo import losses, model_file
 from sb3_cyborg.memory_ppo.actions import DIVERGED
 from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, ppo_terms, weighted_sum
 from sb3_cyborg.memory_ppo.policies import (
@@ -44,6 +47,7 @@ SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
 CORRUPT_FILE_ERRORS = (
     zipfile.BadZipFile,
+    zlib.error,
     pickle.UnpicklingError,
     json.JSONDecodeError,
     UnicodeDecodeError,
@@ -580,6 +584,37 @@ class MemoryPPO(RecurrentPPO):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_state"]
 
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model in SB3's zip, without pickles: see :mod:`~sb3_cyborg.memory_ppo.model_file`.
+
+        A path is written atomically: if writing fails, an old file stays. What has no plain form, such as a function as a
+        schedule, is pickled with a warning, and the file then loads with ``trust=True`` only.
+
+        :param path: Path to the file, with ``.zip`` added if it has no suffix, or an open file.
+        :param exclude: Names of further attributes to leave out.
+        :param include: Names of attributes to save that are left out otherwise.
+        """
+        parameters, variables = self._get_torch_save_params()
+        stored_as_tensors = {name.partition(".")[0] for name in (*parameters, *variables)}
+        left_out = ({*self._excluded_save_params(), *(exclude or ())} - set(include or ())) | stored_as_tensors
+        objects = {name: value for name, value in vars(self).items() if name not in left_out}
+        entries = model_file.to_entries(objects, self.policy_aliases)
+        tensors = {name: recursive_getattr(self, name) for name in variables}
+
+        def write(file: Any) -> None:
+            save_to_zip_file(file, entries, model_file.without_numpy(self.get_parameters()), tensors)
+
+        if isinstance(path, (str, pathlib.Path)):
+            write_atomically(model_file.saved_path(path), write)
+        else:
+            write(path)
+
     @classmethod
     def load(
         cls: type[SelfMemoryPPO],
@@ -589,22 +624,35 @@ class MemoryPPO(RecurrentPPO):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        *,
+        trust: bool = False,
         **kwargs: Any,
     ) -> SelfMemoryPPO:
         """
         Load a model from a file, as in SB3; the number of environments may differ from the saved model's.
 
+        No code of the file is run. Classes come from torch, stable_baselines3, sb3_contrib, gymnasium, this package, and
+        modules that are imported already.
+
         :param path: Path to the file, or a file object.
         :param env: The environment to train on; ``None`` for prediction only.
         :param device: Device of the model.
-        :param custom_objects: Objects that replace saved ones, by name.
+        :param custom_objects: Objects that replace saved ones, by key; a class also by the import path that is in the file.
         :param print_system_info: Whether to print the saved and the current system info.
         :param force_reset: Whether to reset the environment before training.
+        :param trust: Also load pickled objects and import the modules of the file's classes, which can run any code. Files of
+            earlier versions need it.
         :param kwargs: Attributes of the model to change.
         :return: The model.
-        :raises ValueError: for a file that is damaged or is no MemoryPPO model.
+        :raises ValueError: for a file that is damaged or is no MemoryPPO model, and for one that needs ``trust``, with what
+            needs it.
         """
         try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            content = model_file.read_content(path)
+            objects = model_file.read_objects(content, path, trust, cls, custom_objects)
+            # The objects replace all that SB3 would read, and so unpickle, itself.
+            return super().load(io.BytesIO(content), env, device, objects, print_system_info, force_reset, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path} is not a complete file of a MemoryPPO model: {model_file.NOT_TENSORS}.") from error
         except CORRUPT_FILE_ERRORS as error:
             raise ValueError(f"{path} is not a complete file of a MemoryPPO model: {error}") from error

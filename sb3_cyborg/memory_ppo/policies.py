@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,6 +14,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import ConstantSchedule, get_device
 from torch import nn
 
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
@@ -21,12 +22,15 @@ from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memory_ppo.actions import distribution_checks, evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.inputs import Inputs
+from sb3_cyborg.memory_ppo.model_file import read_policy, save_policy
 from sb3_cyborg.memory_ppo.normalization import ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, Sequences
 from sb3_cyborg.ops.linear import FusedSequential
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, may_branch
 
 NumpyState = dict[str, np.ndarray]
+
+SelfPolicy = TypeVar("SelfPolicy", bound="MemoryActorCriticPolicy")
 
 
 class Evaluation(NamedTuple):
@@ -489,7 +493,34 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         return Evaluation(values, log_prob.view(shape), entropy, logs, distribution)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | self._core_kwargs
+        # SB3's dummy of a schedule is a function, which has no plain form.
+        return super()._get_constructor_parameters() | self._core_kwargs | {"lr_schedule": ConstantSchedule(0.0)}
+
+    def save(self, path: str) -> None:
+        """
+        Save the policy alone, without pickles, atomically.
+
+        :param path: The file.
+        """
+        save_policy(path, self.state_dict(), self._get_constructor_parameters())
+
+    @classmethod
+    def load(cls: type[SelfPolicy], path: str, device: th.device | str = "auto", *, trust: bool = False) -> SelfPolicy:
+        """
+        Load a policy that was saved alone. No code of the file is run.
+
+        :param path: The file.
+        :param device: Device to load it on.
+        :param trust: Also load pickled objects and import the modules of the file's classes, which can run any code. Files of
+            earlier versions need it.
+        :return: The policy.
+        :raises ValueError: for a file that is damaged, and for one that needs ``trust``.
+        """
+        device = get_device(device)
+        parameters, weights = read_policy(path, device, trust)
+        policy = cls(**parameters)
+        policy.load_state_dict(weights)
+        return policy.to(device)
 
 
 def _steps(batch: Sequences, part: slice) -> tuple[Observations, th.Tensor, th.Tensor]:

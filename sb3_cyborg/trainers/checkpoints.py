@@ -1,19 +1,21 @@
 """
 Checkpoints, each in one file that is written atomically.
 
-A checkpoint is the zip file that SB3's ``save`` writes, so that ``MemoryPPO.load`` reads it, with up to four more entries: the
-config, the trainer's counters, ``VecNormalize`` with its statistics, and the state of the random generators.
+A checkpoint is the zip file that ``MemoryPPO.save`` writes, so that ``MemoryPPO.load`` reads it, with up to four more entries:
+the config, the trainer's counters, ``VecNormalize`` with its statistics, and the state of the random generators. None of them
+is a pickle.
 """
 
+import functools
 import json
-import os
 import pickle
 import random
+import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,57 +24,41 @@ import torch as th
 import yaml
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_cyborg.files import TEMPORARY
+from sb3_cyborg.files import write_atomically as write_atomically
+from sb3_cyborg.files import write_text as write_text
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.memory_ppo.model_file import from_entries, to_entries, untrusted
 from sb3_cyborg.trainers.config import TrainerConfig
+from sb3_cyborg.trainers.vocabulary import canonical
 
-CONFIG, PROGRESS, NORMALIZE, RANDOM = "trainer_config.yaml", "trainer_progress.json", "vec_normalize.pkl", "random_state.pkl"
+CONFIG, PROGRESS, NORMALIZE, RANDOM = "trainer_config.yaml", "trainer_progress.json", "vec_normalize.json", "random_state.json"
+PICKLED_NORMALIZE, PICKLED_RANDOM = "vec_normalize.pkl", "random_state.pkl"
+"""Entries of earlier versions."""
+
+ENTRIES = (CONFIG, PROGRESS, NORMALIZE, RANDOM, PICKLED_NORMALIZE, PICKLED_RANDOM)
 
 FOLDER, CONFIG_FILE = "checkpoints", "config.yaml"
 BEST, FINAL = "best_model.zip", "final_model.zip"
-TEMPORARY = ".writing"
-"""Suffix of files that are being written. A process that is killed leaves such a file behind."""
 
-
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """
-    Write a file so that at any moment the path holds either the complete old content or the complete new one.
-
-    :param path: The file; its folder is created if it is missing.
-    :param write: Writes the content into an open file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with open(temporary, "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the new name to the disk, where the system can open folders (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """
-    :func:`write_atomically` for text.
-
-    :param path: The file; its folder is created if it is missing.
-    :param text: The content.
-    """
-    write_atomically(path, lambda file: file.write(text.encode()))
+NORMALIZE_ATTRIBUTES = (
+    "num_envs",
+    "observation_space",
+    "action_space",
+    "obs_spaces",
+    "metadata",
+    "norm_obs",
+    "norm_obs_keys",
+    "norm_reward",
+    "obs_rms",
+    "ret_rms",
+    "clip_obs",
+    "clip_reward",
+    "gamma",
+    "epsilon",
+    "training",
+)
+"""Attributes of ``VecNormalize`` that a checkpoint holds; ``obs_rms`` and ``obs_spaces`` are not always there."""
 
 
 def random_state() -> dict[str, Any]:
@@ -82,13 +68,84 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """:param state: The result of :func:`random_state`; states of GPUs that this machine does not have are skipped."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002  # what SB3 seeds and uses
-    th.set_rng_state(state["torch"])
-    if th.cuda.is_available():
-        for index, cuda in enumerate(state["cuda"][: th.cuda.device_count()]):
-            th.cuda.set_rng_state(cuda, index)
+    """
+    :param state: The result of :func:`random_state`; states of GPUs that this machine does not have are skipped.
+    :raises ValueError: for something else.
+    """
+    try:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002  # what SB3 seeds and uses
+        th.set_rng_state(state["torch"])
+        if th.cuda.is_available():
+            for index, cuda in enumerate(state["cuda"][: th.cuda.device_count()]):
+                th.cuda.set_rng_state(cuda, index)
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError) as error:
+        raise ValueError(f"The random states of a checkpoint are damaged ({type(error).__name__}: {error}).") from error
+
+
+def normalize_entries(normalize: VecNormalize) -> dict[str, Any]:
+    """
+    :param normalize: ``VecNormalize``.
+    :return: Its statistics, options and spaces, as JSON can hold them.
+    """
+    state = vars(normalize)
+    return to_entries({name: state[name] for name in NORMALIZE_ATTRIBUTES if name in state})
+
+
+def build_normalize(entries: object, where: object, trust: bool = False) -> VecNormalize:
+    """
+    :param entries: The result of :func:`normalize_entries`.
+    :param where: The file, for errors.
+    :param trust: Whether to load what was pickled, such as a space of the user's own class.
+    :return: ``VecNormalize`` without environments: ``set_venv`` gives it some.
+    :raises ValueError: for damaged entries, and for pickled ones without trust.
+    """
+    state = from_entries(entries, where, trust)
+    if missing := set(NORMALIZE_ATTRIBUTES) - {"obs_rms", "obs_spaces"} - state.keys():
+        raise ValueError(f"{where}: VecNormalize lacks {sorted(missing)}.")
+    normalize = VecNormalize.__new__(VecNormalize)
+    # As SB3 unpickles it. The rest belongs to the environments; a reset sets it.
+    normalize.__setstate__({name: state[name] for name in NORMALIZE_ATTRIBUTES if name in state})
+    normalize.reset_infos = [{} for _ in range(normalize.num_envs)]
+    normalize.old_reward = np.array([])
+    normalize._reset_seeds()
+    normalize._reset_options()
+    return normalize
+
+
+def check_modules(config: Mapping[str, Any], where: object, trust: bool) -> None:
+    """
+    Refuse settings of a file that would import a module, such as ``env: module:id``.
+
+    :param config: Settings by key or alias.
+    :param where: The file, for the error.
+    :param trust: Whether any module may be imported.
+    :raises ValueError: for a module that is not imported yet.
+    """
+    settings = canonical(config)
+    for text in _texts([settings.get("env"), settings.get("env_kwargs")]):  # an environment may be told to make another one
+        module, colon, _ = text.rpartition(":")
+        if colon and module not in sys.modules and not trust:
+            raise ValueError(
+                f"{where}: the environment {text!r} would import the module {module!r}, which can run any code. Import it "
+                "before, or, if you trust whoever wrote the file, pass `trust=True` (on the command line `--trust`)."
+            )
+
+
+def trust_flag(config: TrainerConfig) -> str:
+    """:return: What commands for a run of this config need in a process of their own: ``" --trust"``, or nothing."""
+    return " --trust" if ":" in config.env else ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """:return: All texts in nested lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 @dataclass
@@ -99,15 +156,53 @@ class Checkpoint:
     :param path: The file.
     :param config: Settings of the run, under the names that they were saved with.
     :param progress: The trainer's counters: ``num_timesteps``, and for a best model ``mean_return``.
-    :param normalize: ``VecNormalize`` with its statistics, without environments, or ``None``.
-    :param random: States of the random generators.
+    :param contents: Contents of the other entries by name, which are read on demand: the counters need no trust.
+    :param trust: Whether to load pickled objects and to import the modules that the file names.
     """
 
     path: Path
     config: dict[str, Any]
     progress: dict[str, Any]
-    normalize: VecNormalize | None
-    random: dict[str, Any]
+    contents: dict[str, bytes] = field(repr=False)
+    trust: bool = False
+
+    @functools.cached_property
+    def normalize(self) -> VecNormalize | None:
+        """``VecNormalize`` with its statistics, without environments, or ``None``."""
+        if PICKLED_NORMALIZE in self.contents:
+            unpickled: VecNormalize = self._unpickled(PICKLED_NORMALIZE)
+            return unpickled
+        return build_normalize(self._parsed(NORMALIZE), self.path, self.trust) if NORMALIZE in self.contents else None
+
+    @functools.cached_property
+    def random(self) -> dict[str, Any]:
+        """States of the random generators."""
+        if PICKLED_RANDOM in self.contents:
+            unpickled: dict[str, Any] = self._unpickled(PICKLED_RANDOM)
+            return unpickled
+        return from_entries(self._parsed(RANDOM), self.path, self.trust)
+
+    def unpack(self, trust: bool) -> None:
+        """
+        Read all entries, and check that the config imports nothing that it may not.
+
+        :param trust: Whether to load pickled objects and to import the modules that the file names.
+        :raises ValueError: for what needs trust without it, and for damaged entries.
+        """
+        self.trust = trust
+        check_modules(self.config, self.path, trust)
+        _ = self.normalize, self.random
+
+    def _parsed(self, name: str) -> Any:
+        try:
+            return json.loads(self.contents[name])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path} is damaged: {name} is not JSON ({error}).") from error
+
+    def _unpickled(self, name: str) -> Any:
+        if not self.trust:
+            raise untrusted(self.path, f"was written by an earlier version, which pickled {name}")
+        return pickle.loads(self.contents[name])
 
 
 def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, **progress: Any) -> None:
@@ -129,10 +224,10 @@ def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, *
     entries = {
         CONFIG: config.to_yaml().encode(),
         PROGRESS: json.dumps({"num_timesteps": model.num_timesteps, **progress}).encode(),
-        RANDOM: pickle.dumps(random_state()),
+        RANDOM: json.dumps(to_entries(random_state())).encode(),
     }
     if (normalize := model.get_vec_normalize_env()) is not None:
-        entries[NORMALIZE] = pickle.dumps(normalize)
+        entries[NORMALIZE] = json.dumps(normalize_entries(normalize)).encode()
 
     def write(file: IO[bytes]) -> None:
         model.save(file)  # type: ignore[arg-type]  # SB3 takes any binary file that is open
@@ -146,7 +241,7 @@ def save_checkpoint(path: str | Path, model: MemoryPPO, config: TrainerConfig, *
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     :param path: A checkpoint.
-    :return: Its entries beside the model.
+    :return: Its entries beside the model; those that may need trust are not read yet.
     :raises ValueError: if there is no such file, if it is damaged, or if it was not written by the trainer.
     """
     path = Path(path)
@@ -157,20 +252,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             if broken := archive.testzip():
                 raise zipfile.BadZipFile(f"{broken} is broken")
             names = set(archive.namelist())
-            entries = {name: archive.read(name) for name in (CONFIG, PROGRESS, NORMALIZE, RANDOM) if name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            entries = {name: archive.read(name) for name in ENTRIES if name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not a complete checkpoint: {error}.") from error
     if "data" not in names:  # the end of a truncated file may be an archive: PyTorch's files in it are zip files, too
         raise ValueError(f"{path} is not a complete checkpoint: it holds no model.")
-    if not {CONFIG, PROGRESS, RANDOM} <= entries.keys():
+    if not {CONFIG, PROGRESS} <= entries.keys() or not {RANDOM, PICKLED_RANDOM} & entries.keys():
         raise ValueError(f"{path} was not written by TrainerV7; `MemoryPPO.load` reads what `MemoryPPO.save` wrote.")
-    return Checkpoint(
-        path,
-        yaml.safe_load(entries[CONFIG]),
-        json.loads(entries[PROGRESS]),
-        pickle.loads(entries[NORMALIZE]) if NORMALIZE in entries else None,
-        pickle.loads(entries[RANDOM]),
-    )
+    try:
+        config, progress = yaml.safe_load(entries.pop(CONFIG)), json.loads(entries.pop(PROGRESS))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its config or its counters cannot be read ({error}).") from error
+    if not (isinstance(config, dict) and isinstance(progress, dict) and isinstance(progress.get("num_timesteps"), int)):
+        raise ValueError(f"{path} is damaged: its config is no mapping, or its counters lack `num_timesteps`.")
+    return Checkpoint(path, config, progress, entries)
 
 
 def checkpoint_path(run: Path, num_timesteps: int) -> Path:

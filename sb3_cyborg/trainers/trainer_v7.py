@@ -19,6 +19,7 @@ from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.trainers import callbacks, checkpoints, logs, runs
 from sb3_cyborg.trainers.acting import ActingLoop, EpisodeResult
 from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
+from sb3_cyborg.trainers.config_file import read_yaml
 from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for
 from sb3_cyborg.trainers.monitor import MonitorLog
 from sb3_cyborg.trainers.vocabulary import canonical, merge
@@ -75,31 +76,36 @@ class TrainerV7:
         self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
 
     @classmethod
-    def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
+    def load(
+        cls: type[SelfTrainerV7], path: str | Path, which: str = "best", *, trust: bool = False, **changes: Any
+    ) -> SelfTrainerV7:
         """
         Load a checkpoint of a run or a file of :meth:`save`, for evaluation or for further training.
 
         :param path: A file, or the folder of a run.
         :param which: Which checkpoint of a run: ``"best"`` by evaluation, ``"last"``, or its number of steps.
+        :param trust: Also load pickled objects and import the modules that the file names, which can run any code. Files of
+            earlier versions need it, and environments of the form ``module:id`` whose module is not imported.
         :param changes: Settings to change, by key or alias: only those that decide how a run is carried out, e.g. ``device``.
         :return: The trainer. Further training is a new run; :meth:`resume` continues an existing one.
-        :raises ValueError: if there is no such file, if it is damaged, if it was not written by a trainer, or if a setting
-            cannot change.
+        :raises ValueError: if there is no such file, if it is damaged, if it was not written by a trainer, if it needs
+            ``trust``, or if a setting cannot change.
         """
         checkpoint = checkpoints.read_checkpoint(checkpoints.find_checkpoint(path, which))
         changes = _checked_changes(changes, (*RESUME_KEYS, "log_dir", "run_name"))
-        return cls._restore(checkpoint, {"run_name": None, **changes})
+        return cls._restore(checkpoint, {"run_name": None, **changes}, trust)
 
     @classmethod
-    def resume(cls: type[SelfTrainerV7], run: str | Path, **changes: Any) -> SelfTrainerV7:
+    def resume(cls: type[SelfTrainerV7], run: str | Path, *, trust: bool = False, **changes: Any) -> SelfTrainerV7:
         """
         Resume a run from its newest checkpoint, in its folder. A run without a checkpoint starts again with the same seed.
 
         :param run: Folder of the run.
+        :param trust: As for :meth:`load`.
         :param changes: Settings to change, by key or alias: only those that decide how a run is carried out, e.g.
             ``total_timesteps``.
         :return: The trainer; :meth:`train` continues the run.
-        :raises ValueError: if there is no such run, or if a setting cannot change.
+        :raises ValueError: if there is no such run, if its files need ``trust``, or if a setting cannot change.
         """
         run = Path(run)
         if not (run / checkpoints.CONFIG_FILE).is_file():
@@ -108,19 +114,23 @@ class TrainerV7:
         checkpoints.remove_leftovers(run)
         checkpoint = checkpoints.newest_checkpoint(run)
         if checkpoint is None:
+            checkpoints.check_modules(read_yaml(run / checkpoints.CONFIG_FILE), run / checkpoints.CONFIG_FILE, trust)
             trainer = cls(TrainerConfig.parse(run / checkpoints.CONFIG_FILE).changed(**changes))
         else:
-            trainer = cls._restore(checkpoint, changes)
+            trainer = cls._restore(checkpoint, changes, trust)
         trainer._attach_env()
         trainer.run = run
         return trainer
 
     @classmethod
-    def _restore(cls: type[SelfTrainerV7], checkpoint: checkpoints.Checkpoint, changes: Mapping[str, Any]) -> SelfTrainerV7:
+    def _restore(
+        cls: type[SelfTrainerV7], checkpoint: checkpoints.Checkpoint, changes: Mapping[str, Any], trust: bool
+    ) -> SelfTrainerV7:
+        checkpoint.unpack(trust)
         config = TrainerConfig.parse(merge(checkpoint.config, changes))
         trainer = cls.__new__(cls)
         trainer._prepare(config)
-        trainer.model = MemoryPPO.load(checkpoint.path, device=config.device)
+        trainer.model = MemoryPPO.load(checkpoint.path, device=config.device, trust=trust)
         trainer.model.verbose = config.verbose
         trainer._checkpoint = checkpoint
         return trainer
@@ -358,7 +368,7 @@ class TrainerV7:
         except Exception as failure:
             where = f"nothing could be saved ({failure})"
         print(f"Stopped by {type(error).__name__} after {self.model.num_timesteps:,} steps: {where}.", file=sys.stderr)
-        print(f"Resume with: sb3-cyborg train --resume {run}", file=sys.stderr)
+        print(f"Resume with: sb3-cyborg train --resume {run}{checkpoints.trust_flag(self.config)}", file=sys.stderr)
 
 
 def _checked_changes(changes: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from sb3_cyborg.viewers.recording import check_output, enjoy, render_mode_for
 
 
 @contextmanager
-def _loaded(run: Path | str, which: str, device: str, render_mode: str | None = None) -> Iterator[tuple[TrainerV7, VecEnv]]:
+def _loaded(
+    run: Path | str, which: str, device: str, trust: bool, render_mode: str | None = None
+) -> Iterator[tuple[TrainerV7, VecEnv]]:
     """:return: A context with the trainer of a run and an environment to act in, which are closed at its end."""
-    trainer = TrainerV7.load(run, which, device=device)
+    trainer = TrainerV7.load(run, which, device=device, trust=trust)
     try:
         try:
             env = trainer.make_eval_env(render_mode)
@@ -40,6 +42,7 @@ def inspect_run(
     *,
     which: str = "best",
     device: str = "auto",
+    trust: bool = False,
     heads: Heads = "mean",
     deterministic: bool = True,
     max_steps: int = 500,
@@ -52,6 +55,7 @@ def inspect_run(
     :param output: A PNG, PDF or SVG file.
     :param which: Which checkpoint of a run: ``"best"``, ``"last"``, or its number of steps.
     :param device: Device of the agent.
+    :param trust: As for :meth:`TrainerV7.load <sb3_cyborg.trainers.trainer_v7.TrainerV7.load>`.
     :param heads: Reduction over the heads: ``"mean"``, ``"max"``, or the number of the only head to draw.
     :param deterministic: Take the mode of the policy instead of a sample.
     :param max_steps: Steps after which to stop if the episode is longer, at least 1.
@@ -60,7 +64,7 @@ def inspect_run(
     :raises ValueError: for a run that cannot be loaded, and for an agent whose memory cannot be inspected.
     """
     check_picture(output)
-    with _loaded(run, which, device) as (trainer, env):
+    with _loaded(run, which, device, trust) as (trainer, env):
         inspection = inspect_episode(
             trainer.model,
             env,
@@ -79,6 +83,7 @@ def enjoy_run(
     video: Path | str | None = None,
     which: str = "best",
     device: str = "auto",
+    trust: bool = False,
     seed: int | None = None,
     **options: Any,
 ) -> list[EpisodeResult]:
@@ -89,6 +94,7 @@ def enjoy_run(
     :param video: A ``.gif`` or ``.mp4`` file; ``None`` opens a window.
     :param which: Which checkpoint of a run: ``"best"``, ``"last"``, or its number of steps.
     :param device: Device of the agent.
+    :param trust: As for :meth:`TrainerV7.load <sb3_cyborg.trainers.trainer_v7.TrainerV7.load>`.
     :param seed: Seed of the environment and of sampled actions; ``None`` takes that of the run.
     :param options: Further options of :func:`~sb3_cyborg.viewers.recording.enjoy`: ``n_episodes``, ``max_steps``,
         ``deterministic``, ``fps``, ``report``.
@@ -96,5 +102,5 @@ def enjoy_run(
     :raises ValueError: as ``enjoy`` does, and for a run that cannot be loaded.
     :raises ImportError: if the package that writes the video is missing, with the command that installs it.
     """
-    with _loaded(run, which, device, render_mode_for(check_output(video))) as (trainer, env):
+    with _loaded(run, which, device, trust, render_mode_for(check_output(video))) as (trainer, env):
         return enjoy(trainer.model, env, video=video, seed=trainer.config.seed if seed is None else seed, **options)
