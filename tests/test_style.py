@@ -13,7 +13,7 @@ FILES = [path for folder in ("sb3_cyborg", "benchmarks", "examples") for path in
 PACKAGE = "sb3_cyborg"
 
 LAYERS = (
-    {"checks", "packages"},
+    {"checks", "kernels", "packages"},
     {"sequence_model"},
     {"ops", "registry", "testing"},
     {"encoders", "memories"},
