@@ -1,4 +1,4 @@
-"""Memory for Stable-Baselines3: recurrent PPO with encoders and external memories, and honest states."""
+"""Memory for Stable-Baselines3: recurrent PPO with encoders, external memories, and stored recurrent states."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``TrainerV7`` when it is asked for: what it needs is an extra. That is also why ``__all__`` does not name it."""
+    """Import ``TrainerV7`` on first access. Its dependencies are an optional extra, so ``__all__`` omits it."""
     if name != "TrainerV7":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,4 +1,4 @@
-"""Checks of what users pass: every failure is a ``ValueError`` that names the value and what would work."""
+"""Validation of user input: every error is a ``ValueError`` with the given value and values that would work."""
 
 import difflib
 import sys
@@ -10,35 +10,35 @@ from typing import Any
 import numpy as np
 import torch as th
 
-LONGEST_LIST = 20
-"""Largest number of known names that an error lists if one of them is near."""
+MAX_LISTED_NAMES = 20
+"""Largest number of known names that an error lists if it suggests one of them."""
 
 OWN_PACKAGES = ("sb3_cyborg.", "stable_baselines3.", "sb3_contrib.")
-"""Modules that call each other; a warning for the user is shown at the line that called the outermost of them."""
+"""Packages whose frames are skipped: a warning is shown at the line that called the outermost of them."""
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """
-    Build the error for a name that is in no registry, with the nearest name that is.
+    Create the error for an unknown name, with the most similar known name.
 
-    :param what: What the name stands for, e.g. ``"encoder"``.
+    :param what: Noun for the name, e.g. ``"encoder"``.
     :param name: The name that the user gave.
-    :param known: The names that exist.
+    :param known: The known names.
     :return: The error, for the caller to raise.
     """
     options = sorted(known)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    if close and len(options) > LONGEST_LIST:
+    if close and len(options) > MAX_LISTED_NAMES:
         return ValueError(f"Unknown {what} {name!r}.{hint}")
     return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(map(repr, options)) or 'none'}.")
 
 
 def warn_caller(message: str) -> None:
     """
-    Warn at the line of the user's code that called this package.
+    Issue a ``UserWarning`` at the line of the user's code that called this package.
 
-    :param message: The warning.
+    :param message: Text of the warning.
     """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(OWN_PACKAGES):
@@ -48,12 +48,12 @@ def warn_caller(message: str) -> None:
 
 def check_options(what: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
     """
-    Refuse options that nobody reads.
+    Reject unknown options.
 
-    :param what: What the options belong to, e.g. ``"memory 'ring'"``.
-    :param options: The options that the user gave.
-    :param known: The names that are understood.
-    :raises ValueError: for the first unknown option, with the nearest known one.
+    :param what: Owner of the options, e.g. ``"memory 'ring'"``.
+    :param options: The options that the user gave, by name.
+    :param known: The known names.
+    :raises ValueError: for the first unknown option, with the most similar known one.
     """
     known = set(known)
     for name in options:
@@ -63,11 +63,11 @@ def check_options(what: str, options: Mapping[str, Any], known: Iterable[str]) -
 
 def check_whole(at_least: int, /, **sizes: Any) -> None:
     """
-    Require whole numbers, numpy's included.
+    Require integers with a lower bound; NumPy's integers are accepted, bools are not.
 
-    :param at_least: The smallest that will do.
-    :param sizes: Named sizes.
-    :raises ValueError: for the first that is none, or smaller.
+    :param at_least: The lower bound, inclusive.
+    :param sizes: Values by the names that messages use.
+    :raises ValueError: for the first value that is not an integer or is below the bound.
     """
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < at_least:
@@ -76,10 +76,10 @@ def check_whole(at_least: int, /, **sizes: Any) -> None:
 
 def check_positive(**sizes: Any) -> None:
     """
-    Require whole numbers of at least one.
+    Require integers of at least 1.
 
-    :param sizes: Named sizes.
-    :raises ValueError: for the first that is none.
+    :param sizes: Values by the names that messages use.
+    :raises ValueError: for the first value that is not an integer or is below 1.
     """
     check_whole(1, **sizes)
 
@@ -88,7 +88,11 @@ def check_divides(divisor_name: str, divisor: int, size_name: str, size: int) ->
     """
     Require that ``divisor`` divides ``size``.
 
-    :raises ValueError: with the nearest divisors that work.
+    :param divisor_name: Name of the divisor, for the message.
+    :param divisor: The divisor, >= 1.
+    :param size_name: Name of the size, for the message.
+    :param size: The size, >= 1.
+    :raises ValueError: if it does not divide, with the nearest divisors that do.
     """
     if size % divisor:
         nearest = " and ".join(map(str, sorted(set(nearest_divisors(size, divisor)))))
@@ -96,12 +100,20 @@ def check_divides(divisor_name: str, divisor: int, size_name: str, size: int) ->
 
 
 def divisors(size: int) -> list[int]:
-    """:return: All divisors of ``size`` (>= 1), in ascending order."""
+    """
+    :param size: A number, >= 1.
+    :return: All its divisors, in ascending order.
+    """
     return [candidate for candidate in range(1, size + 1) if size % candidate == 0]
 
 
 def nearest_divisors(size: int, wanted: int) -> tuple[int, int]:
-    """:return: The largest divisor of ``size`` up to ``wanted`` and the smallest from there on (``size`` if none)."""
+    """
+    :param size: A number, >= 1.
+    :param wanted: The divisor to approximate.
+    :return: The largest divisor that is at most ``wanted`` (1 if none), the smallest that is at least ``wanted`` (``size`` if
+        none).
+    """
     below = [candidate for candidate in divisors(size) if candidate <= wanted]
     above = [candidate for candidate in divisors(size) if candidate >= wanted]
     return (below[-1] if below else 1), (above[0] if above else size)
@@ -111,10 +123,12 @@ def check_finite_observations(
     obs: np.ndarray | th.Tensor | Mapping[str, np.ndarray | th.Tensor], when: str, envs: Sequence[int] | None = None
 ) -> None:
     """
-    :param obs: Observations, (N, ...).
-    :param when: Where they came from, for the message.
-    :param envs: Environments that the rows are of; ``None`` for all of them in order.
-    :raises ValueError: if any is NaN or infinite, with the environment's index.
+    Require finite observations.
+
+    :param obs: Observations, (N, ...), or a dictionary of them.
+    :param when: Time or origin of the observations, for the message.
+    :param envs: Index of the environment of each row; ``None`` numbers them from 0.
+    :raises ValueError: if a value is NaN or infinite, with the index of its environment.
     """
     for key, value in obs.items() if isinstance(obs, Mapping) else [("", obs)]:
         if not _is_finite(value):
@@ -126,6 +140,6 @@ def check_finite_observations(
 
 
 def _is_finite(values: np.ndarray | th.Tensor) -> bool:
-    if isinstance(values, np.ndarray):  # at each step of acting: NumPy's calls take a third of PyTorch's
+    if isinstance(values, np.ndarray):  # runs at each step of acting: a NumPy call takes a third of the time of PyTorch's
         return values.dtype.kind != "f" or bool(np.isfinite(values).all())
     return not values.is_floating_point() or bool(values.isfinite().all())

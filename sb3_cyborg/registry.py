@@ -15,8 +15,8 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
     """
     Classes of sequence models by name.
 
-    :param what: Noun for messages, e.g. ``"encoder"``.
-    :param arguments: Names of the arguments that every class takes; all other parameters of a class are its options.
+    :param what: Noun for error messages, e.g. ``"encoder"``.
+    :param arguments: Parameters that every class takes; all other parameters of a class are its options.
     """
 
     def __init__(self, what: str, arguments: tuple[str, ...]) -> None:
@@ -25,13 +25,13 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
 
     def add(self, name: str, model_class: Callable[..., SequenceModel], reserved: Iterable[str] = ()) -> None:
         """
-        Add a class; a name that is taken is replaced.
+        Add a class; an existing class of the same name is replaced.
 
-        :param name: Its name.
-        :param model_class: The class.
-        :param reserved: Names that its options may not have.
-        :raises ValueError: for a signature without one of the arguments, with options that cannot be read from it
-            (``*args``, ``**kwargs``), or with a reserved name.
+        :param name: Name of the class in the registry.
+        :param model_class: Class of a sequence model.
+        :param reserved: Names that its options must not have.
+        :raises ValueError: for a signature that lacks one of the arguments, has ``*args`` or ``**kwargs`` (options cannot be
+            read from them), or has an option with a reserved name.
         """
         label = getattr(model_class, "__name__", repr(model_class))
         parameters = inspect.signature(model_class).parameters
@@ -47,7 +47,10 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
         self[name] = model_class
 
     def register(self, name: str) -> Callable[[ModelClass], ModelClass]:
-        """:return: A decorator that adds a class under ``name``."""
+        """
+        :param name: Name of the class in the registry.
+        :return: A decorator that adds a class under that name; see :meth:`add` for the errors.
+        """
 
         def decorate(model_class: ModelClass) -> ModelClass:
             self.add(name, model_class)
@@ -57,8 +60,8 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
 
     def options(self, name: str) -> dict[str, Parameter]:
         """
-        :param name: A name.
-        :return: Options of its class, by name, with their defaults.
+        :param name: Name of a registered class.
+        :return: The options of the class, by name, with their defaults.
         :raises ValueError: for an unknown name.
         """
         if name not in self:
@@ -68,11 +71,11 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
 
     def build(self, name: str, *arguments: Any, **options: Any) -> SequenceModel:
         """
-        :param name: A name.
-        :param arguments: The arguments that every class takes.
+        :param name: Name of a registered class.
+        :param arguments: Values of the arguments that every class takes, in order.
         :param options: Options of the class.
-        :return: The model.
-        :raises ValueError: for an unknown name or option, and for values that the class refuses.
+        :return: An instance of the class.
+        :raises ValueError: for an unknown name or option, and for values that the class rejects.
         """
         check_options(f"{self.what} {name!r}", options, self.options(name))
         return self[name](*arguments, **options)
@@ -80,10 +83,10 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
 
 def with_options_of(inner: Callable[..., Any]) -> Callable[[ModelClass], ModelClass]:
     """
-    Show the keyword options of ``inner`` in the signature of a class that passes its ``**options`` on to it.
+    Add the keyword-only options of ``inner`` to the signature of a class that passes its ``**options`` on to ``inner``.
 
-    :param inner: The class that the options go to.
-    :return: A decorator; options that the class names itself keep its own defaults.
+    :param inner: The class that receives the options.
+    :return: A decorator. Options that the decorated class names itself keep their own defaults.
     """
 
     def decorate(model_class: ModelClass) -> ModelClass:
@@ -101,7 +104,7 @@ def with_options_of(inner: Callable[..., Any]) -> Callable[[ModelClass], ModelCl
 
 
 ENCODERS = Registry("encoder", ("hidden_dim", "num_layers"))
-"""All encoder modes by name; add to it with :func:`~sb3_cyborg.register_encoder`."""
+"""All encoder modes by name; :func:`~sb3_cyborg.register_encoder` adds one."""
 
 MEMORIES = Registry("memory", ("input_dim",))
-"""All kinds of memory by name; add to it with :func:`~sb3_cyborg.register_memory`."""
+"""All kinds of memory by name; :func:`~sb3_cyborg.register_memory` adds one."""

@@ -1,8 +1,8 @@
 """
-The contract of every model with a state: ``State`` in, ``State`` out.
+The contract of recurrent models: the state is an explicit argument and an explicit result.
 
-A :class:`SequenceModel` can be stepped (acting) or run over a whole sequence (training); both give the same outputs,
-final states and gradients. :func:`sb3_cyborg.testing.verify_contract` verifies it.
+A :class:`SequenceModel` has a step form (acting) and a sequence form (training). Both give the same outputs, final states and
+gradients; :func:`sb3_cyborg.testing.verify_contract` verifies it.
 """
 
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ import torch as th
 from torch import nn
 
 State = dict[str, th.Tensor]
-"""A flat dictionary; every leaf is ``(B, ...)``, so that to reset, slice or store a state is one line."""
+"""A flat dictionary of tensors. Every leaf is ``(B, ...)``, so that resetting, slicing and storing a state takes one line."""
 
 Logs = dict[str, th.Tensor]
-"""Detached 0-d tensors, but for ``aux_loss``, which stays attached: the algorithm adds it to its loss."""
+"""Diagnostics: detached 0-d tensors. Only ``aux_loss`` stays attached; the algorithm adds it to its loss."""
 
 AUX_LOSS = "aux_loss"
 
@@ -27,20 +27,20 @@ _select_only: ContextVar[bool] = ContextVar("select_only", default=False)
 
 def may_branch(device: th.device) -> bool:
     """
-    Say whether code may branch on the values of tensors, which on a CPU saves work.
+    Test whether code may branch on the values of tensors.
 
-    On another device the branch would wait for the device, and a graph that is exported or compiled holds one branch alone:
-    there, resets select rows with ``torch.where`` and nothing is looked at.
+    On a CPU such a branch can save work. On other devices it would synchronize with the device, and an exported or compiled
+    graph contains only one of the branches. There, the select-only form is used: ``torch.where`` instead of a branch.
 
-    :param device: Where the tensors are.
-    :return: Whether a branch on their values is allowed.
+    :param device: Device of the tensors.
+    :return: True on a CPU, outside of compilation, export and :func:`select_only`.
     """
     return device.type == "cpu" and not th.compiler.is_compiling() and not _select_only.get()
 
 
 @contextmanager
 def select_only() -> Iterator[None]:
-    """:return: A context in which :func:`may_branch` is false on every device, to test or time that form on a CPU."""
+    """:return: A context in which :func:`may_branch` is false on every device, to test the select-only form on a CPU."""
     token = _select_only.set(True)
     try:
         yield
@@ -50,22 +50,24 @@ def select_only() -> Iterator[None]:
 
 def keep_mask(episode_starts: th.Tensor) -> th.Tensor:
     """
-    Convert episode starts to the mask that sequence models take; no other place converts.
+    Convert episode starts to the keep-mask of sequence models. This is the only function that converts them.
 
-    :param episode_starts: Non-zero, or true, where an episode starts, any shape.
-    :return: The keep-mask of the same shape, bool: true carries the state on, false resets it.
+    :param episode_starts: Non-zero or true where an episode starts, any shape.
+    :return: The keep-mask, bool, same shape: true keeps the state, false resets it.
     """
     return episode_starts == 0
 
 
 def select_state(mask: th.Tensor, kept: State, other: State) -> State:
     """
-    Choose rows of two states. It selects and never multiplies, so a NaN of the row that is not chosen is gone.
+    Select each row from one of two states.
 
-    :param mask: Bool, (B,); true takes the row of ``kept``.
-    :param kept: A state.
-    :param other: Another one of the same structure; its leaves may have one row, which then stands for all.
-    :return: The chosen rows.
+    Rows are selected with ``torch.where`` and never multiplied, so a NaN in a row that is not selected has no effect.
+
+    :param mask: Bool, (B,); true selects the row of ``kept``.
+    :param kept: A state of B rows.
+    :param other: A state of the same structure with B rows, or with one row that is broadcast.
+    :return: The selected rows.
     """
     return {
         name: th.where(mask.view(-1, *[1] * (leaf.dim() - 1)), leaf, other[name].to(leaf.dtype)) for name, leaf in kept.items()
@@ -73,63 +75,78 @@ def select_state(mask: th.Tensor, kept: State, other: State) -> State:
 
 
 def index_state(state: State, rows: th.Tensor) -> State:
-    """:return: The given rows of a state; ``rows`` is a (R,) int64 tensor."""
+    """
+    :param state: A state of B rows.
+    :param rows: Indices in [0, B), int64, (R,).
+    :return: The indexed rows, every leaf (R, ...).
+    """
     return {name: leaf[rows] for name, leaf in state.items()}
 
 
 def full_precision(device: th.device) -> AbstractContextManager[Any]:
-    """:return: A context in which nothing is autocast on ``device``: what states go through keeps their precision."""
+    """
+    :param device: Device of the tensors.
+    :return: A context without autocast on ``device``, so that operations on the state keep its precision.
+    """
     if th.is_autocast_enabled(device.type):
         return th.autocast(device.type, enabled=False)
-    return nullcontext()  # at each step of acting, an autocast that changes nothing would still take as long as a small layer
+    return nullcontext()  # entering a disabled autocast costs as much as a small layer, at each step of acting
 
 
 def average_logs(logs: Sequence[Logs]) -> Logs:
-    """:return: The mean of each entry over the dictionaries, e.g. over the steps of a sequence."""
+    """
+    :param logs: Logs with the same keys, e.g. one for each step of a sequence.
+    :return: The mean of each entry; empty if ``logs`` is.
+    """
     return {name: th.stack([entry[name] for entry in logs]).mean() for name in logs[0]} if logs else {}
 
 
 class SequenceModel(nn.Module, ABC):
     """
-    A module with an explicit state.
+    Base class of recurrent models with an explicit state.
 
-    A state is passed and returned; it is never kept on the module, changed in place, or ``None``.
-    ``mask`` is the keep-mask, a bool: true carries the state on, false means that an episode starts here, and the row
-    becomes the initial state *before* ``x`` is read.
+    The state is an argument and a result. It is never stored on the module, changed in place, or ``None``.
+
+    Mask convention: masks are bool keep-masks. True keeps the state of the row. False means that an episode starts at this
+    step: the row is set to the initial state *before* ``x`` is read.
     """
 
     input_dim: int
+    """Features of the input."""
     output_dim: int
+    """Features of the output."""
     counters: frozenset[str] = frozenset()
-    """Names of state leaves that count (ages, fills): piecewise constant, so no gradient flows through them."""
+    """Names of state leaves that hold counts (ages, fill levels). They are piecewise constant and carry no gradient."""
 
     @abstractmethod
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         """
-        :param batch_size: Number of rows B.
-        :param device: Where to create it; by default, where the parameters are.
-        :return: The state that an episode starts with, every leaf ``(B, ...)``.
+        :param batch_size: Number of rows B, >= 1.
+        :param device: Device of the state; ``None`` is the device of the parameters.
+        :return: The state at the start of an episode, every leaf ``(B, ...)``.
         """
 
     @abstractmethod
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         """
-        Read one step.
+        Process one step.
 
         :param x: Input, (B, input_dim).
-        :param state: The state before the step.
+        :param state: State before the step, every leaf (B, ...).
         :param mask: Keep-mask, bool, (B,); ``None`` keeps every row.
-        :return: Output (B, output_dim), the state after the step, diagnostics.
+        :return: Output (B, output_dim), state after the step, diagnostics.
         """
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         """
-        Read a sequence. This loop is the reference; a parallel override must equal it in outputs, final state and gradients.
+        Process a sequence.
+
+        This loop is the reference. An override must equal it in outputs, final state and gradients.
 
         :param x: Inputs, (B, T, input_dim) with T >= 1.
-        :param state: The state before the first step.
+        :param state: State before the first step, every leaf (B, ...).
         :param masks: Keep-masks, bool, (B, T); ``None`` keeps every row.
-        :return: Outputs (B, T, output_dim), the state after the last step, diagnostics averaged over the steps.
+        :return: Outputs (B, T, output_dim), state after the last step, diagnostics averaged over the steps.
         """
         outputs, logs = [], []
         for t in range(x.shape[1]):
@@ -140,9 +157,9 @@ class SequenceModel(nn.Module, ABC):
 
     def reset_states(self, state: State, mask: th.Tensor) -> State:
         """
-        :param state: A state.
+        :param state: A state, every leaf (B, ...).
         :param mask: Keep-mask, bool, (B,).
-        :return: The state with the rows whose mask is false replaced by the initial state.
+        :return: The state; rows whose mask is false are replaced by the initial state.
         """
         if not state:
             return state
@@ -152,27 +169,30 @@ class SequenceModel(nn.Module, ABC):
         rows = (~mask).nonzero().squeeze(1)
         if len(rows) == 0:
             return state
-        initial = self.get_initial_state(len(rows), mask.device)  # to copy and write a few rows is faster than to select
+        initial = self.get_initial_state(len(rows), mask.device)  # writing a few rows is faster than selecting all of them
         return {name: leaf.index_copy(0, rows, initial[name].to(leaf.dtype)) for name, leaf in state.items()}
 
     def detach_states(self, state: State) -> State:
-        """:return: The state, cut from the graph that made it."""
+        """
+        :param state: A state.
+        :return: The state, detached from the graph.
+        """
         return {name: leaf.detach() for name, leaf in state.items()}
 
     @property
     def dtype(self) -> th.dtype:
-        """Precision of the parameters, and so of the state."""
+        """Dtype of the parameters, and therefore of the state."""
         return next(self.parameters()).dtype
 
     def _zeros(self, *shape: int, device: th.device | str | None = None) -> th.Tensor:
-        """A state leaf of zeros in the precision of the parameters."""
+        """:return: A state leaf of zeros in the dtype of the parameters."""
         reference = next(self.parameters())
         return reference.new_zeros(shape, device=reference.device if device is None else device)
 
 
 class Composite(SequenceModel):
     """
-    Several named sequence models as one; their states and logs share a flat dictionary under ``<name>.<key>``.
+    Base class of models that consist of named sequence models. States and logs are flat, with keys ``<name>.<key>``.
 
     :param parts: The models, by name.
     """
@@ -192,10 +212,18 @@ class Composite(SequenceModel):
 
     @abstractmethod
     def combine(self, x: th.Tensor, outputs: list[th.Tensor]) -> th.Tensor:
-        """:return: The output of the whole from its input and the outputs of its parts."""
+        """
+        :param x: Input of the composite, (..., input_dim).
+        :param outputs: Outputs of the parts, in order, (..., part.output_dim) each.
+        :return: Output of the composite, (..., output_dim).
+        """
 
     def next_input(self, x: th.Tensor, output: th.Tensor) -> th.Tensor:
-        """:return: What the next part reads: the output of the one before it, unless a subclass says otherwise."""
+        """
+        :param x: Input of the composite, (..., input_dim).
+        :param output: Output of the previous part.
+        :return: Input of the next part; by default, the output of the previous one.
+        """
         return output
 
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
@@ -223,9 +251,9 @@ class Composite(SequenceModel):
 
 class Serial(Composite):
     """
-    One after the other: the output is the last part's.
+    Models in series: each part reads the output of the previous one, and the last part's output is returned.
 
-    :param residual: Add the input of the whole to the output; input and output must have one width.
+    :param residual: Add the input of the series to its output; both must have the same number of features.
     :param parts: The models, by name, in order.
     """
 
@@ -242,9 +270,9 @@ class Serial(Composite):
 
 class Parallel(Composite):
     """
-    All read the same input; their outputs are concatenated.
+    Models in parallel: all parts read the same input, and their outputs are concatenated.
 
-    :param parts: The models, by name; all of one ``input_dim``.
+    :param parts: The models, by name; all with the same ``input_dim``.
     """
 
     def __init__(self, **parts: SequenceModel) -> None:
@@ -261,13 +289,13 @@ class Parallel(Composite):
 
 class Stack(Composite):
     """
-    An encoder with a memory behind it: the memory reads ``[latent, input]``, the output is ``[latent, read, input]``.
+    An encoder followed by a memory: the memory reads ``[latent, input]``, the output is ``[latent, read, input]``.
 
-    What a memory keeps of the input itself stays what it is while the encoder learns. Latents of before the sequence have no
-    gradient that would keep the encoder from changing what they are about.
+    The memory also reads the input because its meaning does not change while the encoder is trained. Latents that were stored
+    before the current sequence have no gradient, so nothing keeps the encoder from changing their meaning.
 
-    :param encoder: Reads the input.
-    :param memory: Reads the encoder's output and the input.
+    :param encoder: Encoder of the input.
+    :param memory: Memory with ``input_dim = encoder.output_dim + encoder.input_dim``.
     """
 
     def __init__(self, encoder: SequenceModel, memory: SequenceModel) -> None:

@@ -1,8 +1,13 @@
 """
-The contract of every ``SequenceModel`` (see ``docs/design.md``), as one function that any model can be given to.
+Tests of the :class:`~sb3_cyborg.sequence_model.SequenceModel` contract, for the models of this package and for your own.
 
-Full, stepped and randomly chunked runs must agree in outputs, final state and gradients; what an episode did
-must not reach the next one; rows of a batch are independent.
+To verify a memory (or an encoder) of your own::
+
+    from sb3_cyborg.testing import verify_contract, verify_gradcheck
+    verify_contract(MyMemory(input_dim=6))
+    verify_gradcheck(MyMemory(input_dim=6))
+
+The first raises an ``AssertionError`` that names the run and the tensor that differ, the second PyTorch's ``GradcheckError``.
 """
 
 import copy
@@ -10,23 +15,29 @@ from collections.abc import Callable
 
 import torch as th
 
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State
+from sb3_cyborg.sequence_model import AUX_LOSS, Logs, SequenceModel, State
+
+__all__ = ["verify_contract", "verify_gradcheck"]
 
 Model = SequenceModel
 Run = Callable[[Model, th.Tensor, State, th.Tensor | None], tuple[th.Tensor, State]]
 
 
 def run_full(model: Model, x: th.Tensor, state: State, masks: th.Tensor | None) -> tuple[th.Tensor, State]:
+    """:return: Outputs and final state of the sequence form."""
     output, state, _ = model.forward_sequence(x, state, masks)
     return output, state
 
 
 def run_stepped(model: Model, x: th.Tensor, state: State, masks: th.Tensor | None) -> tuple[th.Tensor, State]:
+    """:return: Outputs and final state of the step form, the reference."""
     output, state, _ = SequenceModel.forward_sequence(model, x, state, masks)
     return output, state
 
 
 def chunked(lengths: list[int]) -> Run:
+    """:return: A run of the sequence form over consecutive chunks of the given lengths, which sum to T."""
+
     def run(model: Model, x: th.Tensor, state: State, masks: th.Tensor | None) -> tuple[th.Tensor, State]:
         outputs, start = [], 0
         for length in lengths:
@@ -41,7 +52,7 @@ def chunked(lengths: list[int]) -> Run:
 
 
 def mask_patterns(batch_size: int, steps: int, generator: th.Generator) -> dict[str, th.Tensor | None]:
-    """Resets nowhere, at the edges, at every step, and at random places; rows differ."""
+    """:return: Keep-masks (B, T) by name: no resets, resets at the first, last, every and random steps; rows differ."""
     none = th.ones(batch_size, steps, dtype=th.bool)
     first, last, all_but_one = none.clone(), none.clone(), th.zeros_like(none)
     first[::2, 0] = False
@@ -53,6 +64,7 @@ def mask_patterns(batch_size: int, steps: int, generator: th.Generator) -> dict[
 
 
 def random_chunks(steps: int, generator: th.Generator) -> list[int]:
+    """:return: Random chunk lengths, each >= 1, that sum to ``steps``."""
     lengths: list[int] = []
     while sum(lengths) < steps:
         lengths.append(int(th.randint(1, max(2, steps // 2), (), generator=generator)))
@@ -61,7 +73,7 @@ def random_chunks(steps: int, generator: th.Generator) -> list[int]:
 
 
 def warm_state(model: Model, batch_size: int, dtype: th.dtype, generator: th.Generator, reset_row: bool = True) -> State:
-    """A state that acting has produced, as a leaf of the graph; row 1 is at the start of its episode if ``reset_row``."""
+    """:return: The state after seven random steps, as graph leaves; row 1 is the initial state if ``reset_row``."""
     steps = 7
     x = th.randn(batch_size, steps, model.input_dim, dtype=dtype, generator=generator)
     with th.no_grad():
@@ -74,7 +86,10 @@ def warm_state(model: Model, batch_size: int, dtype: th.dtype, generator: th.Gen
 
 
 def outcome(model: Model, run: Run, x: th.Tensor, state: State, masks: th.Tensor | None, seed: int) -> dict[str, th.Tensor]:
-    """Outputs, final state, and the gradients of a random functional of both, for parameters, input and first state."""
+    """
+    :return: Outputs, final state, and the gradients of a random linear function of both with respect to parameters, input and
+        first state.
+    """
     generator = th.Generator().manual_seed(seed)
     model.zero_grad()
     x = x.clone().requires_grad_()
@@ -96,6 +111,15 @@ def outcome(model: Model, run: Run, x: th.Tensor, state: State, masks: th.Tensor
 
 
 def assert_close(got: dict[str, th.Tensor], want: dict[str, th.Tensor], tolerance: float, what: str) -> None:
+    """
+    Compare tensors by name.
+
+    :param got: The tensors to test.
+    :param want: The expected tensors.
+    :param tolerance: Largest absolute error, relative to the largest absolute expected value if that is above 1.
+    :param what: Name of the comparison, for messages.
+    :raises AssertionError: for different names, shapes, dtypes or values.
+    """
     assert got.keys() == want.keys(), what
     for name in want:
         assert got[name].shape == want[name].shape, f"{what}: {name} has shape {got[name].shape}, not {want[name].shape}"
@@ -106,7 +130,11 @@ def assert_close(got: dict[str, th.Tensor], want: dict[str, th.Tensor], toleranc
 
 
 def verify_state(model: Model, x: th.Tensor) -> None:
-    """The structure, shapes and dtypes of a state never change, nothing is changed in place, rows lead every leaf."""
+    """
+    Test the state: leaves are (B, ...), names, shapes and dtypes are constant, and nothing is changed in place.
+
+    It also tests that a reset row equals the initial state and that diagnostics are detached 0-d tensors.
+    """
     batch_size = x.shape[0]
     initial = model.get_initial_state(batch_size, x.device)
     assert all(leaf.shape[0] == batch_size for leaf in initial.values())
@@ -125,12 +153,12 @@ def verify_state(model: Model, x: th.Tensor) -> None:
     assert all(th.equal(reset[name], initial[name]) for name in initial), "a reset row is not the initial state"
     for name, value in (step_logs | logs).items():
         assert value.dim() == 0, name
-        assert name == "aux_loss" or not value.requires_grad, name
+        assert name == AUX_LOSS or not value.requires_grad, name
     assert step_logs.keys() == logs.keys()
 
 
 def verify_isolation(model: Model, x: th.Tensor, tolerance: float) -> None:
-    """Whatever an episode held, the next one sees none of it; and rows of a batch do not see each other."""
+    """Test that an episode does not affect the next one and that batch rows do not affect each other, even by NaN or inf."""
     batch_size, steps = x.shape[:2]
     reset_at = steps // 2
     masks = th.ones(batch_size, steps, dtype=th.bool)
@@ -152,7 +180,7 @@ def verify_isolation(model: Model, x: th.Tensor, tolerance: float) -> None:
             after_nan, _ = run(model, x, poisoned, first)
             from_clean, _ = run(model, x, state, first)
             assert_close({"output": after_nan}, {"output": from_clean}, tolerance, "NaN state before a reset")
-            # Rows: poison the last one, all others must not move.
+            # A NaN in the last row must not change the other rows.
             dirty_x = x.clone()
             dirty_x[-1] = float("nan")
             dirty, dirty_state = run(model, dirty_x, state, masks)
@@ -167,11 +195,17 @@ def verify_isolation(model: Model, x: th.Tensor, tolerance: float) -> None:
 
 def verify_contract(model: Model, *, steps: int = 13, batch_size: int = 4, seed: int = 0) -> None:
     """
-    Verify the whole contract, but for :func:`verify_gradcheck`.
+    Verify the contract of a sequence model, in fp64 (to 1e-10) and fp32 (to 1e-5).
 
-    :param model: Any sequence model; it is copied, in fp32 and in fp64.
-    :param steps: Longest sequence; choose it to cross the model's chunks or windows.
-    :param batch_size: Rows, at least 2.
+    The sequence form, the step form and random chunks must agree in outputs, final state and gradients, with resets at the
+    first, last, every and random steps. An episode must not affect the next one, and batch rows must not affect each other.
+
+    :param model: The model; a copy of it is tested.
+    :param steps: Steps T of the sequences, >= 1; T = 1 is always tested, too. Choose it larger than the model's chunks or
+        windows.
+    :param batch_size: Rows B, >= 2.
+    :param seed: Seed of inputs, masks and chunk lengths.
+    :raises AssertionError: if the model breaks the contract, with the run and the tensor that differ.
     """
     for dtype, tolerance in ((th.float64, 1e-10), (th.float32, 1e-5)):
         candidate = copy.deepcopy(model).to(dtype)
@@ -193,7 +227,14 @@ def verify_contract(model: Model, *, steps: int = 13, batch_size: int = 4, seed:
 
 
 def verify_gradcheck(model: Model, *, steps: int = 4, seed: int = 0) -> None:
-    """Check the analytic gradients of inputs, first state and parameters of a tiny model against finite differences."""
+    """
+    Verify the gradients of the sequence form against finite differences (``torch.autograd.gradcheck``), in fp64.
+
+    :param model: A tiny model, since every element is perturbed; a copy of it is tested.
+    :param steps: Steps T of the sequence, >= 1.
+    :param seed: Seed of inputs and state.
+    :raises torch.autograd.gradcheck.GradcheckError: if a gradient with respect to inputs, first state or parameters is wrong.
+    """
     candidate = copy.deepcopy(model).double()
     generator = th.Generator().manual_seed(seed)
     x = th.randn(2, steps, model.input_dim, dtype=th.float64, generator=generator, requires_grad=True)
@@ -202,7 +243,7 @@ def verify_gradcheck(model: Model, *, steps: int = 4, seed: int = 0) -> None:
     state = warm_state(candidate, 2, th.float64, generator, reset_row=False)
     names = [name for name, _ in candidate.named_parameters()]
 
-    # Leaves that only count (ages, fills) have no meaning between whole numbers; those are held fixed.
+    # Counters (ages, fill levels) are piecewise constant: finite differences do not apply, so they are held fixed.
     smooth = {name: leaf for name, leaf in state.items() if name.rsplit(".")[-1] not in model_counters(candidate)}
     fixed = {name: leaf.detach() for name, leaf in state.items() if name not in smooth}
 
@@ -218,12 +259,12 @@ def verify_gradcheck(model: Model, *, steps: int = 4, seed: int = 0) -> None:
 
 
 def model_counters(model: Model) -> set[str]:
-    """Names of state leaves that hold counts; see ``SequenceModel.counters``."""
+    """:return: Names of state leaves that hold counts, see ``SequenceModel.counters``."""
     return {name for module in model.modules() if isinstance(module, SequenceModel) for name in module.counters}
 
 
 class _Caller(th.nn.Module):
-    """``functional_call`` calls ``forward``; this one is the sequence form."""
+    """A module whose ``forward``, which ``functional_call`` runs, is the model's sequence form."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

@@ -163,7 +163,7 @@ def test_dict_observations_need_multi_input(policy: str) -> None:
 
 @pytest.mark.parametrize("kwargs", [{"rollout_buffer_class": list}, {"rollout_buffer_kwargs": {"a": 1}}])
 def test_other_buffers(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="RolloutBufferV7 alone"):
+    with pytest.raises(ValueError, match="only RolloutBufferV7"):
         toy_model(**kwargs)
 
 
@@ -273,7 +273,7 @@ def test_states_that_do_not_fit() -> None:
         ):
             predict(model, obs, wrong)
     for keys in ({}, {"h": 0}, dict(list(state.items())[1:]), state | {"more": 0}):
-        with pytest.raises(ValueError, match=re.escape(f"got {sorted(keys)}; pass None to start anew")):
+        with pytest.raises(ValueError, match=re.escape(f"got {sorted(keys)}; pass None for the initial state")):
             predict(model, obs, keys)
 
 

@@ -75,8 +75,8 @@ def test_evictions_on_tensors_are_those_on_arrays(rows: int, slots: int, steps: 
         dominant = th.rand(shape, generator=generator) > 0.7
         open_gate = th.rand(rows, generator=generator) > 0.5
         table.reset((~keep).numpy())
-        table.offer(dominant.numpy(), open_gate.numpy(), slots + step)
-        tensors = tensors.reset(keep).offer(dominant, open_gate, slots + step, 0.9)
+        table.update(dominant.numpy(), open_gate.numpy(), slots + step)
+        tensors = tensors.reset(keep).update(dominant, open_gate, slots + step, 0.9)
         expected = table.slots()
         assert th.equal(tensors.occupied, expected.occupied)
         assert th.equal(tensors.item[tensors.occupied], expected.item[expected.occupied])

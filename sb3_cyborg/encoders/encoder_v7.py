@@ -1,4 +1,4 @@
-"""``EncoderV7``: projections around a recurrent core of one of several modes."""
+"""``EncoderV7``: a recurrent core between an input and an output projection."""
 
 import inspect
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
 
 def register_encoder(mode: str, encoder_class: Callable[..., SequenceModel]) -> None:
     """
-    Make a recurrent core of your own available as ``policy_kwargs={"encoder": mode}``.
+    Register a recurrent core as an encoder mode, for ``policy_kwargs={"encoder": mode}``.
 
-    :param mode: Its name; one that is taken is replaced.
-    :param encoder_class: A :class:`SequenceModel` whose constructor takes ``hidden_dim``, ``num_layers`` and its options by
-        name, that reads ``hidden_dim`` features, and that keeps the contract: see
-        :func:`~sb3_cyborg.testing.verify_contract`.
-    :raises ValueError: for a signature that its options cannot be read from, and for an option of a reserved name.
+    :param mode: Name of the mode; an existing mode of that name is replaced.
+    :param encoder_class: A :class:`SequenceModel` whose constructor takes ``hidden_dim``, ``num_layers`` and named options.
+        Its input must have ``hidden_dim`` features. Test it with :func:`~sb3_cyborg.testing.verify_contract`.
+    :raises ValueError: for a signature that lacks these arguments, has ``*args`` or ``**kwargs``, or has an option with a
+        reserved name.
     """
     reserved = set(inspect.signature(EncoderV7).parameters) - {*ENCODERS.arguments, "options"}
     ENCODERS.add(mode, encoder_class, reserved=reserved)
@@ -30,16 +30,19 @@ def register_encoder(mode: str, encoder_class: Callable[..., SequenceModel]) -> 
 
 class EncoderV7(SequenceModel):
     """
-    Input projection (Linear, LayerNorm, SiLU) → recurrent core → output projection (Linear, LayerNorm).
+    Recurrent encoder: input projection (Linear, LayerNorm, SiLU) → recurrent core → output projection (Linear, LayerNorm).
 
-    :param input_dim: Features in.
-    :param hidden_dim: Width of the core.
-    :param latent_dim: Features out; ``None`` takes ``hidden_dim``.
+    Masks are keep-masks: true keeps the state, false resets it before the step. They are bool; numbers are accepted as well,
+    where non-zero keeps the state.
+
+    :param input_dim: Features of the input, >= 1.
+    :param hidden_dim: Features of the core, >= 1.
+    :param latent_dim: Features of the output, >= 1; ``None`` is ``hidden_dim``.
     :param mode: One of :data:`~sb3_cyborg.registry.ENCODERS`: ``"gru"``, ``"lstm"``, ``"mamba"``, ``"hybrid"`` (mamba → gru,
-        residual around both), ``"fusion"`` (mamba ∥ gru, concatenated), or one that was registered.
-    :param num_layers: Layers of the core (in ``hybrid`` and ``fusion``: of each of the two).
-    :param options: Options of the mode, e.g. ``d_state`` for the ones with Mamba.
-    :raises ValueError: for sizes below one, an unknown mode or option.
+        with a residual connection around both), ``"fusion"`` (mamba ∥ gru, concatenated), or a registered one.
+    :param num_layers: Layers of the core, >= 1; in ``hybrid`` and ``fusion``, of each of the two.
+    :param options: Options of the mode, e.g. ``d_state`` for modes with Mamba.
+    :raises ValueError: for sizes below 1, and for an unknown mode or option.
     """
 
     def __init__(
@@ -72,10 +75,10 @@ class EncoderV7(SequenceModel):
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
         first = self.input_projection[0]
         assert isinstance(first, Linear)
-        dtype = first.weight.dtype  # `self.dtype` searches through all modules, which shows in a step of acting
+        dtype = first.weight.dtype  # `self.dtype` iterates over all modules, which is slow in a step of acting
         hidden = self.input_projection(x)
-        keep = None if mask is None else mask.bool()  # numbers are welcome here; inside, masks are bool
-        with full_precision(x.device):  # the projections may be autocast, the recurrence and its state are not
+        keep = None if mask is None else mask.bool()  # numbers are accepted here; cores expect bool masks
+        with full_precision(x.device):  # autocast applies to the projections, not to the recurrence and its state
             hidden, state, logs = getattr(self.core, method)(hidden.to(dtype), state, keep)
         latent: th.Tensor = self.output_projection(hidden)
         return latent.to(dtype), state, logs

@@ -1,4 +1,4 @@
-"""The fusion encoder: Mamba and GRU side by side."""
+"""The fusion encoder: Mamba and GRU in parallel."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from sb3_cyborg.sequence_model import Parallel
 @with_options_of(MambaCore)
 class FusionCore(Parallel):
     """
-    Layers of Mamba and layers of GRU read the same input; their outputs are concatenated.
+    Mamba layers and GRU layers in parallel, with concatenated outputs.
 
-    :param hidden_dim: Features in, and out of each of the two, >= 1.
+    :param hidden_dim: Features of the input and of each of the two outputs, >= 1.
     :param num_layers: Layers of each of the two, >= 1.
     :param options: Options of :class:`MambaCore`.
-    :raises ValueError: for sizes that do not fit.
+    :raises ValueError: for sizes below 1 or not divisible as required, see :class:`Mamba2`.
     """
 
     def __init__(self, hidden_dim: int, num_layers: int = 1, **options: Any) -> None:

@@ -1,5 +1,5 @@
 """
-A GRU layer whose sequence form resets in mid-sequence at no cost.
+A GRU layer whose sequence form supports resets within a sequence at no cost.
 
 Gated recurrent unit: Cho et al. 2014, https://arxiv.org/abs/1406.1078, in PyTorch's variant and parameter layout.
 """
@@ -18,10 +18,10 @@ from sb3_cyborg.sequence_model import Logs, Serial, State
 
 class _GRUSequence(th.autograd.Function):
     """
-    The whole layer over a whole sequence, one autograd node.
+    A GRU layer over a sequence as one autograd node.
 
-    The loops hold only what depends on the step before, in as few operations as there are; all else, and all weight
-    gradients, is one operation over the sequence. Tensors are time-major, so that a step is a contiguous slice.
+    The loops contain only operations that depend on the previous step. All others, and all weight gradients, are computed for
+    the whole sequence at once. Tensors are time-major, so that a step is a contiguous slice.
     """
 
     @staticmethod
@@ -37,18 +37,18 @@ class _GRUSequence(th.autograd.Function):
     ) -> th.Tensor:
         """
         :param x: Inputs, (T, B, D).
-        :param h: First state, (B, H).
+        :param h: State before the first step, (B, H).
         :param weight_ih: Input weights, (3 H, D); gates in the order reset, update, new.
         :param weight_hh: Recurrent weights, (3 H, H).
         :param bias_ih: (3 H,).
         :param bias_hh: (3 H,).
-        :param resets: Where states start anew.
+        :param resets: Steps and rows at which an episode starts.
         :return: Hidden states, (T, B, H).
         """
         (steps, batch_size, _), size = x.shape, h.shape[1]
         two = 2 * size
         bias = th.cat([bias_ih[:two] + bias_hh[:two], bias_ih[two:]])
-        gates = matmul_t(x.flatten(0, 1), weight_ih, bias).view(steps, batch_size, -1)  # activated in place, below
+        gates = matmul_t(x.flatten(0, 1), weight_ih, bias).view(steps, batch_size, -1)  # activated in place in the loop
         new_h = h.new_empty(steps, batch_size, size)  # recurrent part of `new`, before the reset gate
         states = h.new_empty(steps + 1, batch_size, size)
         states[0] = h
@@ -74,13 +74,13 @@ class _GRUSequence(th.autograd.Function):
         steps, batch_size, size = new_h.shape
         previous = resets.apply_all(states[:-1])
         reset, update, new = gates.split(size, dim=-1)
-        # d(pre-activation) = factor * d(h), the factors known before the loop
+        # d(pre-activation) = factor * d(h); the factors do not depend on the loop.
         factors = gates.new_empty(steps, batch_size, 3, size)
         factor_new = (1 - update) * (1 - new * new)
-        th.mul(factor_new, reset, out=factors[:, :, 2])  # of the recurrent part of `new`
+        th.mul(factor_new, reset, out=factors[:, :, 2])  # for the recurrent part of `new`
         th.mul(factors[:, :, 2], new_h, out=factors[:, :, 0]).mul_(1 - reset)
         th.mul(previous - new, update, out=factors[:, :, 1]).mul_(1 - update)
-        grad_h = th.cat([grad_outputs.new_zeros(1, batch_size, size), grad_outputs])  # of each state, the first included
+        grad_h = th.cat([grad_outputs.new_zeros(1, batch_size, size), grad_outputs])  # of all states, the first included
         grad_gates = gates.new_empty(steps, batch_size, 3 * size)
         all_grad_h, all_grad_gates, all_update = grad_h.unbind(), grad_gates.unbind(), update.unbind()
         all_columns, all_factors = grad_h.unsqueeze(2).unbind(), factors.unbind()
@@ -94,7 +94,7 @@ class _GRUSequence(th.autograd.Function):
                 all_grad_h[t].addcmul_(all_grad_h[t + 1], all_update[t]).addmm_(all_grad_gates[t], weight_hh)
         flat = grad_gates.view(-1, 3 * size)
         grad_weight_hh, grad_bias_hh = matmul_t(flat.t(), previous.flatten(0, 1).t()), flat.sum(0)
-        th.mul(factor_new, grad_h[1:], out=grad_gates[..., 2 * size :])  # from here on of the input's part
+        th.mul(factor_new, grad_h[1:], out=grad_gates[..., 2 * size :])  # from here on, of the input part of `new`
         grad_x = matmul_t(flat, weight_ih.t()).view(x.shape) if ctx.needs_input_grad[0] else None
         grad_weight_ih = matmul_t(flat.t(), x.flatten(0, 1).t())
         return grad_x, grad_h[0], grad_weight_ih, grad_weight_hh, flat.sum(0), grad_bias_hh, None
@@ -105,10 +105,13 @@ _gru_sequence: Callable[..., th.Tensor] = _GRUSequence.apply  # torch gives it n
 
 class GRU(RecurrentLayer):
     """
-    One GRU layer. Its parameters have the names, shapes and meaning of ``torch.nn.GRU``'s, without the ``_l0``.
+    One GRU layer. Its parameters have the names (without the suffix ``_l0``), shapes and meaning of ``torch.nn.GRU``'s.
 
-    :param input_dim: Features in.
-    :param hidden_dim: Features of the state and out.
+    State: ``h`` (B, hidden_dim).
+
+    :param input_dim: Features of the input, >= 1.
+    :param hidden_dim: Features of state and output, >= 1.
+    :raises ValueError: for sizes below 1.
     """
 
     num_gates = 3
@@ -129,10 +132,11 @@ class GRU(RecurrentLayer):
 @ENCODERS.register("gru")
 class GRUCore(Serial):
     """
-    Layers of :class:`GRU`.
+    Layers of :class:`GRU` in series.
 
-    :param hidden_dim: Features in and out, >= 1.
-    :param num_layers: How many, >= 1.
+    :param hidden_dim: Features of input and output, >= 1.
+    :param num_layers: Number of layers, >= 1.
+    :raises ValueError: for sizes below 1.
     """
 
     def __init__(self, hidden_dim: int, num_layers: int = 1) -> None:

@@ -12,12 +12,12 @@ from sb3_cyborg.sequence_model import Serial
 @with_options_of(MambaCore)
 class HybridCore(Serial):
     """
-    Layers of Mamba, then layers of GRU: ``x + GRU(Mamba(x))``.
+    Mamba layers, then GRU layers, with a residual connection: ``x + GRU(Mamba(x))``.
 
-    :param hidden_dim: Features in and out, >= 1.
+    :param hidden_dim: Features of input and output, >= 1.
     :param num_layers: Layers of each of the two, >= 1.
     :param options: Options of :class:`MambaCore`.
-    :raises ValueError: for sizes that do not fit.
+    :raises ValueError: for sizes below 1 or not divisible as required, see :class:`Mamba2`.
     """
 
     def __init__(self, hidden_dim: int, num_layers: int = 1, **options: Any) -> None:

@@ -1,8 +1,8 @@
 """
 Mamba-2 with an explicit state (Dao & Gu 2024, https://arxiv.org/abs/2405.21060).
 
-Parameters have the names, shapes and meaning of ``mamba_ssm.Mamba2``'s, so that state dicts load both ways. What is added:
-a sequence starts from any state, resets where its masks say, and ends in the state that stepping would give.
+Parameters have the names, shapes and meaning of ``mamba_ssm.Mamba2``'s, so state dicts can be loaded in both directions. In
+addition, a sequence starts from a given state, supports resets at any step, and returns the same state as stepping.
 """
 
 import math
@@ -21,33 +21,33 @@ from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
 from sb3_cyborg.registry import ENCODERS, with_options_of
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, full_precision
 
-HEADDIM = 32
-"""Inner features of a head at most, where the user does not say."""
+MAX_DEFAULT_HEADDIM = 32
+"""Largest default number of inner features of a head."""
 
 DT_RANGE = (0.001, 0.1)
-"""Range of the step sizes at initialisation, log-uniform."""
+"""Range of the log-uniform step sizes at initialisation."""
 
 A_RANGE = (1.0, 16.0)
-"""Range of the decay rates at initialisation, uniform."""
+"""Range of the uniform decay rates at initialisation."""
 
 
 class Mamba2(SequenceModel):
     """
     One Mamba-2 block: projection, short causal convolution, state-space recurrence, gated RMS norm, projection.
 
-    State: ``conv`` (B, C, d_conv - 1) the last inputs of the convolution, newest last, C = expand * d_model +
-    2 * ngroups * d_state; ``ssm`` (B, heads, headdim, d_state). ``d_conv=1`` leaves ``conv`` without columns.
+    State: ``conv`` (B, C, d_conv - 1), the last inputs of the convolution, newest last, with C = expand * d_model +
+    2 * ngroups * d_state; ``ssm`` (B, heads, headdim, d_state). With ``d_conv=1``, ``conv`` is empty.
 
-    :param d_model: Features in and out.
-    :param d_state: Size N of the state of each of the expand * d_model inner features.
-    :param d_conv: Steps that the convolution sees, its own included.
-    :param expand: Inner features for each feature in.
-    :param headdim: Inner features of a head; divides expand * d_model. ``None`` takes the largest such number up to 32.
-    :param ngroups: Groups of heads; those of a group share where they write and read. Divides the number of heads.
-    :param chunk_size: Steps that the sequence form handles at once; it changes speed, not results.
-    :param mamba_backend: What computes the recurrence of a sequence: ``"torch"``, ``"official"`` (the kernels of
-        ``mamba_ssm``, on a GPU), or ``"auto"``, which takes ``"official"`` where it can. A step is always PyTorch's.
-    :raises ValueError: for a size below one, one that does not divide what it has to, or an unknown backend.
+    :param d_model: Features of input and output, >= 1.
+    :param d_state: State size N of each of the expand * d_model inner features, >= 1.
+    :param d_conv: Kernel size of the convolution, >= 1.
+    :param expand: Ratio of inner features to ``d_model``, >= 1.
+    :param headdim: Inner features of a head; divides expand * d_model. ``None`` is its largest divisor up to 32.
+    :param ngroups: Groups of heads; the heads of a group share B and C. Divides the number of heads.
+    :param chunk_size: Steps in a chunk of the sequence form, >= 1. It affects speed, not results.
+    :param mamba_backend: Implementation of the recurrence in the sequence form: ``"torch"``, ``"official"`` (the kernels of
+        ``mamba_ssm``, on a GPU), or ``"auto"``, which is ``"official"`` where available. The step form always uses PyTorch.
+    :raises ValueError: for a size below 1, a size that does not divide as required, or an unknown backend.
     :raises ImportError: for ``"official"`` without ``mamba_ssm``.
     """
 
@@ -66,7 +66,7 @@ class Mamba2(SequenceModel):
         super().__init__()
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
         d_inner = expand * d_model
-        headdim = nearest_divisors(d_inner, HEADDIM)[0] if headdim is None else headdim
+        headdim = nearest_divisors(d_inner, MAX_DEFAULT_HEADDIM)[0] if headdim is None else headdim
         check_positive(headdim=headdim, ngroups=ngroups, chunk_size=chunk_size)
         check_divides("headdim", headdim, "expand * d_model", d_inner)
         check_divides("ngroups", ngroups, "expand * d_model / headdim", d_inner // headdim)
@@ -95,7 +95,7 @@ class Mamba2(SequenceModel):
             state = self.reset_states(state, mask)
         z, features, dt = self._project(x)
         with full_precision(x.device):
-            # Steps before channels, in the memory of the state as well: sums of four neighbours are slow.
+            # Steps before channels, also in the memory layout of the state: sums over a short last axis are slow.
             window = th.cat([state["conv"].transpose(1, 2), features.unsqueeze(1)], dim=1)  # (B, d_conv, C)
             weight = self.conv1d.weight.squeeze(1).t().contiguous()
             features = F.silu((window * weight).sum(1) + self._conv_bias)
@@ -121,13 +121,13 @@ class Mamba2(SequenceModel):
         return bias
 
     def _project(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:return: Gate ``z``, input of the convolution, raw ``dt``; in the precision of the state, under autocast too."""
+        """:return: Gate ``z``, input of the convolution, raw ``dt``; in the dtype of the state, also with autocast."""
         projected = self.in_proj(x).to(self.D.dtype)
         z, features, dt = th.split(projected, [self.d_inner, self.conv_dim, self.nheads], dim=-1)
         return z, features, dt
 
     def _split(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:return: From (..., C): ``x`` (..., heads, headdim), ``B`` and ``C`` (..., ngroups, d_state)."""
+        """:return: ``x`` (..., heads, headdim), ``B`` and ``C`` (..., ngroups, d_state) from features (..., C)."""
         group_size = self.ngroups * self.d_state
         x, b, c = th.split(features, [self.d_inner, group_size, group_size], dim=-1)
         shape = features.shape[:-1]
@@ -138,14 +138,14 @@ class Mamba2(SequenceModel):
         self, x: th.Tensor, dt: th.Tensor, b: th.Tensor, c: th.Tensor, ssm: th.Tensor, masks: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        The recurrence over a sequence; all else is the same for each way to compute it.
+        Compute the recurrence of a sequence with the chosen backend.
 
         :param x: (B, T, heads, headdim).
-        :param dt: As projected, without bias and softplus, (B, T, heads).
+        :param dt: Projected step sizes, before bias and softplus, (B, T, heads).
         :param b: (B, T, ngroups, d_state).
         :param c: (B, T, ngroups, d_state).
-        :param ssm: The state before the first step.
-        :param masks: Keep-masks, (B, T), or ``None``.
+        :param ssm: State before the first step, (B, heads, headdim, d_state).
+        :param masks: Keep-masks, bool, (B, T), or ``None``.
         :return: Outputs (B, T, heads, headdim) and the state after the last step.
         """
         ssd = choose_ssd(self.mamba_backend, x)
@@ -153,19 +153,24 @@ class Mamba2(SequenceModel):
 
 
 class GatedRMSNorm(RMSNorm):
-    """``RMSNorm(y * silu(z)) * weight``, the mean square taken over each group of features."""
+    """Gated RMS norm: ``RMSNorm(y * silu(z)) * weight``, with the mean square of each group of features."""
 
     def forward(self, y: th.Tensor, z: th.Tensor) -> th.Tensor:  # type: ignore[override]  # the gate is an input, too
-        """:return: (..., features) from two of that shape."""
+        """
+        :param y: (..., features).
+        :param z: Gate before its activation, (..., features).
+        :return: Normalized features, (..., features).
+        """
         return super().forward(y * F.silu(z))
 
 
 class MambaLayer(SequenceModel):
     """
-    A Mamba-2 block with a residual around: ``x + Mamba2(RMSNorm(x))``.
+    A pre-norm residual Mamba-2 block: ``x + Mamba2(RMSNorm(x))``.
 
-    :param hidden_dim: Features in and out.
+    :param hidden_dim: Features of input and output, >= 1.
     :param options: Options of :class:`Mamba2`.
+    :raises ValueError: see :class:`Mamba2`.
     """
 
     def __init__(self, hidden_dim: int, **options: Any) -> None:
@@ -190,16 +195,18 @@ class MambaLayer(SequenceModel):
 @with_options_of(Mamba2)
 class MambaCore(Serial):
     """
-    Layers of Mamba-2, see :class:`MambaLayer`.
+    Layers of Mamba-2 in series, see :class:`MambaLayer`.
 
-    ``expand`` is 1 here, 2 in the block: policies of these sizes learn as fast with it, at half the cost (docs/mamba.md). The
-    state has ``layer<i>.conv`` and ``layer<i>.ssm``.
+    The default of ``expand`` is 1 here and 2 in :class:`Mamba2`: policies of this size learn equally fast with 1, at half the
+    cost (docs/mamba.md).
 
-    :param hidden_dim: Features in and out, >= 1.
-    :param num_layers: How many, >= 1.
-    :param expand: Inner features for each feature in.
+    State: ``layer<i>.conv`` and ``layer<i>.ssm`` for each layer, see :class:`Mamba2`.
+
+    :param hidden_dim: Features of input and output, >= 1.
+    :param num_layers: Number of layers, >= 1.
+    :param expand: Ratio of inner features to ``hidden_dim``, >= 1.
     :param options: Other options of :class:`Mamba2`.
-    :raises ValueError: for sizes that do not fit.
+    :raises ValueError: for sizes below 1 or not divisible as required, see :class:`Mamba2`.
     """
 
     def __init__(self, hidden_dim: int, num_layers: int = 1, *, expand: int = 1, **options: Any) -> None:
@@ -209,7 +216,7 @@ class MambaCore(Serial):
 
 
 def _initial_dt_bias(heads: int) -> th.Tensor:
-    """:return: Biases whose softplus is log-uniform in ``DT_RANGE``."""
+    """:return: Biases whose softplus is log-uniform in ``DT_RANGE``, (heads,)."""
     low, high = map(math.log, DT_RANGE)
     dt = th.empty(heads).uniform_(low, high).exp()
     return dt + th.log(-th.expm1(-dt))  # the inverse of softplus

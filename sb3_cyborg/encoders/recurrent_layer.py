@@ -1,4 +1,4 @@
-"""Base of GRU and LSTM layers: parameters in PyTorch's layout, a state of vectors, resets as booleans."""
+"""Base class of GRU and LSTM layers, and their resets within a sequence."""
 
 from collections.abc import Collection
 from typing import ClassVar, NamedTuple
@@ -12,14 +12,19 @@ from sb3_cyborg.sequence_model import SequenceModel, State, may_branch
 
 class RecurrentLayer(SequenceModel):
     """
-    Base of a layer of gates; each gate's weights start orthogonal of their own, biases at zero.
+    Base class of gated recurrent layers, with parameters in PyTorch's layout.
 
-    :param input_dim: Features in.
-    :param hidden_dim: Features of each leaf of the state and out.
+    The weights of each gate are initialized orthogonally, biases with zeros.
+
+    :param input_dim: Features of the input, >= 1.
+    :param hidden_dim: Features of each state leaf and of the output, >= 1.
+    :raises ValueError: for sizes below 1.
     """
 
     num_gates: ClassVar[int]
+    """Number of gates, whose weights are stacked."""
     leaves: ClassVar[tuple[str, ...]]
+    """Names of the state leaves, (B, hidden_dim) each."""
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -39,33 +44,49 @@ class RecurrentLayer(SequenceModel):
 
 
 def stack_layers(layer: type[RecurrentLayer], hidden_dim: int, num_layers: int) -> dict[str, SequenceModel]:
-    """:return: Layers of one width, by the names that a stack of them has: ``layer0``, ``layer1``, ..."""
+    """
+    :param layer: Class of the layers.
+    :param hidden_dim: Features of input and output of each layer, >= 1.
+    :param num_layers: Number of layers, >= 1.
+    :return: The layers by name: ``layer0``, ``layer1``, ...
+    :raises ValueError: for sizes below 1.
+    """
     check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
     return {f"layer{index}": layer(hidden_dim, hidden_dim) for index in range(num_layers)}
 
 
 class Resets(NamedTuple):
-    """Where in a time-major sequence states start anew."""
+    """Resets of a time-major sequence."""
 
     steps: Collection[int]
-    """Steps in which some row does; all others need no select."""
+    """Steps at which a row may be reset; at all other steps none is."""
     keep: th.Tensor | None = None
-    """False where a row starts anew, (T, B, 1); ``None`` if none ever does."""
+    """Keep-mask, bool, (T, B, 1); ``None`` if there is no reset."""
 
     def apply(self, step: int, state: th.Tensor) -> th.Tensor:
-        """:return: The state (B, H) that a step really continues from: zeros where a row starts anew."""
+        """
+        :param step: Index of the step, in [0, T).
+        :param state: State before the step, (B, H).
+        :return: The state, zeros in rows that are reset at the step.
+        """
         if step not in self.steps:
             return state
         assert self.keep is not None
         return th.where(self.keep[step], state, 0.0)
 
     def apply_all(self, states: th.Tensor) -> th.Tensor:
-        """:return: The same for all steps, (T, B, H)."""
+        """
+        :param states: States before each step, (T, B, H).
+        :return: The states, zeros where a row is reset.
+        """
         return states if self.keep is None else th.where(self.keep, states, 0.0)
 
 
 def find_resets(masks: th.Tensor | None) -> Resets:
-    """:return: Where keep-masks (B, T) are false."""
+    """
+    :param masks: Keep-masks, bool, (B, T), or ``None``.
+    :return: The resets, where the masks are false.
+    """
     if masks is None:
         return Resets(())
     keep = masks.t().unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""What the memories that are read by multi-head attention share: heads, the null entry, diagnostics."""
+"""Base class of memories that are read by multi-head attention."""
 
 import math
 
@@ -16,14 +16,16 @@ from sb3_cyborg.sequence_model import Logs, SequenceModel
 
 class AttentionMemory(SequenceModel):
     """
-    Base of memories that are read by multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+    Base class of memories that are read by multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
 
-    Each head also sees a learned null entry, so that "nothing of this" is an answer; an empty memory reads nothing else.
+    Each head also attends to a learned null entry, so that it can ignore all stored entries. An empty memory reads only the
+    null entry.
 
-    :param input_dim: Features of the input.
-    :param memory_dim: Features of what is read, over all heads.
-    :param num_slots: Entries that are kept.
-    :param num_heads: Heads; divides ``memory_dim``.
+    :param input_dim: Features of the input, >= 1.
+    :param memory_dim: Features of the read, over all heads, >= 1.
+    :param num_slots: Number of stored entries, >= 1.
+    :param num_heads: Number of heads; divides ``memory_dim``.
+    :raises ValueError: for sizes below 1, and for heads that do not divide ``memory_dim``.
     """
 
     def __init__(self, input_dim: int, memory_dim: int, num_slots: int, num_heads: int) -> None:
@@ -41,25 +43,37 @@ class AttentionMemory(SequenceModel):
             nn.init.zeros_(layer.bias)
 
     def heads(self, x: th.Tensor) -> th.Tensor:
-        """:return: (..., memory_dim) as (..., H, d)."""
+        """
+        :param x: (..., memory_dim).
+        :return: The features of each head, (..., H, d).
+        """
         return x.view(*x.shape[:-1], self.num_heads, self.head_dim)
 
     def queries(self, x: th.Tensor) -> th.Tensor:
         """
-        Queries of fixed length (Henry et al. 2020, https://arxiv.org/abs/2010.04245): scores stay of a size whose rounding
-        does not show, so that acting and training agree to the sixth digit, and learning is faster and steadier.
+        Normalized queries (Henry et al. 2020, https://arxiv.org/abs/2010.04245).
 
-        :param x: (..., input_dim).
-        :return: (..., H, d), of root mean square 1.
+        Normalization bounds the scores. Their rounding errors stay small, so that acting and training agree to the sixth
+        digit, and training is faster and more stable.
+
+        :param x: Inputs, (..., input_dim).
+        :return: Queries with root mean square 1, (..., H, d).
         """
         return F.rms_norm(self.heads(self.query(x)), (self.head_dim,), eps=1e-6)
 
     def null_logits(self, query: th.Tensor) -> th.Tensor:
-        """:return: Score of the null entry, (..., H), of queries (..., H, d)."""
+        """
+        :param query: (..., H, d).
+        :return: Score of the null entry, (..., H).
+        """
         return (query * self.null_key).sum(-1) / math.sqrt(self.head_dim)
 
     def finish(self, context: th.Tensor, null_weights: th.Tensor) -> th.Tensor:
-        """:return: The read (..., memory_dim), of weighted values (..., H, d) and the null entry's weights (..., H)."""
+        """
+        :param context: Weighted sum of the values, (..., H, d).
+        :param null_weights: Attention weight of the null entry, (..., H).
+        :return: The read, (..., memory_dim).
+        """
         context = context + null_weights.unsqueeze(-1) * self.null_value
         read: th.Tensor = self.out(context.flatten(-2))
         return read
@@ -68,13 +82,15 @@ class AttentionMemory(SequenceModel):
         self, query: th.Tensor, keys: th.Tensor, values: th.Tensor, visible: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        One step's read of all stored entries. Those that are not visible have to be finite, as what a reset leaves is.
+        Attention of one step to the stored entries.
+
+        Invisible entries must be finite; the zeros after a reset are.
 
         :param query: (B, H, d).
         :param keys: (B, S, H, d).
         :param values: (B, S, H, d).
-        :param visible: Boolean, (B, S).
-        :return: Weighted values (B, H, d), weights (B, H, S), weight of the null entry (B, H).
+        :param visible: Bool, (B, S).
+        :return: Weighted sum of the values (B, H, d), weights (B, H, S), weight of the null entry (B, H).
         """
         logits = (keys * query.unsqueeze(1)).sum(-1).transpose(1, 2) / math.sqrt(self.head_dim)  # a matmul this thin is slower
         weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
@@ -85,31 +101,32 @@ class AttentionMemory(SequenceModel):
         self, query: th.Tensor, entries: th.Tensor, key: nn.Linear, value: nn.Linear, visible: th.Tensor, bias: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :func:`attend` to keys and values that two layers without bias make of the entries, without making them:
-        ``(W_k e) . q = e . (W_k' q)``, and projecting one query is S times cheaper than projecting S entries.
+        :meth:`attend` with keys and values that are linear projections of the entries.
+
+        ``(W_k e) . q = e . (W_k' q)``: projecting one query is S times cheaper than projecting S entries.
 
         :param query: (B, H, d).
         :param entries: (B, S, E).
-        :param key: From E to ``memory_dim``.
-        :param value: Likewise.
-        :param visible: Boolean, (B, S).
+        :param key: Projection to keys, from E to ``memory_dim``, without bias.
+        :param value: Projection to values, from E to ``memory_dim``, without bias.
+        :param visible: Bool, (B, S).
         :param bias: Added to the scores, broadcastable to (B, H, S).
-        :return: As :func:`attend`.
+        :return: The results of :meth:`attend`.
         """
         key_weight, value_weight = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (key, value))
-        wanted = (query.transpose(0, 1) @ key_weight).transpose(0, 1)  # (B, H, E)
-        logits = wanted @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + bias
+        projected = (query.transpose(0, 1) @ key_weight).transpose(0, 1)  # (B, H, E)
+        logits = projected @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + bias
         weights, null = masked_softmax(logits, visible.unsqueeze(1), self.null_logits(query))
         context = ((weights @ entries).transpose(0, 1) @ value_weight.mT).transpose(0, 1)
         return context, weights, null
 
     def record_window(self, weights: th.Tensor, null_weights: th.Tensor, reach: th.Tensor) -> None:
         """
-        Show the read of a memory that keeps the last steps in order of time.
+        Record the read of a memory whose entries are ordered by time, see :func:`~sb3_cyborg.memories.trace.record`.
 
-        :param weights: (..., H, F + S): of the first F steps of the episode, then of the last S, oldest first.
+        :param weights: Weights of the first F steps of the episode, then of the last S, oldest first, (..., H, F + S).
         :param null_weights: (..., H).
-        :param reach: Steps of the episode, (...,).
+        :param reach: Steps since the start of the episode, (...,).
         """
         if tracing():
             ages = th.arange(self.num_slots, 0, -1, device=reach.device)
@@ -121,12 +138,12 @@ class AttentionMemory(SequenceModel):
 
     def read_logs(self, weights: th.Tensor, null_weights: th.Tensor, fill: th.Tensor) -> Logs:
         """
-        Diagnostics of a read, in training mode only: while acting nobody looks at them.
+        Diagnostics of a read; empty in evaluation mode, where they are not logged.
 
-        :param weights: (..., S).
-        :param null_weights: (...,).
-        :param fill: Entries in use, any shape, in [0, num_slots].
-        :return: ``read_entropy`` in nats, ``usage`` (weight on anything but the null entry), ``fill`` in [0, 1].
+        :param weights: Attention weights, (..., S).
+        :param null_weights: Weights of the null entry, (...,).
+        :param fill: Number of entries in use, any shape, in [0, num_slots].
+        :return: ``read_entropy`` in nats, ``usage`` (total weight of all entries but the null entry) and ``fill``, in [0, 1].
         """
         if not self.training:
             return {}
@@ -135,7 +152,13 @@ class AttentionMemory(SequenceModel):
             return self._logs_of(entropy.mean(), null_weights, fill)
 
     def window_logs(self, read: Read, reach: th.Tensor) -> Logs:
-        """:return: :func:`read_logs` of what a sequence read; ``reach`` is the number of entries in use, (B, T)."""
+        """
+        Diagnostics of the read of a sequence, see :meth:`read_logs`.
+
+        :param read: Result of the attention.
+        :param reach: Number of entries in use, (B, T), in [0, num_slots].
+        :return: The diagnostics.
+        """
         if not self.training:
             return {}
         with th.no_grad():

@@ -1,4 +1,4 @@
-"""The key-value memory: what followed what."""
+"""The key-value memory: the last pairs of a key and a value, addressed by content."""
 
 import torch as th
 from torch import nn
@@ -15,18 +15,19 @@ from sb3_cyborg.sequence_model import Logs, State
 @MEMORIES.register("kv")
 class KeyValueMemory(AttentionMemory):
     """
-    Keeps the last ``num_slots`` pairs of a key and a value, addressed by content alone.
+    Key-value memory: it stores the last ``num_slots`` pairs of a key and a value, addressed by content only.
 
-    The value is made of the input, the key of the input *and the one before it*: a query finds what followed
-    something as well as what came along with it (the shift of H3, Fu et al. 2022, https://arxiv.org/abs/2212.14052).
+    The value is a projection of the input, the key a projection of the input *and the previous input*. A query can therefore
+    match the value's own step or the step before it (the shift of H3, Fu et al. 2022, https://arxiv.org/abs/2212.14052).
 
-    State: ``keys`` and ``values`` (B, S, memory_dim), oldest first; ``previous`` (B, input_dim), the last input;
-    ``count`` (B,), steps of the episode, at most S.
+    State: ``keys`` and ``values`` (B, S, memory_dim), oldest first; ``previous`` (B, input_dim), the previous input;
+    ``count`` (B,), steps since the start of the episode, at most S.
 
-    :param input_dim: Features of the input.
-    :param memory_dim: Features of the read.
-    :param num_slots: S, the number of pairs.
-    :param num_heads: Heads; divides ``memory_dim``.
+    :param input_dim: Features of the input, >= 1.
+    :param memory_dim: Features of the read, >= 1.
+    :param num_slots: Number of pairs S, >= 1.
+    :param num_heads: Number of heads; divides ``memory_dim``.
+    :raises ValueError: for sizes below 1, and for heads that do not divide ``memory_dim``.
     """
 
     counters = frozenset({"count"})

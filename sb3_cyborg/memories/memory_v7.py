@@ -13,25 +13,29 @@ from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
 
 def register_memory(kind: str, memory_class: Callable[..., SequenceModel]) -> None:
     """
-    Make a memory of your own available as ``policy_kwargs={"memory": kind}``.
+    Register a memory class as a kind, for ``policy_kwargs={"memory": kind}``.
 
-    :param kind: Its name; one that is taken is replaced.
-    :param memory_class: A :class:`SequenceModel` whose constructor takes ``input_dim`` and its options by name, and that keeps
-        the contract: see :func:`~sb3_cyborg.testing.verify_contract`.
-    :raises ValueError: for a signature that its options cannot be read from, and for an option of a reserved name.
+    :param kind: Name of the kind; an existing kind of that name is replaced.
+    :param memory_class: A :class:`SequenceModel` whose constructor takes ``input_dim`` and named options. Test it with
+        :func:`~sb3_cyborg.testing.verify_contract`.
+    :raises ValueError: for a signature that lacks ``input_dim``, has ``*args`` or ``**kwargs``, or has an option with a
+        reserved name.
     """
     MEMORIES.add(kind, memory_class, reserved=set(inspect.signature(MemoryV7).parameters) - {"input_dim", "options"})
 
 
 class MemoryV7(SequenceModel):
     """
-    An external memory. Each step reads, then writes.
+    External memory of a given kind. Each step reads, then writes.
 
-    :param input_dim: Features of the input.
-    :param kind: One of :data:`~sb3_cyborg.registry.MEMORIES`: ``"ring"``, ``"kv"``, ``"slot"``, ``"pmm"``, ``"none"``, or one
-        that was registered.
-    :param options: Options of the kind, by the names in the signature of its class, e.g. ``num_slots``.
-    :raises ValueError: for an unknown kind or option, and for sizes that cannot be.
+    Masks are keep-masks: true keeps the state, false resets it before the step. They are bool; numbers are accepted as well,
+    where non-zero keeps the state.
+
+    :param input_dim: Features of the input, >= 1.
+    :param kind: One of :data:`~sb3_cyborg.registry.MEMORIES`: ``"ring"``, ``"kv"``, ``"slot"``, ``"pmm"``, ``"none"``, or a
+        registered one.
+    :param options: Options of the kind, named as in the signature of its class, e.g. ``num_slots``.
+    :raises ValueError: for an unknown kind or option, and for option values out of range.
     """
 
     def __init__(self, input_dim: int, kind: str = "ring", **options: Any) -> None:
@@ -50,7 +54,7 @@ class MemoryV7(SequenceModel):
         return self._run("forward_sequence", x, state, masks)
 
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
-        keep = None if mask is None else mask.bool()  # numbers are welcome here; inside, masks are bool
+        keep = None if mask is None else mask.bool()  # numbers are accepted here; memories expect bool masks
         with full_precision(x.device):
             read: tuple[th.Tensor, State, Logs] = getattr(self.memory, method)(x, state, keep)
         return read

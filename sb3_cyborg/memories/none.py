@@ -1,4 +1,4 @@
-"""No memory: the control in comparisons."""
+"""No memory, for comparisons."""
 
 import torch as th
 
@@ -10,9 +10,10 @@ from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 @MEMORIES.register("none")
 class NoMemory(SequenceModel):
     """
-    Stores nothing and reads nothing: ``output_dim`` is 0.
+    A memory without state and output: ``output_dim`` is 0.
 
-    :param input_dim: Features of the input.
+    :param input_dim: Features of the input, >= 1.
+    :raises ValueError: for a size below 1.
     """
 
     def __init__(self, input_dim: int) -> None:

@@ -1,4 +1,4 @@
-"""The persistent multi-head memory (PMM): items stay until something that matters more needs their slot."""
+"""The persistent multi-head memory (PMM): slots with learned writes and least-used eviction."""
 
 import math
 from typing import NamedTuple
@@ -15,20 +15,20 @@ from sb3_cyborg.registry import MEMORIES
 from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State, may_branch
 
 CHUNK = 64
-"""Steps that are handled at once: pairwise scores grow with its square."""
+"""Steps in a chunk. The number of pairwise scores grows with its square."""
 
 MIN_GATE = 1e-6
-"""Smallest write gate; its logarithm is added to scores."""
+"""Lower bound of the write gate, whose logarithm is added to scores."""
 
 
 class Slots(NamedTuple):
     """
-    The state that eviction depends on, as tensors, without a branch on their values.
+    The part of the state that eviction depends on, as tensors; updates do not branch on values.
 
-    :param item: Index of the item that each slot holds, (B, S).
-    :param occupied: Whether it holds one, bool, (B, S).
-    :param usage: (B, S).
-    :param age: (B, S).
+    :param item: Index of the item in each slot, int64, (B, S).
+    :param occupied: Whether the slot holds an item, bool, (B, S).
+    :param usage: Usage of the item, >= 0, (B, S).
+    :param age: Steps since the item was written, >= 0, (B, S).
     """
 
     item: th.Tensor
@@ -38,30 +38,36 @@ class Slots(NamedTuple):
 
     @classmethod
     def of(cls, state: State) -> "Slots":
-        """:return: The slots of a memory's state; slot s holds item s."""
+        """
+        :param state: State of the memory.
+        :return: Its slots; slot s holds item s.
+        """
         usage = state["usage"].detach()
         item = th.arange(usage.shape[1], device=usage.device).expand(usage.shape)
         return cls(item, state["strength"].detach() > 0, usage, state["age"].detach())
 
     def reset(self, keep: th.Tensor) -> "Slots":
-        """:return: The slots, empty in the rows whose keep-mask (B,) is false."""
+        """
+        :param keep: Keep-mask, bool, (B,).
+        :return: The slots, empty in rows whose mask is false.
+        """
         keep = keep.unsqueeze(1)
         return self._replace(
             occupied=self.occupied & keep, usage=th.where(keep, self.usage, 0.0), age=th.where(keep, self.age, 0.0)
         )
 
-    def offer(self, dominant: th.Tensor, open_gate: th.Tensor, new_index: int, usage_decay: float) -> "Slots":
+    def update(self, dominant: th.Tensor, open_gate: th.Tensor, new_index: int, usage_decay: float) -> "Slots":
         """
-        The bookkeeping of one step, after its read.
+        Update the slots after the read of one step: usage, eviction, age.
 
-        :param dominant: Slots that a head gave more than half of its attention, bool, (B, S).
-        :param open_gate: Whether the write gate is open, bool, (B,).
-        :param new_index: Index of the item that the step offers.
-        :param usage_decay: Factor on all usage.
+        :param dominant: Whether a head gave the slot more than half of its attention, bool, (B, S).
+        :param open_gate: Whether the write gate is open (> 1/2), bool, (B,).
+        :param new_index: Index of the step's item.
+        :param usage_decay: Factor on all usage, in (0, 1].
         :return: The slots after the step.
         """
         usage = self.usage * usage_decay + dominant
-        rank = th.where(self.occupied, usage, -1.0)  # an empty slot is taken first
+        rank = th.where(self.occupied, usage, -1.0)  # empty slots are written first
         least = rank.amin(1, keepdim=True)
         victim = th.where(rank == least, self.age, -1.0).argmax(1, keepdim=True)
         place = th.arange(usage.shape[1], device=usage.device)
@@ -76,34 +82,38 @@ class Slots(NamedTuple):
 
 class SlotTable:
     """
-    :class:`Slots` in NumPy, whose calls take a third of PyTorch's; for a CPU.
+    :class:`Slots` in NumPy, for a CPU: a NumPy call takes a third of the time of PyTorch's.
 
-    :param state: The memory's state; it is copied.
-    :param usage_decay: Factor on all usage at each step.
+    :param state: State of the memory; it is copied.
+    :param usage_decay: Factor on all usage at each step, in (0, 1].
     """
 
     def __init__(self, state: State, usage_decay: float) -> None:
         self.usage_decay = usage_decay
         self.occupied = _to_numpy(state["strength"]) > 0  # (B, S)
         self.usage, self.age = _to_numpy(state["usage"]).copy(), _to_numpy(state["age"]).copy()  # (B, S)
-        # Slot s held item index < S at the start, step index - S since.
+        # Items 0 to S - 1 are those of the state, item S + t is that of step t.
         self.item = np.tile(np.arange(self.age.shape[1]), (len(self.age), 1))
 
     def reset(self, rows: np.ndarray) -> None:
-        """:param rows: Where an episode starts, boolean, (B,)."""
+        """
+        Empty the slots of rows.
+
+        :param rows: Whether an episode starts, bool, (B,).
+        """
         self.occupied[rows], self.usage[rows], self.age[rows] = False, 0.0, 0.0
 
-    def offer(self, dominant: np.ndarray, open_gate: np.ndarray, new_index: int) -> None:
+    def update(self, dominant: np.ndarray, open_gate: np.ndarray, new_index: int) -> None:
         """
-        The bookkeeping of one step, after its read.
+        Update the slots after the read of one step, see :meth:`Slots.update`.
 
-        :param dominant: Slots that a head gave more than half of its attention, (B, S).
-        :param open_gate: Whether the write gate is open, (B,).
-        :param new_index: Index of the item that the step offers.
+        :param dominant: Whether a head gave the slot more than half of its attention, bool, (B, S).
+        :param open_gate: Whether the write gate is open (> 1/2), bool, (B,).
+        :param new_index: Index of the step's item.
         """
         self.usage *= self.usage_decay
         self.usage += dominant
-        rank = np.where(self.occupied, self.usage, -1.0)  # an empty slot is taken first
+        rank = np.where(self.occupied, self.usage, -1.0)  # empty slots are written first
         least = rank.min(axis=1, keepdims=True)
         victim = np.where(rank == least, self.age, -1.0).argmax(axis=1)
         rows = np.flatnonzero(open_gate | (least[:, 0] <= 0))
@@ -114,7 +124,7 @@ class SlotTable:
         self.usage[written], self.age[written] = open_gate[rows], 0.0
 
     def slots(self) -> Slots:
-        """:return: The same as tensors, which share the memory of these arrays."""
+        """:return: The slots as tensors that share the memory of these arrays."""
         return Slots(*map(th.from_numpy, (self.item, self.occupied, self.usage, self.age)))
 
 
@@ -126,28 +136,30 @@ def _to_numpy(tensor: th.Tensor) -> np.ndarray:
 @MEMORIES.register("pmm")
 class PersistentMemory(AttentionMemory):
     """
-    ``num_slots`` items, read by multi-head attention; a new item takes the slot of the least-used one.
+    Persistent multi-head memory: ``num_slots`` items, read by multi-head attention, with least-used eviction.
 
-    Every step offers one item with a *write gate* in (0, 1). The gate's logarithm is added to the item's scores
-    whenever it is read, which is how the gate learns. An item whose gate is open (> 1/2) enters with usage 1, any
-    other with usage 0. A slot's usage decays every step and grows by 1 when a head gives it more than half of its
-    attention. A new item evicts the slot with the least usage, the oldest among equals; but one whose gate is shut
-    never displaces an item with any usage. So flagged items outlive any number of steps that do not matter.
+    Each step has one item and a *write gate* in (0, 1). The logarithm of the gate is added to the scores of the item at every
+    later read, which trains the gate. An item whose gate is open (> 1/2) is written with usage 1, any other item with usage 0.
+    The usage of a slot decays at every step, and increases by 1 when a head gives the slot more than half of its attention.
+    The new item replaces that of the slot with the least usage, the oldest one among equals. An item whose gate is closed is
+    not written if all slots have usage above 0. Items with an open gate therefore persist through any number of steps whose
+    gate is closed.
 
-    Usage is made of whole events, not of weights, for honesty's sake: acting and training round differently, and an
-    eviction that hangs on the seventh digit of an attention weight would not be replayed (usage after the
-    differentiable neural computer, Graves et al. 2016, https://doi.org/10.1038/nature20101).
+    Usage counts events instead of summing attention weights (cf. the differentiable neural computer, Graves et al. 2016,
+    https://doi.org/10.1038/nature20101). Acting and training round differently: an eviction that depended on the last digit of
+    a weight could differ between them.
 
-    State: ``items`` (B, S, memory_dim); ``strength`` (B, S), their gates, 0 for an empty slot; ``usage`` and ``age``
-    (B, S).
+    State: ``items`` (B, S, memory_dim); ``strength`` (B, S), the gates of the items, 0 for an empty slot; ``usage`` and
+    ``age`` (B, S).
 
-    :param input_dim: Features of the input.
-    :param memory_dim: Features of the read.
-    :param num_slots: S.
-    :param num_heads: Heads; divides ``memory_dim``.
+    :param input_dim: Features of the input, >= 1.
+    :param memory_dim: Features of the read, >= 1.
+    :param num_slots: Number of slots S, >= 1.
+    :param num_heads: Number of heads; divides ``memory_dim``.
     :param usage_decay: Factor on all usage at each step, in (0, 1].
-    :param write_rate: Wanted mean of the write gate, in (0, 1); the squared distance from it is returned as
-        ``aux_loss``. ``None`` leaves the gate alone.
+    :param write_rate: Target of the mean write gate, in (0, 1); the squared difference is returned as ``aux_loss``. ``None``
+        adds no loss.
+    :raises ValueError: for values out of these ranges, and for heads that do not divide ``memory_dim``.
     """
 
     counters = frozenset({"usage", "age"})
@@ -180,7 +192,7 @@ class PersistentMemory(AttentionMemory):
         return {"items": self._zeros(batch_size, self.num_slots, self.output_dim, device=device)} | state
 
     def _gate(self, x: th.Tensor) -> th.Tensor:
-        """:return: Write gates (...,) of inputs (..., input_dim)."""
+        """:return: Write gates, (...,), for inputs (..., input_dim)."""
         return th.sigmoid(self.write_gate(x)).squeeze(-1).clamp(min=MIN_GATE)
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
@@ -194,7 +206,7 @@ class PersistentMemory(AttentionMemory):
         if tracing():
             age = th.where(occupied, state["age"] + 1, 0)
             record(read=weights, null=null, age=age, gate=gate.unsqueeze(-1), strength=strength, usage=state["usage"])
-        slots = self._offer(state, (weights > 0.5).any(dim=1), gate > 0.5)
+        slots = self._update_slots(state, (weights > 0.5).any(dim=1), gate > 0.5)
         written = slots.item == self.num_slots
         new_state = {
             "items": th.where(written.unsqueeze(-1), self.item(x).unsqueeze(1), items),
@@ -204,12 +216,12 @@ class PersistentMemory(AttentionMemory):
         }
         return self.finish(context, null), new_state, self._logs(weights, null, occupied, gate)
 
-    def _offer(self, state: State, dominant: th.Tensor, open_gate: th.Tensor) -> Slots:
-        """:return: The slots after a step whose item has index ``num_slots``; see :meth:`Slots.offer`."""
+    def _update_slots(self, state: State, dominant: th.Tensor, open_gate: th.Tensor) -> Slots:
+        """:return: The slots after a step whose item has index ``num_slots``, see :meth:`Slots.update`."""
         if not may_branch(dominant.device):
-            return Slots.of(state).offer(dominant, open_gate, self.num_slots, self.usage_decay)
+            return Slots.of(state).update(dominant, open_gate, self.num_slots, self.usage_decay)
         table = SlotTable(state, self.usage_decay)
-        table.offer(_to_numpy(dominant), _to_numpy(open_gate), self.num_slots)
+        table.update(_to_numpy(dominant), _to_numpy(open_gate), self.num_slots)
         return table.slots()
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
@@ -228,8 +240,8 @@ class PersistentMemory(AttentionMemory):
         self, x: th.Tensor, state: State, masks: th.Tensor | None
     ) -> tuple[th.Tensor, State, th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: The read (B, T, memory_dim), the state after it; weights (B, T, H, S), null weights (B, T, H),
-            occupied slots (B, T, S) and gates (B, T).
+        :return: The read (B, T, memory_dim), the state after the chunk, weights (B, T, H, S), null weights (B, T, H), occupied
+            slots (B, T, S), gates (B, T).
         """
         gate = self._gate(x)
         items = th.cat([state["items"], self.item(x)], dim=1)  # (B, S + T, m)
@@ -237,7 +249,7 @@ class PersistentMemory(AttentionMemory):
         bias = th.where(strength > 0, strength, 1.0).log()
         query = self.queries(x)
         keys, values = self.heads(self.key(items)), self.heads(self.value(items))
-        # Scores of every step with every item there is or will be: one matmul; the slots then only choose among them.
+        # Scores of every step with every stored and new item in one matmul; the slots then index into them.
         scores = query.transpose(1, 2) @ keys.permute(0, 2, 3, 1) / math.sqrt(self.head_dim) + bias[:, None, None]
         null_logits = self.null_logits(query)
         replay = self._replay_table if may_branch(x.device) else self._replay
@@ -250,10 +262,10 @@ class PersistentMemory(AttentionMemory):
         null = null.transpose(1, 2)
         last_items = items.gather(1, last.item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
         last_strength = strength.gather(1, last.item)
-        if masks is not None:  # an empty slot holds what it held at the start, unless a reset has cleared it
-            held = last.occupied | masks.all(dim=1, keepdim=True)
-            last_items = th.where(held.unsqueeze(-1), last_items, 0.0)
-            last_strength = th.where(held, last_strength, 0.0)
+        if masks is not None:  # after a reset, empty slots are zeros; without one, they keep their content
+            kept = last.occupied | masks.all(dim=1, keepdim=True)
+            last_items = th.where(kept.unsqueeze(-1), last_items, 0.0)
+            last_strength = th.where(kept, last_strength, 0.0)
         new_state = {
             "items": last_items,
             "strength": last_strength,
@@ -266,14 +278,15 @@ class PersistentMemory(AttentionMemory):
         self, state: State, scores: th.Tensor, null_logits: th.Tensor, open_gate: th.Tensor, masks: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor, Slots]:
         """
-        Replay which item each slot holds, step by step, without gradient and without a branch on values.
+        Compute step by step which item each slot holds, without gradient and without a branch on values.
 
-        :param state: The memory's state before the first step.
+        :param state: State of the memory before the first step.
         :param scores: Scores of every step with every item, (B, H, T, S + T).
-        :param null_logits: (B, T, H).
-        :param open_gate: Whether the write gate is open, bool, (B, T).
+        :param null_logits: Scores of the null entry, (B, T, H).
+        :param open_gate: Whether the write gate is open (> 1/2), bool, (B, T).
         :param masks: Keep-masks, bool, (B, T), or ``None``.
-        :return: At each step's read, the item of each slot and whether it is occupied, (B, T, S); the slots at the end.
+        :return: At the read of each step, the item of each slot and whether the slot is occupied, (B, T, S); the slots after
+            the last step.
         """
         slots, read = Slots.of(state), []
         for t in range(scores.shape[2]):
@@ -282,14 +295,14 @@ class PersistentMemory(AttentionMemory):
             logits = scores[:, :, t].gather(2, slots.item.unsqueeze(1).expand(-1, self.num_heads, -1))
             logits = th.where(slots.occupied.unsqueeze(1), logits, -math.inf)
             weights = th.softmax(th.cat([logits, null_logits[:, t].unsqueeze(-1)], dim=-1), dim=-1)[..., :-1]
-            dominant = (weights > 0.5).any(dim=1)  # a NaN of the inputs dominates nothing
-            slots = slots.offer(dominant, open_gate[:, t], self.num_slots + t, self.usage_decay)
+            dominant = (weights > 0.5).any(dim=1)  # false for NaN
+            slots = slots.update(dominant, open_gate[:, t], self.num_slots + t, self.usage_decay)
         return th.stack([each.item for each in read], 1), th.stack([each.occupied for each in read], 1), slots
 
     def _replay_table(
         self, state: State, scores: th.Tensor, null_logits: th.Tensor, open_gate: th.Tensor, masks: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor, Slots]:
-        """:meth:`_replay` on small NumPy arrays."""
+        """:meth:`_replay` in NumPy, for a CPU; parameters and results are the same."""
         table = SlotTable(state, self.usage_decay)
         by_step = _to_numpy(scores.transpose(1, 2))  # (B, T, H, S + T)
         null_by_step, open_gates = _to_numpy(null_logits.unsqueeze(-1)), _to_numpy(open_gate)
@@ -297,7 +310,7 @@ class PersistentMemory(AttentionMemory):
         indices = np.empty((*open_gates.shape, self.num_slots), dtype=np.int64)
         occupied = np.empty(indices.shape, dtype=bool)
         rows, heads = np.arange(len(indices))[:, None, None], np.arange(self.num_heads)[:, None]
-        with np.errstate(invalid="ignore"):  # a NaN of the inputs dominates nothing
+        with np.errstate(invalid="ignore"):  # comparisons with NaN are false
             for t in range(indices.shape[1]):
                 if starts is not None and starts[:, t].any():
                     table.reset(starts[:, t])
@@ -308,7 +321,7 @@ class PersistentMemory(AttentionMemory):
                 largest = np.maximum(logits.max(axis=2, keepdims=True), null)
                 weights = np.exp(logits - largest)
                 dominant = weights > 0.5 * (weights.sum(axis=2, keepdims=True) + np.exp(null - largest))
-                table.offer(dominant.any(axis=1), open_gates[:, t], self.num_slots + t)
+                table.update(dominant.any(axis=1), open_gates[:, t], self.num_slots + t)
         return th.from_numpy(indices), th.from_numpy(occupied), table.slots()
 
     def _logs(self, weights: th.Tensor, null: th.Tensor, occupied: th.Tensor, gate: th.Tensor) -> Logs:

@@ -1,4 +1,4 @@
-"""The ring memory: the last inputs, addressed by content and by age."""
+"""The ring memory: the last inputs, addressed by content and by relative age."""
 
 import math
 
@@ -18,23 +18,23 @@ from sb3_cyborg.sequence_model import Logs, State
 @MEMORIES.register("ring")
 class RingMemory(AttentionMemory):
     """
-    Keeps the last ``num_slots`` inputs; a head can ask for what is *like* something and for what came *k steps ago*.
+    Ring memory: it stores the last ``num_slots`` inputs, addressed by content and by relative age (*k steps ago*).
 
-    Relative ages as in Shaw et al. 2018 (https://arxiv.org/abs/1803.02155), with one learned vector and one learned
-    bias an age and head. The inputs are kept as they came, so that keys and values are learned for all of them.
+    Relative ages follow Shaw et al. 2018 (https://arxiv.org/abs/1803.02155), with one learned key and one learned bias for
+    each age and head. The inputs are stored without projection, so that gradients train the keys and values of all of them.
 
-    The first ``num_first`` inputs of the episode stay when the others have passed over them, so that what an episode begins
-    with is not lost however long it is; by age they can no longer be told, but by their place. (StreamingLLM keeps the
-    first tokens, too: Xiao et al. 2023, https://arxiv.org/abs/2309.17453.)
+    The first ``num_first`` inputs of an episode are kept after they have left the window, addressed by content and by their
+    position in the episode. (StreamingLLM also keeps the first tokens: Xiao et al. 2023, https://arxiv.org/abs/2309.17453.)
 
-    State: ``entries`` (B, S, input_dim), oldest first; ``first`` (B, num_first, input_dim); ``count`` (B,), steps of the
-    episode.
+    State: ``entries`` (B, S, input_dim), oldest first; ``first`` (B, num_first, input_dim); ``count`` (B,), steps since the
+    start of the episode.
 
-    :param input_dim: Features of the input.
-    :param memory_dim: Features of the read.
-    :param num_slots: S, the number of steps that are remembered.
-    :param num_heads: Heads; divides ``memory_dim``.
-    :param num_first: First steps of the episode that are remembered beyond that; 0 for none.
+    :param input_dim: Features of the input, >= 1.
+    :param memory_dim: Features of the read, >= 1.
+    :param num_slots: Window size S: the number of last inputs, >= 1.
+    :param num_heads: Number of heads; divides ``memory_dim``.
+    :param num_first: Number of first inputs of the episode that are kept in addition, >= 0.
+    :raises ValueError: for sizes out of these ranges, and for heads that do not divide ``memory_dim``.
     """
 
     counters = frozenset({"count"})
@@ -49,11 +49,11 @@ class RingMemory(AttentionMemory):
         self.value = Linear(input_dim, memory_dim, bias=False)
         nn.init.orthogonal_(self.key.weight)
         nn.init.orthogonal_(self.value.weight)
-        # As large as content scores from the start: ages that look alike to a head take twice as long to tell apart.
+        # Unit variance gives age scores the size of content scores. With smaller ones, learning an age takes twice as long.
         self.age_key = nn.Parameter(th.randn(num_heads, num_slots, self.head_dim))  # age 1 first
-        self.age_bias = nn.Parameter(_shares(num_heads, num_slots))
-        self.first_key = nn.Parameter(th.randn(num_first, num_heads, self.head_dim))  # instead of an age's
-        self.first_bias = nn.Parameter(_shares(num_heads, num_first))
+        self.age_bias = nn.Parameter(_partition_bias(num_heads, num_slots))
+        self.first_key = nn.Parameter(th.randn(num_first, num_heads, self.head_dim))  # by position in the episode
+        self.first_bias = nn.Parameter(_partition_bias(num_heads, num_first))
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {
@@ -63,8 +63,11 @@ class RingMemory(AttentionMemory):
         }
 
     def age_logits(self, query: th.Tensor) -> th.Tensor:
-        """:return: Scores by age, (..., H, S), age 1 first, of queries (..., H, d)."""
-        by_head = query.flatten(0, -3).transpose(0, 1) @ self.age_key.transpose(-1, -2)  # (H, ..., S): one matmul a head
+        """
+        :param query: (..., H, d).
+        :return: Scores by age, age 1 first, (..., H, S).
+        """
+        by_head = query.flatten(0, -3).transpose(0, 1) @ self.age_key.transpose(-1, -2)  # (H, ..., S), one matmul per head
         scores: th.Tensor = by_head.transpose(0, 1).view(*query.shape[:-1], -1)
         return scores / math.sqrt(self.head_dim) + self.age_bias
 
@@ -117,23 +120,26 @@ class RingMemory(AttentionMemory):
 
     def _firsts(self, x: th.Tensor, stored: th.Tensor, since: th.Tensor, at: th.Tensor) -> th.Tensor:
         """
-        :param x: Inputs of a sequence, (B, T, D).
-        :param stored: The first inputs of the episode that it begins in, (B, F, D).
-        :param since: Steps of the episode before each of some steps, (B, n).
-        :param at: Those steps, (n,), each from 0 to T.
-        :return: The first inputs of the episode of each of them, (B, n, F, D); what is not before the step is any of them.
+        Gather the first inputs of the episodes of some steps.
+
+        :param x: Inputs of the sequence, (B, T, D).
+        :param stored: First inputs of the episode at the start of the sequence, (B, F, D).
+        :param since: Steps since the start of the episode at each of the n steps, (B, n).
+        :param at: Indices of the n steps, in [0, T], (n,).
+        :return: First inputs of the episode of each step, (B, n, F, D); arbitrary inputs where the episode has fewer before
+            the step.
         """
         place = th.arange(self.num_first, device=x.device)
-        position = (at - since.long()).unsqueeze(-1) + place  # of each in the sequence, (B, n, F); those before it are stored
+        position = (at - since.long()).unsqueeze(-1) + place  # index in the sequence, (B, n, F); negative for stored ones
         index = th.where(position < 0, place, position.clamp(max=x.shape[1] - 1) + self.num_first)
         rows = th.arange(len(x), device=x.device)[:, None, None]
         return th.cat([stored, x], dim=1)[rows, index]
 
     def _visible_firsts(self, since: th.Tensor) -> th.Tensor:
         """
-        :param since: Steps of the episode before each step, (B, T).
-        :return: Which first inputs of the episode at its block's start each step sees: those of its own episode that have
-            left the window, (B, T, F). An episode that starts in a block does not outgrow the window in it.
+        :param since: Steps since the start of the episode at each step, (B, T).
+        :return: Whether a step may read each first input of the episode at the start of its block, bool, (B, T, F): those of
+            its own episode that have left the window. An episode that starts within a block does not exceed the window in it.
         """
         steps = since.shape[1]
         time, place = th.arange(steps, device=since.device), th.arange(self.num_first, device=since.device)
@@ -141,18 +147,18 @@ class RingMemory(AttentionMemory):
         return same.unsqueeze(-1) & (since.unsqueeze(-1) - place > self.num_slots)
 
     def _last_firsts(self, x: th.Tensor, stored: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
-        """:return: The first inputs (B, F, D) of the episode that the sequence ends in, ``count`` (B,) steps old."""
+        """:return: First inputs (B, F, D) of the episode at the end of the sequence, which has ``count`` (B,) steps."""
         end = th.tensor([x.shape[1]], device=x.device)
         firsts = self._firsts(x, stored, count.unsqueeze(1), end)[:, 0]
         missing = (th.arange(self.num_first, device=x.device) >= count.unsqueeze(-1)).unsqueeze(-1)
-        # What is missing is what the state held there: zeros, if the episode is a new one.
+        # Missing inputs keep the stored values, or are zeros if the episode started in the sequence.
         before = stored if masks is None else th.where(masks.all(1)[:, None, None], stored, 0.0)
         return th.where(missing, before, firsts)
 
 
-def _shares(num_heads: int, size: int) -> th.Tensor:
+def _partition_bias(num_heads: int, size: int) -> th.Tensor:
     """
-    :return: Scores (H, size) that let each head begin with a part of the ages, or places, as large as the others'. Were they
-        random, some ages would begin with next to no weight in any head, and be found late or never.
+    :return: Initial biases (H, size) that assign each age, or position, to one head, evenly. With random biases, some ages
+        would begin with almost no weight in any head, and would be learned late or never.
     """
     return 3.0 * (th.arange(size) % num_heads == th.arange(num_heads).unsqueeze(1))

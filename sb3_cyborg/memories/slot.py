@@ -1,4 +1,4 @@
-"""The slot memory: a few vectors that are held until something else is written over them."""
+"""The slot memory: vectors that are written by gated convex combination."""
 
 import torch as th
 from torch import nn
@@ -14,21 +14,21 @@ from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 @MEMORIES.register("slot")
 class SlotMemory(SequenceModel):
     """
-    ``num_slots`` vectors a head, each a convex combination of all that was written to it: it is bounded, and holds
-    what it has for as long as the gate stays shut (gated slot attention, Zhang et al. 2024,
-    https://arxiv.org/abs/2409.07146; the write is the one of gated linear attention).
+    Slot memory: ``num_slots`` vectors per head, written by gated convex combination.
 
-    ``M <- (1 - a g) M + a g w`` with a soft address ``a`` over the slots, a gate ``g`` and an item ``w``, all of the
-    input (no write erases all of a slot: ``a g`` is at most ``MAX_WRITE``); the read is ``sum_s p_s M_s`` with a soft
-    address ``p``. Before its first write a slot holds a learned null vector; what is left of it is kept apart, as
-    ``unwritten``.
+    The write is ``M <- (1 - a g) M + a g w``, with a soft address ``a`` over the slots, a gate ``g`` and an item ``w``, all
+    functions of the input; ``a g`` is at most ``MAX_WRITE``. The read is ``sum_s p_s M_s`` with a soft address ``p``. Slots
+    are bounded, and constant while the gate is closed (gated slot attention, Zhang et al. 2024,
+    https://arxiv.org/abs/2409.07146; the write is that of gated linear attention). Initially, a slot is a learned null vector,
+    whose remaining share is stored as ``unwritten``.
 
-    State: ``slots`` (B, H, S, d); ``unwritten`` (B, H, S), the null vector's share of each slot, 1 at the start.
+    State: ``slots`` (B, H, S, d); ``unwritten`` (B, H, S), the share of the null vector in each slot, 1 at the start.
 
-    :param input_dim: Features of the input.
-    :param memory_dim: Features of the read.
-    :param num_slots: S, slots of each head.
-    :param num_heads: Heads; divides ``memory_dim``.
+    :param input_dim: Features of the input, >= 1.
+    :param memory_dim: Features of the read, >= 1.
+    :param num_slots: Number of slots of each head S, >= 1.
+    :param num_heads: Number of heads; divides ``memory_dim``.
+    :raises ValueError: for sizes below 1, and for heads that do not divide ``memory_dim``.
     """
 
     def __init__(self, input_dim: int, memory_dim: int = 128, num_slots: int = 16, num_heads: int = 4) -> None:
@@ -55,11 +55,11 @@ class SlotMemory(SequenceModel):
         }
 
     def _plan(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:return: Read weights and write strengths (..., H, S), items (..., H, d) of inputs (..., input_dim)."""
+        """:return: Read weights and write strengths (..., H, S), items (..., H, d) for inputs (..., input_dim)."""
         layers = (self.read_address, self.write_address, self.item, self.write_gate)
         if x.dim() == 2:
             read, address, item, gate = (layer(x) for layer in layers)
-        else:  # of many steps, one product takes less time than four; of one, it does not pay for joining the weights
+        else:  # for many steps, one product is faster than four; for one step, concatenating the weights costs more
             planned = linear(x, th.cat([layer.weight for layer in layers]), th.cat([layer.bias for layer in layers]))
             read, address, item, gate = planned.split([layer.out_features for layer in layers], dim=-1)
         heads = (self.num_heads, -1)
@@ -67,7 +67,7 @@ class SlotMemory(SequenceModel):
         return read, MAX_WRITE * th.sigmoid(gate).unsqueeze(-1) * address, item.unflatten(-1, heads)
 
     def _finish(self, context: th.Tensor, null_weights: th.Tensor) -> th.Tensor:
-        """:return: The read, of what was read of the slots (..., H, d) and the null vector's share of it (..., H, 1)."""
+        """:return: The output (..., memory_dim) from the read of the slots (..., H, d) and the null share (..., H, 1)."""
         result: th.Tensor = self.out((context + null_weights * self.null).flatten(-2))
         return result
 
@@ -89,7 +89,7 @@ class SlotMemory(SequenceModel):
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         read, write, items = self._plan(x)
-        # What is written, 1 - unwritten, is one more feature of a slot, whose items are ones.
+        # The written share, 1 - unwritten, is an additional feature of each slot, with items of 1.
         items = th.cat([items, th.ones_like(items[..., :1])], dim=-1)
         slots = th.cat([state["slots"], 1 - state["unwritten"].unsqueeze(-1)], dim=-1)
         context, slots = slot_scan(read, write, items, slots, masks)
@@ -102,7 +102,7 @@ class SlotMemory(SequenceModel):
 
     @staticmethod
     def _unwritten(write: th.Tensor, first: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
-        """:return: The null vector's share before each step, (B, T, H, S), of that before the first one, (B, H, S)."""
+        """:return: The null vector's share before each step, (B, T, H, S); ``first`` is that before the first, (B, H, S)."""
         shares = []
         for t in range(write.shape[1]):
             if masks is not None:
@@ -124,11 +124,12 @@ class SlotMemory(SequenceModel):
 
     def _logs(self, read: th.Tensor, write: th.Tensor, null_weights: th.Tensor, unwritten: th.Tensor) -> Logs:
         """
-        :param read: (..., H, S).
-        :param write: Likewise.
-        :param null_weights: The null vector's share of each read, of any shape.
-        :param unwritten: After the last step, (B, H, S).
-        :return: ``write_strength`` summed over slots, ``read_entropy`` in nats, ``usage`` (share not null), ``fill``.
+        :param read: Read weights, (..., H, S).
+        :param write: Write strengths, (..., H, S).
+        :param null_weights: The null vector's share of each read, any shape.
+        :param unwritten: The null vector's share of each slot after the last step, (B, H, S).
+        :return: ``write_strength`` summed over slots, ``read_entropy`` in nats, ``usage`` (share of the read that is not the
+            null vector) and ``fill`` (written share of the slots), in [0, 1].
         """
         if not self.training:
             return {}

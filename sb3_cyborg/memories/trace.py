@@ -1,4 +1,4 @@
-"""Looking inside a memory: what it read and wrote at each step, recorded only while somebody looks."""
+"""Records of the reads and writes of a memory, for inspection; nothing is recorded outside of :func:`trace`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from sb3_cyborg.checks import check_options
 Record = dict[str, th.Tensor]
 
 QUANTITIES: dict[str, str] = {
-    "read": "(B, H, S): share of each head's read that comes from each stored entry, in [0, 1]",
-    "null": "(B, H): share of a read that comes from the null vector, in [0, 1]; with `read` it sums to 1",
-    "age": "(B, S): how many steps ago an entry was seen, 1 for the step before; 0 for an empty one",
+    "read": "(B, H, S): weight of each stored entry in each head's read, in [0, 1]",
+    "null": "(B, H): weight of the null vector in each head's read, in [0, 1]; with `read` it sums to 1",
+    "age": "(B, S): age of each entry in steps, 1 for the previous step, 0 for an empty slot",
     "gate": "(B, G): write gates, in [0, 1]",
     "write": "(B, H, S): share of each slot that the step's item replaces, in [0, 1]",
-    "unwritten": "(B, H, S): share of each slot that is still the null vector, in [0, 1]",
-    "strength": "(B, S): write gate that each stored item entered with, 0 for an empty slot",
-    "usage": "(B, S): how much use each stored item was of, at least 0",
+    "unwritten": "(B, H, S): share of the null vector in each slot, in [0, 1]",
+    "strength": "(B, S): write gate of each stored item, 0 for an empty slot",
+    "usage": "(B, S): usage of each stored item, at least 0",
 }
 """
-What a memory can record, all as it was when the step read; a sequence form records (B, T, ...).
+Quantities that a memory can record, with the values at the read of the step. A sequence form records (B, T, ...).
 
 ``B`` rows, ``H`` heads, ``S`` slots, ``G`` gates.
 """
@@ -30,18 +30,18 @@ _records: ContextVar[list[Record] | None] = ContextVar("records", default=None)
 
 
 def tracing() -> bool:
-    """:return: Whether anybody looks; a memory asks before it computes what only :func:`record` needs."""
+    """:return: Whether a :func:`trace` is active; if not, a memory need not compute the arguments of :func:`record`."""
     return not th.compiler.is_compiling() and _records.get() is not None
 
 
 def record(**quantities: th.Tensor) -> None:
     """
-    Show a step, or a sequence; without :func:`trace` around it nothing is kept.
+    Record a step or a sequence in the active :func:`trace`; without one, do nothing.
 
-    A memory of your own calls it once in its ``forward_step`` with what it has, at least ``read`` and ``null``.
+    A memory of your own calls it once in its ``forward_step``, with at least ``read`` and ``null``.
 
-    :param quantities: Some of :data:`QUANTITIES`, by name.
-    :raises ValueError: for a name that is not among them.
+    :param quantities: Tensors by name, see :data:`QUANTITIES` for names and shapes.
+    :raises ValueError: for an unknown name, within a trace.
     """
     records = _records.get()
     if records is not None:
@@ -51,7 +51,7 @@ def record(**quantities: th.Tensor) -> None:
 
 @contextmanager
 def trace() -> Iterator[list[Record]]:
-    """:return: A context whose list gains one record for each step, or sequence, that a memory runs inside of it."""
+    """:return: A context with a list; each step or sequence of a memory inside of it appends one record."""
     records: list[Record] = []
     token = _records.set(records)
     try:

@@ -1,4 +1,4 @@
-"""Actions: encoded as an input of the policy, and sampled and evaluated where they are discrete."""
+"""Encoding of actions as an input of the policy, and fast sampling and evaluation of categorical actions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,14 @@ from torch.distributions import Distribution
 from sb3_cyborg.sequence_model import may_branch
 
 DIVERGED = "The logits of the actions are nan: training has diverged. Try a smaller `learning_rate`."
+"""Error message for logits that are NaN."""
 
 
 def action_encoding_dim(space: spaces.Space[Any]) -> int:
-    """:return: Width of :func:`encode_actions`."""
+    """
+    :param space: Action space: Discrete, MultiDiscrete, MultiBinary or Box.
+    :return: Number of features of :func:`encode_actions`.
+    """
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -27,10 +31,11 @@ def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool 
     """
     Encode actions as an input of a network.
 
-    :param actions: As sampled, (B, A); A is 1 for Discrete.
-    :param space: Their space.
-    :param squashed: Whether a Box's actions are in [-1, 1] already.
-    :return: One-hot for Discrete and MultiDiscrete, 0 or 1 for MultiBinary, in [-1, 1] (clipped) for Box; float32.
+    :param actions: Actions as sampled, (B, A); A is 1 for Discrete.
+    :param space: Action space: Discrete, MultiDiscrete, MultiBinary or Box.
+    :param squashed: Whether the actions of a Box are already in [-1, 1].
+    :return: float32, (B, D): one-hot for Discrete and MultiDiscrete, 0 or 1 for MultiBinary, scaled and clipped to [-1, 1] for
+        Box.
     """
     if isinstance(space, spaces.Discrete):
         return _one_hot(actions.reshape(-1), int(space.n))
@@ -40,22 +45,22 @@ def encode_actions(actions: th.Tensor, space: spaces.Space[Any], squashed: bool 
     if isinstance(space, spaces.Box) and not squashed:
         low = th.as_tensor(space.low, dtype=th.float32, device=actions.device).flatten()
         high = th.as_tensor(space.high, dtype=th.float32, device=actions.device).flatten()
-        width = (high - low).clamp(min=1e-8)  # a dimension may allow one value only
+        width = (high - low).clamp(min=1e-8)  # `low` and `high` of a dimension may be equal
         return (2 * (actions - low) / width - 1).clamp(-1, 1)
     return actions.float()
 
 
 def _one_hot(numbers: th.Tensor, size: int) -> th.Tensor:
-    """:return: (B, size) of whole numbers (B,); ``F.one_hot`` also checks their range, which takes a look at them."""
+    """:return: One-hot vectors (B, size) of indices (B,); the range check of ``F.one_hot`` would branch on values."""
     return (numbers.unsqueeze(-1) == th.arange(size, device=numbers.device)).float()
 
 
 @contextmanager
 def distribution_checks(device: th.device) -> Iterator[None]:
     """
-    A context in which PyTorch's distributions check their arguments only where a look at them is allowed.
+    A context in which PyTorch's distributions validate their arguments only if code may branch on values.
 
-    :param device: Where the arguments are.
+    :param device: Device of the arguments, see :func:`~sb3_cyborg.sequence_model.may_branch`.
     """
     if may_branch(device):
         yield
@@ -70,17 +75,18 @@ def distribution_checks(device: th.device) -> Iterator[None]:
 
 def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
     """
-    Sample as SB3's ``CategoricalDistribution`` does, without building one, which would take as long as a layer.
+    Sample categorical actions. The result equals that of SB3's ``CategoricalDistribution``, whose construction would take as
+    long as a layer.
 
     :param logits: (B, n).
-    :param deterministic: Take the mode instead of a sample.
-    :return: Actions (B,) and their log-probabilities (B,).
-    :raises ValueError: for logits that are NaN, as SB3's distribution does, where a look at them is allowed.
+    :param deterministic: Return the mode instead of a sample.
+    :return: Actions (B,), int64 in [0, n), and their log-probabilities (B,).
+    :raises ValueError: for logits that are NaN, if code may branch on values.
     """
     log_probs = logits.log_softmax(-1)
     if may_branch(logits.device) and log_probs.sum().isnan():
         raise ValueError(DIVERGED)
-    # `multinomial(1)` draws in the same way, but checks each probability before.
+    # The algorithm of `multinomial(1)`, without its check of each probability.
     scores = log_probs if deterministic else log_probs.exp() / th.empty_like(log_probs).exponential_()
     actions = scores.argmax(-1, keepdim=True)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
@@ -88,9 +94,11 @@ def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tenso
 
 def evaluate_categorical(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
+    Evaluate categorical actions, with the operations of :func:`sample_categorical`.
+
     :param logits: (B, n).
-    :param actions: (B, 1), int64.
-    :return: Log-probabilities of the actions and entropies, (B,), by the operations of :func:`sample_categorical`.
+    :param actions: int64 in [0, n), (B, 1).
+    :return: Log-probabilities of the actions and entropies in nats, (B,) each.
     """
     log_probs = logits.log_softmax(-1)
     return log_probs.gather(-1, actions).squeeze(-1), -(log_probs * log_probs.exp()).sum(-1)

@@ -1,4 +1,4 @@
-"""The inputs of the core at each step: normalized features of the observation, the last action, the time of the episode."""
+"""Inputs of the core: features of the normalized observation, the last action, the time step of the episode."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,38 +17,38 @@ from sb3_cyborg.ops.episodes import shift_steps, steps_since_start
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 
 LAST_ACTION, TIME = "last_action", "time"
-"""Names of the leaves of the state."""
+"""Names of the state leaves."""
 
 OBSERVATION = "observation"
-"""Name of the normalizer of an observation that is not a dictionary."""
+"""Name of the normalizer if the observation is not a dictionary."""
 
 
 class Inputs(SequenceModel):
     """
-    Observation normalization and features extractor, then ``[features, last action, time]``.
+    Observation normalization and features extractor; the output is ``[features, last action, time]``.
 
-    While acting, the action of a step is known only after the step was read: :meth:`read` reads the step, :meth:`remember`
-    stores its action. In training both are known: :meth:`read_sequence`. As a :class:`SequenceModel`, which the contract
-    tests, its input is ``[features, encoded action of the same step]``.
+    In acting, the action of a step is known only after the step: :meth:`read` processes the step, :meth:`remember` stores its
+    action. In training, :meth:`read_sequence` processes both. The :class:`SequenceModel` methods, which the contract tests,
+    take ``[features, encoded action of the same step]`` as input.
 
-    State: ``last_action`` (B, A), the encoded action of the step before, with ``use_last_action``; ``time`` (B,), steps of the
-    episode, with ``use_time``.
+    State: ``last_action`` (B, A), the encoded action of the previous step, with ``use_last_action``; ``time`` (B,), steps
+    since the start of the episode, with ``use_time``.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
-    :param features_extractor: SB3's, from normalized observations (B, ...) to features (B, F).
+    :param features_extractor: SB3's features extractor, from normalized observations (B, ...) to features (B, F).
     :param use_last_action: Append the last action, see :func:`~sb3_cyborg.memory_ppo.actions.encode_actions`; zeros at the
         first step of an episode.
-    :param use_time: Append the number of steps of the episode so far, see
+    :param use_time: Append the steps since the start of the episode, see
         :func:`~sb3_cyborg.memory_ppo.episode_time.encode_time`.
-    :param normalize_observations: Normalize observations that are not images (Boxes of three dimensions) by running moments.
+    :param normalize_observations: Normalize observations by running moments, except images (Boxes of three dimensions).
     :param normalize_images: Divide images by 255.
-    :param squash_output: Whether a Box's actions are in [-1, 1] already.
+    :param squash_output: Whether the actions of a Box are already in [-1, 1].
     """
 
     counters = frozenset({TIME})
     leaves: frozenset[str]
-    """Names of the leaves that its state has."""
+    """Names of the state leaves."""
     _reference: th.Tensor
 
     def __init__(
@@ -77,14 +77,16 @@ class Inputs(SequenceModel):
         self.input_dim = features_extractor.features_dim + self.action_dim
         self.output_dim = self.input_dim + 2 * TIME_WAVES * use_time
         self.leaves = frozenset([LAST_ACTION] * use_last_action + [TIME] * use_time)
-        self.register_buffer("_reference", th.zeros(()), persistent=False)  # device and precision of the state
+        self.register_buffer("_reference", th.zeros(()), persistent=False)  # device and dtype of the state
 
     # --- observations -----------------------------------------------------------------------------------------------
 
     def preprocess(self, obs: Any) -> Any:
         """
+        Preprocess observations for the features extractor.
+
         :param obs: Observations, (B, ...), or a dictionary of them.
-        :return: What the features extractor reads: one-hot for discrete ones, images in [0, 1], all others normalized.
+        :return: One-hot vectors for discrete observations, images in [0, 1], all others normalized.
         """
         seen: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         if isinstance(seen, dict):
@@ -94,8 +96,10 @@ class Inputs(SequenceModel):
 
     def parts(self, obs: Observations) -> dict[str, th.Tensor]:
         """
-        :param obs: Observations of a rollout, (T, N, ...), as they were stored.
-        :return: By the name of each normalizer, the observations that it normalizes, (T * N, ...), without normalization.
+        Observations as the normalizers receive them.
+
+        :param obs: Observations of a rollout, (T, N, ...), as stored in the buffer.
+        :return: Unnormalized observations by the name of their normalizer, (T * N, ...).
         """
         by_name = obs if isinstance(obs, dict) else {OBSERVATION: obs}
         result: dict[str, th.Tensor] = {}
@@ -107,6 +111,8 @@ class Inputs(SequenceModel):
 
     def update_normalization(self, rollout: Mapping[str, Moments]) -> None:
         """
+        Update the running moments of the normalizers.
+
         :param rollout: Moments of the observations of a rollout, by the name of their normalizer.
         """
         for name, moments in rollout.items():
@@ -116,6 +122,8 @@ class Inputs(SequenceModel):
 
     def features(self, obs: Any) -> th.Tensor:
         """
+        Extract features from observations.
+
         :param obs: Observations, (B, ...), or a dictionary of them.
         :return: Features, (B, F).
         """
@@ -126,12 +134,12 @@ class Inputs(SequenceModel):
 
     def read(self, features: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State]:
         """
-        Read a step whose action is yet to be taken.
+        Process a step before its action is known.
 
         :param features: (B, F).
-        :param state: The state before the step.
+        :param state: State before the step.
         :param mask: Keep-mask, bool, (B,); ``None`` keeps every row.
-        :return: ``[features, last action, time]`` (B, output_dim), and the state after the step, but for its action.
+        :return: ``[features, last action, time]`` (B, output_dim), and the state after the step without its action.
         """
         columns, new_state = [features], {}
         if self.use_last_action:
@@ -146,9 +154,11 @@ class Inputs(SequenceModel):
 
     def remember(self, state: State, actions: th.Tensor) -> State:
         """
-        :param state: Any state with these leaves.
+        Store the actions of a step in the state.
+
+        :param state: State after the step; it may have other leaves.
         :param actions: Actions of the step, as sampled, (B, ...).
-        :return: The state with the actions as the last ones.
+        :return: The state with these actions as the last ones.
         """
         return state | {LAST_ACTION: self._encode(actions.flatten(1))} if self.use_last_action else state
 
@@ -156,11 +166,11 @@ class Inputs(SequenceModel):
         self, features: th.Tensor, actions: th.Tensor, state: State, masks: th.Tensor | None = None
     ) -> tuple[th.Tensor, State]:
         """
-        Read a sequence whose actions are known.
+        Process a sequence and its actions.
 
         :param features: (B, T, F).
-        :param actions: As sampled, (B, T, A).
-        :param state: The state before the first step.
+        :param actions: Actions as sampled, (B, T, A).
+        :param state: State before the first step.
         :param masks: Keep-masks, bool, (B, T); ``None`` keeps every row.
         :return: ``[features, last action, time]`` (B, T, output_dim), and the state after the last step.
         """
@@ -173,7 +183,7 @@ class Inputs(SequenceModel):
     def _append(
         self, features: th.Tensor, encoded: th.Tensor | None, state: State, masks: th.Tensor | None
     ) -> tuple[th.Tensor, State]:
-        """:func:`read_sequence` of actions that are encoded, (B, T, action_dim)."""
+        """:meth:`read_sequence` with encoded actions (B, T, action_dim)."""
         columns, new_state = [features], {}
         if encoded is not None:
             columns.append(shift_steps(encoded, state[LAST_ACTION], masks))
@@ -206,5 +216,5 @@ class Inputs(SequenceModel):
 
 
 def _parts(space: spaces.Space[Any]) -> Mapping[str, spaces.Space[Any]]:
-    """:return: The spaces that an observation consists of, by name."""
+    """:return: The spaces of the entries of an observation, by name."""
     return space.spaces if isinstance(space, spaces.Dict) else {OBSERVATION: space}

@@ -54,74 +54,75 @@ CORRUPT_FILE_ERRORS = (
     RuntimeError,
     TypeError,
 )
-"""Exceptions that SB3 raises for files that are damaged, or of another kind."""
+"""Exceptions that SB3 raises for files that are damaged or no SB3 models."""
 
 Stats = dict[str, list[th.Tensor]]
-"""Diagnostics of the minibatches of an update, as tensors: no minibatch waits for a number."""
+"""Diagnostics of the minibatches of an update, as tensors: a conversion to numbers would synchronize with the device."""
 
 
 class MemoryPPO(RecurrentPPO):
     """
     Proximal Policy Optimization (clip version) with an encoder and an external memory.
 
-    A drop-in replacement of sb3-contrib's ``RecurrentPPO``. The paper is https://arxiv.org/abs/1707.06347; stored states and
-    burn-in follow R2D2 (Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX), but on-policy, where the stored
-    states are exact in the first epoch.
+    A drop-in replacement for sb3-contrib's ``RecurrentPPO``. PPO: https://arxiv.org/abs/1707.06347. Stored states and burn-in
+    follow R2D2 (Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX), but on-policy, where the stored states
+    are exact in the first epoch.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` (sb3-contrib's ``"MlpLstmPolicy"``… mean the
-        same), or a subclass of :class:`MemoryActorCriticPolicy`.
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` (sb3-contrib's ``"MlpLstmPolicy"``… are aliases),
+        or a subclass of :class:`MemoryActorCriticPolicy`.
     :param env: The environment to learn from (if registered in Gym, can be str).
-    :param learning_rate: The learning rate: a number, a function of the progress remaining (from 1 to 0), or RL Zoo's
-        ``"lin_3e-4"`` (linear, from 3e-4 to 0) or ``"lin_3e-4_1e-5"`` (to 1e-5). ``"auto"`` is ``"lin_7e-4_7e-5"`` over a call
+    :param learning_rate: Learning rate: a number, a function of the progress remaining (from 1 to 0), or RL Zoo's
+        ``"lin_3e-4"`` (linear from 3e-4 to 0) or ``"lin_3e-4_1e-5"`` (to 1e-5). ``"auto"`` is ``"lin_7e-4_7e-5"`` over a call
         of :meth:`learn`; in calls with ``reset_num_timesteps=False`` it does not fall below its middle, 3.85e-4.
-    :param n_steps: Steps of each environment in a rollout; ``None`` is the smallest multiple of 128 that gives at least 2048
-        transitions per rollout.
-    :param batch_size: Training transitions in a minibatch, a multiple of ``seq_len``; ``None`` is a quarter of the
+    :param n_steps: Steps of each environment in a rollout, >= 1; ``None`` is the smallest multiple of 128 that gives at least
+        2048 transitions per rollout.
+    :param batch_size: Training transitions in a minibatch, >= 2, a multiple of ``seq_len``; ``None`` is a quarter of the
         rollout, at least 128 and at most 1024, adapted so that it divides the rollout.
-    :param n_epochs: Passes over a rollout.
-    :param gamma: Discount factor.
-    :param gae_lambda: λ of generalized advantage estimation.
-    :param clip_range: Clipping of the ratio: a number, a function of the progress remaining, or ``"lin_0.2"``.
-    :param clip_range_vf: Clipping of the value, in units of the return (the larger of the clipped and the unclipped loss
-        counts), in the same forms; ``None`` does not clip.
-    :param normalize_advantage: Normalize the advantages of each minibatch: by their standard deviation, or by the average one
-        of the last rollouts if that is larger. In rollouts whose rewards do not differ, advantages are mostly noise of the
-        values, which SB3's normalization would amplify.
+    :param n_epochs: Number of passes over a rollout, >= 1.
+    :param gamma: Discount factor, in [0, 1].
+    :param gae_lambda: λ of generalized advantage estimation, in [0, 1].
+    :param clip_range: Clip range of the ratio: a number, a function of the progress remaining, or text such as ``"lin_0.2"``.
+    :param clip_range_vf: Clip range of the value, in units of the return, in the same forms; the loss is the maximum of the
+        clipped and the unclipped error. ``None`` does not clip.
+    :param normalize_advantage: Normalize the advantages of each minibatch by their standard deviation, or by that of the last
+        128 rollouts if it is larger. If the rewards of a rollout are constant, its advantages are mostly noise of the value
+        estimates, which SB3's normalization would amplify.
     :param ent_coef: Weight of the entropy.
     :param vf_coef: Weight of the value loss.
-    :param max_grad_norm: Largest norm of the gradient.
+    :param max_grad_norm: Upper bound of the gradient norm, for clipping.
     :param use_sde: Whether to use generalized State-Dependent Exploration.
     :param sde_sample_freq: Sample a new noise matrix every n steps; -1 only at the start of a rollout.
-    :param target_kl: End the update before a step once the approximate KL divergence exceeds 1.5 times this.
-    :param stats_window_size: Episodes that the logged means are over.
-    :param tensorboard_log: Folder for TensorBoard; ``None`` logs nothing there.
+    :param target_kl: Stop the update before a step if the approximate KL divergence exceeds 1.5 times this value; ``None``
+        never stops.
+    :param stats_window_size: Number of episodes that the logged means are computed over.
+    :param tensorboard_log: Folder for TensorBoard; ``None`` disables it.
     :param policy_kwargs: Arguments of the policy, e.g. ``{"encoder": "mamba", "memory": "pmm",
         "memory_kwargs": {"num_slots": 16}}``; see :class:`MemoryActorCriticPolicy`.
     :param verbose: 0 no output, 1 info messages, 2 debug messages.
     :param seed: Seed for the pseudo random generators.
-    :param device: ``"cpu"``, ``"cuda"``…; ``"auto"`` takes a GPU if there is one.
+    :param device: ``"cpu"``, ``"cuda"``…; ``"auto"`` uses a GPU if available.
     :param _init_setup_model: Whether to build the network at once.
-    :param seq_len: Steps that gradients flow back through; divides ``n_steps``. ``None`` takes the largest divisor up to
-        64, or up to 128 where minibatches hold at least 8 sequences of 128.
-    :param burn_in: Steps before each sequence that are replayed without gradient, with the weights of the moment, to
-        refresh the state that it starts from.
-    :param memory_loss_coef: Weight of the loss that a memory may return (``pmm`` with ``write_rate``).
+    :param seq_len: Steps of a training sequence, i.e. of truncated backpropagation through time; divides ``n_steps``. ``None``
+        is the largest divisor up to 64, or up to 128 if minibatches contain at least 8 sequences of 128.
+    :param burn_in: Steps before each sequence that are replayed without gradient and with the current weights, to update the
+        state at its start; >= 0 and less than ``n_steps``.
+    :param memory_loss_coef: Weight of the memory's auxiliary loss (``pmm`` with ``write_rate``).
     :param normalize_value: Train the critic in units of the return's standard deviation (PopArt, see :class:`ValueHead`),
         which balances the value loss and the policy loss for rewards of any scale.
-    :param scale_lr_by_advantage: Multiply the learning rate of an update with ``min(1, 2 std(A) / s)``, logged as
+    :param scale_lr_by_advantage: Multiply the learning rate of an update by ``min(1, 2 std(A) / s)``, logged as
         ``train/lr_scale``: ``std(A)`` is the standard deviation of the rollout's advantages, ``s`` that of the last 128
-        rollouts. Adam divides by the size of the gradient, so rollouts with small advantages would otherwise move the policy
-        as far as any other.
-    :param log_barrier_coef: Weight of the log barrier, the divergence of the policy from a uniform one: see
-        :func:`~sb3_cyborg.memory_ppo.losses.log_barrier_loss`. For discrete actions, and tasks in which an action is right for
-        many steps and wrong once: 0.01 to 0.03. 0, the default, is none.
-    :param use_last_action: The policy also reads its last action (the same as in ``policy_kwargs``).
-    :param amp: Compute features and the encoder's projections in bf16 (autocast; the same as in ``policy_kwargs``).
-        Recurrence, memory, state and heads stay in fp32. It pays for image observations, and for wide networks on a GPU;
-        ``train/ratio_error`` then is up to 0.05.
-    :param rollout_buffer_class: PPO's; must be ``None``, the buffer is :class:`RolloutBufferV7`.
-    :param rollout_buffer_kwargs: PPO's; must be empty.
-    :raises ValueError: for names, options and sizes that cannot work, with what would.
+        rollouts. Adam divides by the size of the gradient, so without the factor a rollout with small advantages would change
+        the policy as much as any other.
+    :param log_barrier_coef: Weight of the log barrier, the KL divergence from a uniform policy, >= 0, see
+        :func:`~sb3_cyborg.memory_ppo.losses.log_barrier_loss`. It is for discrete actions, and for tasks where an action is
+        right for many steps and wrong once; use 0.01 to 0.03 there. 0 disables it.
+    :param use_last_action: Append the last action to the policy's input (same as in ``policy_kwargs``).
+    :param amp: Compute features and the encoder's projections in bf16 (autocast; same as in ``policy_kwargs``). Recurrence,
+        memory, state and heads stay in fp32. It is faster for image observations, and for wide networks on a GPU.
+        ``train/ratio_error`` is up to 0.05 with it.
+    :param rollout_buffer_class: PPO's argument; must be ``None``, because the buffer is :class:`RolloutBufferV7`.
+    :param rollout_buffer_kwargs: PPO's argument; must be ``None`` or empty.
+    :raises ValueError: for invalid names, options and sizes, with values that work.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -135,11 +136,11 @@ class MemoryPPO(RecurrentPPO):
     policy: MemoryActorCriticPolicy
     rollout_buffer: RolloutBufferV7  # type: ignore[assignment]  # torch tensors and states: no subclass of SB3's
     n_steps: int
-    """Steps of each environment in a rollout; like ``batch_size`` and ``seq_len``, a number once the model is set up."""
+    """Steps of each environment in a rollout; as ``batch_size`` and ``seq_len``, an int after ``_setup_model``."""
     batch_size: int
     """Training transitions in a minibatch."""
     seq_len: int
-    """Steps of a training sequence."""
+    """Steps in a training sequence."""
     _last_state: State
 
     def __init__(
@@ -182,7 +183,7 @@ class MemoryPPO(RecurrentPPO):
     ) -> None:
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise ValueError(
-                "MemoryPPO trains from RolloutBufferV7 alone: leave `rollout_buffer_class` and `rollout_buffer_kwargs` out."
+                "MemoryPPO supports only RolloutBufferV7: omit `rollout_buffer_class` and `rollout_buffer_kwargs`."
             )
         if use_last_action:
             policy_kwargs = {**(policy_kwargs or {}), "use_last_action": True}
@@ -190,12 +191,12 @@ class MemoryPPO(RecurrentPPO):
             policy,
             env,
             learning_rate=learning_rate,  # type: ignore[arg-type]  # text is converted in `_setup_lr_schedule`
-            n_steps=n_steps,  # type: ignore[arg-type]  # a number from `_setup_model` on, as `batch_size` and `seq_len`
+            n_steps=n_steps,  # type: ignore[arg-type]  # an int after `_setup_model`, as `batch_size` and `seq_len`
             batch_size=batch_size,
             n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            clip_range=clip_range,  # type: ignore[arg-type]  # a schedule from `_setup_model` on, as `clip_range_vf`
+            clip_range=clip_range,  # type: ignore[arg-type]  # a schedule after `_setup_model`, as `clip_range_vf`
             clip_range_vf=clip_range_vf,  # type: ignore[arg-type]
             normalize_advantage=normalize_advantage,
             ent_coef=ent_coef,
@@ -243,7 +244,7 @@ class MemoryPPO(RecurrentPPO):
         ):
             raise ValueError("You must use `MultiInputPolicy` when working with dict observation space.")
         check_options("policy_kwargs", self.policy_kwargs, policy_options(self.policy_class))
-        # Sizes are checked before anything is built.
+        # Sizes are checked before networks and buffer are built.
         check_positive(n_epochs=self.n_epochs)
         self._check_log_barrier()
         self._plan_sizes()
@@ -279,14 +280,14 @@ class MemoryPPO(RecurrentPPO):
 
     def _plan_sizes(self) -> None:
         """
-        Turn ``n_steps``, ``batch_size`` and ``seq_len`` that were left open into numbers that fit together.
+        Choose ``n_steps``, ``batch_size`` and ``seq_len`` where the user gave ``None``.
 
-        A model that is loaded may have another number of environments: ``batch_size`` and ``seq_len`` that were planned are
-        planned anew, ``n_steps`` stays.
+        A loaded model may have another number of environments. Then ``batch_size`` and ``seq_len`` that were chosen here are
+        chosen again, and ``n_steps`` is kept.
         """
         given: dict[str, int | None] = {"batch_size": self.batch_size, "seq_len": self.seq_len}
         for name, (wanted, planned) in self._planned.items():
-            if given[name] == planned:  # and not changed since, as `load(path, batch_size=...)` does
+            if given[name] == planned:  # `load(path, batch_size=...)` may have changed it
                 given[name] = wanted
         n_steps: int | None = self.n_steps
         self.n_steps = plan_n_steps(self.n_envs, given["seq_len"]) if n_steps is None else n_steps
@@ -309,7 +310,7 @@ class MemoryPPO(RecurrentPPO):
             )
 
     def _keeps_channels_last(self) -> bool:
-        """:return: Whether images come channels-last in memory to convolutions, which a CPU computes faster that way."""
+        """:return: Whether to keep images channels-last in memory, which makes convolutions on a CPU faster."""
         convolves = any(isinstance(module, nn.Conv2d) for module in self.policy.features_extractor.modules())
         return convolves and isinstance(self.env, VecTransposeImage) and self.device.type == "cpu"
 
@@ -319,14 +320,15 @@ class MemoryPPO(RecurrentPPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBufferV7, n_rollout_steps: int
     ) -> bool:
         """
-        Act for ``n_rollout_steps`` steps and fill the buffer.
+        Collect a rollout and fill the buffer.
 
         :param env: The training environments.
-        :param callback: Called at each step, and at the beginning and end of the rollout.
+        :param callback: Callback, called at each step and at the start and end of the rollout.
         :param rollout_buffer: Buffer to fill.
-        :param n_rollout_steps: Steps of each environment.
-        :return: False if the callback ended training.
-        :raises ValueError: for observations or rewards that are not finite; the weights stay as they were.
+        :param n_rollout_steps: Steps of each environment, equal to the size of the buffer.
+        :return: False if the callback stopped training.
+        :raises ValueError: for observations or rewards that are not finite, and for logits that are NaN. No weights are
+            changed.
         """
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
@@ -346,10 +348,10 @@ class MemoryPPO(RecurrentPPO):
             episode_starts = th.as_tensor(last_starts, dtype=th.float32, device=self.device)
             with th.inference_mode():  # 10% faster than `no_grad`
                 action_tensor, values, log_probs, state = self.policy(obs_tensor, self._last_state, episode_starts)
-            values, log_probs = values.clone(), log_probs.clone()  # a callback may compute gradients from them
+            values, log_probs = values.clone(), log_probs.clone()  # no inference tensors: a callback may need gradients
             actions = action_tensor.cpu().numpy()
 
-            new_obs: Any  # SB3 types a VecEnv's observations wider than what it passes on
+            new_obs: Any  # SB3's type of a VecEnv's observations is wider than that of its other functions
             new_obs, rewards, dones, infos = env.step(self._env_actions(actions))
 
             self.num_timesteps += env.num_envs
@@ -371,7 +373,7 @@ class MemoryPPO(RecurrentPPO):
             values = self.policy.predict_values(
                 obs_as_tensor(new_obs, self.device), state, th.as_tensor(dones, dtype=th.float32, device=self.device)
             )
-        if rollout_buffer.log_probs.isnan().any():  # where acting could not look at the logits
+        if rollout_buffer.log_probs.isnan().any():  # in the select-only form, acting does not check the logits
             raise ValueError(DIVERGED)
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         callback.update_locals(locals())
@@ -379,7 +381,7 @@ class MemoryPPO(RecurrentPPO):
         return True
 
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
-        """:return: Actions as the environment takes them: rescaled if squashed, else clipped to the bounds."""
+        """:return: Actions for the environment: rescaled if squashed, otherwise clipped to the bounds of the Box."""
         if not isinstance(self.action_space, spaces.Box):
             return actions
         if self.policy.squash_output:
@@ -399,13 +401,13 @@ class MemoryPPO(RecurrentPPO):
         self, rewards: th.Tensor, infos: list[dict[str, Any]], dones: np.ndarray, state: State
     ) -> th.Tensor:
         """
-        Add ``gamma * V(terminal observation)`` where a time limit ended the episode, seen with the state after the last step.
+        Add ``gamma * V(terminal observation)`` to the rewards of truncated episodes, as in SB3.
 
         :param rewards: (N,).
-        :param infos: Of the step, (N).
-        :param dones: (N,).
-        :param state: After the step; it is read, not changed.
-        :return: The rewards with the values added, (N,).
+        :param infos: Infos of the step, N of them.
+        :param dones: Whether the step ended the episode, bool, (N,).
+        :param state: State after the step, for the value of the terminal observation; not changed.
+        :return: The rewards with bootstrapped values, (N,).
         """
         rows = [
             row
@@ -430,7 +432,7 @@ class MemoryPPO(RecurrentPPO):
     # --- update -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Update the policy with the rollout in the buffer: epochs of minibatches of the clipped surrogate objective."""
+        """Update the policy with the rollout in the buffer: ``n_epochs`` passes of minibatch steps on PPO's objective."""
         self.policy.set_training_mode(True)
         buffer, policy = self.rollout_buffer, self.policy
         observed = self._scales.update(buffer.advantages, buffer.returns, policy.inputs.parts(buffer.observations))
@@ -455,14 +457,14 @@ class MemoryPPO(RecurrentPPO):
         self._log_update(stats, clip_range, clip_range_vf)
 
     def _clip_ranges(self) -> tuple[float, float | None]:
-        """:return: Clipping of the ratio and of the value, at the progress of the moment."""
+        """:return: Clip ranges of the ratio and of the value at the current progress."""
         progress = self._current_progress_remaining
         assert callable(self.clip_range)
         clip_range_vf = self.clip_range_vf(progress) if callable(self.clip_range_vf) else None
         return self.clip_range(progress), clip_range_vf
 
     def _loss_terms(self, clip_range: float, clip_range_vf: float | None) -> list[LossTerm]:
-        """:return: The terms of the objective; a subclass may add its own."""
+        """:return: The terms of the objective; a subclass may add terms."""
         return ppo_terms(
             clip_range,
             clip_range_vf,
@@ -481,7 +483,7 @@ class MemoryPPO(RecurrentPPO):
         self.logger.record("train/lr_scale", self._scales.lr_scale)
 
     def _minibatch_loss(self, batch: TrainingBatch, terms: Sequence[LossTerm], clip_range: float, stats: Stats) -> th.Tensor:
-        """:return: The loss of a minibatch, 0-d with its graph; ``stats`` gains its diagnostics."""
+        """:return: The loss of a minibatch, 0-d, attached to the graph; its diagnostics are appended to ``stats``."""
         evaluation = self.policy.evaluate_sequences(batch)
         advantages = batch["advantages"]
         if self.normalize_advantage:
@@ -502,7 +504,7 @@ class MemoryPPO(RecurrentPPO):
         loss, parts = weighted_sum(terms, minibatch)
         with th.no_grad():
             error = (minibatch.ratio - 1).abs()
-            if not stats:  # the first minibatch of the update: before the first step the ratio is 1
+            if not stats:  # the first minibatch of the update, where the ratio must be 1
                 stats["train/ratio_error"].append(error.max())
             stats["train/approx_kl"].append(losses.approximate_kl(log_ratio))
             stats["train/clip_fraction"].append((error > clip_range).float().mean())
@@ -515,7 +517,7 @@ class MemoryPPO(RecurrentPPO):
         return loss
 
     def _exceeds_target_kl(self, stats: Stats, epoch: int) -> bool:
-        """:return: Whether the KL divergence of the last minibatch ends the update, which is the one wait for a device."""
+        """:return: Whether the KL divergence of the last minibatch stops the update; it synchronizes with the device."""
         if self.target_kl is None:
             return False
         kl = stats["train/approx_kl"][-1].item()
@@ -526,7 +528,7 @@ class MemoryPPO(RecurrentPPO):
         return True
 
     def _step(self, loss: th.Tensor) -> None:
-        """Make a step of the optimizer along the clipped gradient."""
+        """Step the optimizer with the clipped gradient of the loss."""
         self.policy.optimizer.zero_grad()
         loss.backward()
         th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -559,16 +561,16 @@ class MemoryPPO(RecurrentPPO):
         """
         Train, as in SB3.
 
-        Schedules depend on the progress remaining: the share of the steps of all calls so far that is yet to be made. With
-        ``reset_num_timesteps=False`` each call adds its steps to that total, so that each of many short calls would end at the
-        lowest rate; the default ``learning_rate`` then does not fall below its middle.
+        Schedules depend on the progress remaining: the remaining share of the total steps of all calls. With
+        ``reset_num_timesteps=False``, a call adds its steps to the total, so each of many short calls would end at the lowest
+        rate. The default ``learning_rate`` then does not fall below its middle.
 
-        :param total_timesteps: Environment steps to train for.
+        :param total_timesteps: Number of environment steps, over all environments.
         :param callback: Callbacks, called at each step.
-        :param log_interval: Rollouts between two logs.
+        :param log_interval: Number of rollouts between two logs.
         :param tb_log_name: Name of the run in TensorBoard.
-        :param reset_num_timesteps: Start counting steps anew; ``False`` goes on.
-        :param progress_bar: Show a progress bar.
+        :param reset_num_timesteps: Whether to start counting steps at 0; ``False`` continues the count.
+        :param progress_bar: Whether to show a progress bar.
         :return: The model.
         :raises ValueError: for observations or rewards that are not finite, and for logits that are NaN.
         """
@@ -590,19 +592,19 @@ class MemoryPPO(RecurrentPPO):
         **kwargs: Any,
     ) -> SelfMemoryPPO:
         """
-        Load a model from a file, as SB3 does; the number of environments may be another one.
+        Load a model from a file, as in SB3; the number of environments may differ from the saved model's.
 
-        :param path: Path to the file, or a file.
-        :param env: The environment to run it on; ``None`` for prediction alone.
-        :param device: Device to run it on.
-        :param custom_objects: Objects that replace saved ones.
-        :param print_system_info: Whether to print system info of then and now.
-        :param force_reset: Reset the environment before training.
-        :param kwargs: Arguments that change the model.
+        :param path: Path to the file, or a file object.
+        :param env: The environment to train on; ``None`` for prediction only.
+        :param device: Device of the model.
+        :param custom_objects: Objects that replace saved ones, by name.
+        :param print_system_info: Whether to print the saved and the current system info.
+        :param force_reset: Whether to reset the environment before training.
+        :param kwargs: Attributes of the model to change.
         :return: The model.
-        :raises ValueError: for a file that is damaged or holds another kind of model.
+        :raises ValueError: for a file that is damaged or is no MemoryPPO model.
         """
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except CORRUPT_FILE_ERRORS as error:
-            raise ValueError(f"{path} is not a whole file of a MemoryPPO model: {error}") from error
+            raise ValueError(f"{path} is not a complete file of a MemoryPPO model: {error}") from error

@@ -1,4 +1,4 @@
-"""Scales of observations, returns and advantages that are remembered from rollout to rollout."""
+"""Running moments for the normalization of observations, returns and advantages."""
 
 import math
 from dataclasses import dataclass
@@ -33,10 +33,13 @@ class Moments:
 @dataclass
 class RunningMoments:
     """
-    Mean and mean square over rollouts: the plain average over the first ``horizon`` rollouts, then an exponential one.
+    Running mean and mean square over rollouts.
 
-    :param horizon: Rollouts that count.
-    :param count: Rollouts so far, at most ``horizon``.
+    They are the arithmetic average over the first ``horizon`` rollouts, then the exponential average with weight
+    ``1 / horizon``.
+
+    :param horizon: Number of rollouts that are averaged, >= 1.
+    :param count: Number of rollouts so far, at most ``horizon``.
     :param mean: Average of the rollouts' means.
     :param square: Average of the rollouts' mean squares.
     """
@@ -48,12 +51,14 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Standard deviation over all rollouts together."""
+        """Standard deviation of the averaged moments."""
         return math.sqrt(max(self.square - self.mean**2, 0.0))
 
     def update(self, rollout: Moments) -> None:
         """
-        :param rollout: Moments of one rollout, of one feature.
+        Update the averages with the moments of one rollout.
+
+        :param rollout: Moments of one feature.
         """
         self.count = min(self.count + 1, self.horizon)
         self.mean += (rollout.mean.item() - self.mean) / self.count
@@ -62,17 +67,17 @@ class RunningMoments:
 
 class ValueHead(nn.Linear):
     """
-    A linear layer that works in units of the return: PopArt (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714).
+    Linear value head with normalized targets: PopArt (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714).
 
     Its output is ``mean + scale * (W x + b)``. :meth:`rescale` sets the buffers ``mean`` and ``scale`` to those of the returns
-    and changes ``W`` and ``b`` so that every output stays the same. The value loss, divided by ``scale ** 2``, then has the
-    same size for rewards of any scale, which balances it with the policy loss in a shared core.
+    and changes ``W`` and ``b`` so that all outputs are preserved. The value loss, divided by ``scale ** 2``, then does not
+    depend on the scale of the rewards, which balances it with the policy loss in a shared core.
 
-    :param layer: A linear layer with one output, whose parameters become those of this one.
+    :param layer: A linear layer with one output; its parameters are used.
     """
 
     LEAST_SCALE: ClassVar[float] = 1.0
-    """Smallest scale: returns with a smaller standard deviation are mostly noise, which would be amplified."""
+    """Lower bound of the scale: returns with a smaller standard deviation are mostly noise, which would be amplified."""
 
     mean: th.Tensor
     scale: th.Tensor
@@ -84,15 +89,18 @@ class ValueHead(nn.Linear):
         self.register_buffer("scale", self.weight.new_ones(1))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """:return: Values (..., 1) of features (..., D)."""
+        """
+        :param x: Features, (..., D).
+        :return: Values in units of the return, (..., 1).
+        """
         return th.addcmul(self.mean, super().forward(x), self.scale)
 
     @th.no_grad()
     def rescale(self, returns: RunningMoments) -> None:
         """
-        Set mean and scale to those of the returns; the outputs stay the same.
+        Set mean and scale to those of the returns, and preserve the outputs.
 
-        :param returns: Their moments.
+        :param returns: Running moments of the returns.
         """
         mean, scale = returns.mean, max(returns.std, self.LEAST_SCALE)
         self.bias.mul_(self.scale).add_(self.mean - mean).div_(scale)
@@ -103,17 +111,17 @@ class ValueHead(nn.Linear):
 
 class ObservationNormalizer(nn.Module):
     """
-    Observation normalization as in SB3's ``VecNormalize``, but as a part of the policy.
+    Observation normalization as in SB3's ``VecNormalize``, as a module of the policy.
 
-    Normalization amplifies features that are rarely anything but zero, such as a cue at the start of an episode. The moments
-    are those of all rollouts so far. They change between rollouts only, as the weights do, so that acting and training see the
-    same inputs. Before the end of the first rollout, observations are not normalized.
+    It amplifies features that are rarely non-zero, such as a cue at the start of an episode. The moments are those of all
+    rollouts so far. They are updated between rollouts only, so that acting and training read the same inputs. In the first
+    rollout and its update, observations are not normalized.
 
-    :param size: Features of an observation, D.
+    :param size: Number of features D of an observation, >= 1.
     """
 
     CLIP: ClassVar[float] = 10.0
-    """``VecNormalize``'s ``clip_obs``."""
+    """Normalized observations are clipped to [-CLIP, CLIP], as by ``clip_obs`` of ``VecNormalize``."""
 
     mean: th.Tensor
     var: th.Tensor
@@ -124,20 +132,23 @@ class ObservationNormalizer(nn.Module):
         super().__init__()
         self.register_buffer("mean", th.zeros(size))
         self.register_buffer("var", th.ones(size))
-        self.register_buffer("scale", th.ones(size))  # of the variance; kept, for acting reads it at every step
+        self.register_buffer("scale", th.ones(size))  # 1 / std, stored because every step of acting uses it
         self.register_buffer("count", th.zeros(()))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """:return: Normalized observations (B, ...) of observations (B, ...) with D elements each."""
+        """
+        :param x: Observations with D elements each, (B, ...).
+        :return: Normalized and clipped observations, same shape.
+        """
         flat = (x.flatten(1) - self.mean) * self.scale
         return flat.clamp(-self.CLIP, self.CLIP).view_as(x)
 
     @th.no_grad()
     def update(self, rollout: Moments) -> None:
         """
-        Merge the moments of a rollout (Chan et al. 1979, the parallel algorithm).
+        Merge the moments of a rollout into the running moments (parallel algorithm, Chan et al. 1979).
 
-        :param rollout: Moments of its observations, (D,).
+        :param rollout: Moments of the observations, (D,).
         """
         share = (rollout.count / (self.count + rollout.count)).to(self.var.dtype)
         mean, var = rollout.mean.to(self.mean.dtype), rollout.var.to(self.var.dtype)

@@ -1,4 +1,4 @@
-"""The objective of an update: a weighted sum of loss terms, and the running scales that they are normalized by."""
+"""The objective of an update: a weighted sum of loss terms, and the running moments for their normalization."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,33 +11,33 @@ from sb3_cyborg.memory_ppo.normalization import Moments, RunningMoments
 
 
 class Minibatch(NamedTuple):
-    """What loss terms read of a minibatch of B sequences of L training steps; tensors are (B, L) unless noted."""
+    """Inputs of the loss terms: B sequences of L training steps. Tensors are (B, L) unless noted."""
 
     values: th.Tensor
     log_prob: th.Tensor
     entropy: th.Tensor | None
-    """``None`` where it has no closed form."""
+    """``None`` if it has no closed form."""
     ratio: th.Tensor
     """New over old probability of the actions."""
     old_values: th.Tensor
     returns: th.Tensor
     advantages: th.Tensor
-    """Normalized, if the algorithm normalizes them."""
+    """Normalized if ``normalize_advantage`` is set."""
     value_scale: th.Tensor
     """Unit of the value loss: standard deviation of the returns, or 1; (1,)."""
     distribution: Callable[[], Distribution]
-    """Makes the distribution of the actions, of B * L rows."""
+    """Creates the distribution of the actions, with B * L rows."""
     aux_loss: th.Tensor | None
-    """Auxiliary loss of the memory, 0-d."""
+    """Auxiliary loss of the memory, 0-d; ``None`` if it has none."""
 
 
 class LossTerm(NamedTuple):
     """
-    One term of the objective.
+    A weighted term of the objective.
 
-    :param name: Its name; it is logged as ``train/<name>``.
-    :param weight: Factor in the sum.
-    :param function: The loss of a minibatch, 0-d; ``None`` where the minibatch has no such loss.
+    :param name: Name of the term; its value is logged as ``train/<name>``.
+    :param weight: Weight in the sum.
+    :param function: The loss of a minibatch, 0-d; ``None`` if the minibatch has no such loss.
     """
 
     name: str
@@ -54,15 +54,15 @@ def ppo_terms(
     log_barrier_coef: float,
 ) -> list[LossTerm]:
     """
-    Build the terms of PPO's objective with a memory; a new term is one line here.
+    Create the loss terms of PPO with a memory. This is the list to extend with a new term.
 
-    :param clip_range: Clipping of the ratio.
-    :param clip_range_vf: Clipping of the value, or ``None``.
+    :param clip_range: Clip range of the ratio.
+    :param clip_range_vf: Clip range of the value, in units of the return, or ``None``.
     :param ent_coef: Weight of the entropy.
     :param vf_coef: Weight of the value loss.
     :param memory_loss_coef: Weight of the memory's auxiliary loss.
-    :param log_barrier_coef: Weight of the log barrier; 0 leaves the term out.
-    :return: The terms, in the order of their sum.
+    :param log_barrier_coef: Weight of the log barrier; 0 omits the term.
+    :return: The terms, in the order of summation.
     """
     terms = [
         LossTerm("policy_gradient_loss", 1.0, lambda m: losses.clipped_policy_loss(m.ratio, m.advantages, clip_range)),
@@ -81,9 +81,11 @@ def ppo_terms(
 
 def weighted_sum(terms: Sequence[LossTerm], minibatch: Minibatch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     """
-    :param terms: Terms of the objective.
+    Weighted sum of the loss terms of a minibatch.
+
+    :param terms: The terms.
     :param minibatch: The minibatch.
-    :return: The loss, 0-d with its graph, and the value of each term, detached, by name.
+    :return: The loss, 0-d, attached to the graph, and the unweighted, detached value of each term by name.
     """
     loss, parts = minibatch.values.new_zeros(()), {}
     for term in terms:
@@ -95,53 +97,58 @@ def weighted_sum(terms: Sequence[LossTerm], minibatch: Minibatch) -> tuple[th.Te
 
 
 Reduce = Callable[[th.Tensor], th.Tensor]
-"""Sums a float64 vector over all processes."""
+"""A function that sums a float64 vector over all processes."""
 
 
 def in_one_process(sums: th.Tensor) -> th.Tensor:
-    """:return: The same vector: with one process there is nothing to add."""
+    """
+    The sum over processes for a single process.
+
+    :param sums: A vector, float64.
+    :return: The same vector.
+    """
     return sums
 
 
 class UpdateScales:
     """
-    The moments of what rollouts hold: advantages, returns and observations, each measured once an update.
+    Moments of the advantages, returns and observations of rollouts, computed once per update.
 
-    :param reduce: Sums a float64 vector over all processes; it is called once an update, with all sums in one vector.
+    :param reduce: Sums a float64 vector over all processes. It is called once per update, with all sums in one vector.
     """
 
     def __init__(self, reduce: Reduce = in_one_process) -> None:
         self.reduce = reduce
-        # Rewards may be rare, and what is solved stays so for long: advantages are averaged over many rollouts. Returns grow
-        # with skill, so theirs are averaged over fewer.
+        # Rewards may be rare, so advantages are averaged over many rollouts. Returns change as the policy improves, so they
+        # are averaged over fewer.
         self.advantages, self.returns = RunningMoments(horizon=128), RunningMoments(horizon=32)
         self.lr_scale = 1.0
-        """Factor on the learning rate by the size of the last rollout's advantages, see :meth:`update`."""
+        """Factor on the learning rate for the last rollout, in (0, 1], see :meth:`update`."""
 
     def update(self, advantages: th.Tensor, returns: th.Tensor, observations: Mapping[str, th.Tensor]) -> dict[str, Moments]:
         """
-        Measure a rollout and take it into the running moments.
+        Compute the moments of a rollout and update the running moments.
 
-        ``lr_scale`` becomes ``min(1, std(A) / (usual / 2))``, where ``usual`` is the standard deviation of the advantages of
-        all rollouts that count: Adam divides by the size of the gradient, so rollouts with small advantages would otherwise
-        move the policy as far as any other.
+        ``lr_scale`` becomes ``min(1, 2 std(A) / s)``, where ``std(A)`` is the standard deviation of the rollout's advantages
+        and ``s`` the running one. Adam divides by the size of the gradient, so without the factor a rollout with small
+        advantages would change the policy as much as any other.
 
-        :param advantages: (T, N).
+        :param advantages: A, (T, N).
         :param returns: (T, N).
-        :param observations: By name, (T * N, ...).
-        :return: Moments of each of the observations, for their normalizers.
+        :param observations: Unnormalized observations by the name of their normalizer, (T * N, ...).
+        :return: Moments of the observations by the name of their normalizer.
         """
         own = {"advantages": advantages.reshape(-1, 1), "returns": returns.reshape(-1, 1)}
         measured = self._measure({**own, **observations})
-        now = measured.pop("advantages")
-        self.advantages.update(now)
+        current = measured.pop("advantages")
+        self.advantages.update(current)
         self.returns.update(measured.pop("returns"))
-        usual = self.advantages.std
-        self.lr_scale = min(1.0, 2 * now.std.item() / usual) if usual > 0 else 1.0
+        running_std = self.advantages.std
+        self.lr_scale = min(1.0, 2 * current.std.item() / running_std) if running_std > 0 else 1.0
         return measured
 
     def _measure(self, samples: Mapping[str, th.Tensor]) -> dict[str, Moments]:
-        """:return: Moments of samples (n, ...), over all processes, by name."""
+        """:return: Moments of samples (n, ...) by name, over all processes."""
         flat = {name: sample.flatten(1).double() for name, sample in samples.items()}
         sums = []
         for sample in flat.values():

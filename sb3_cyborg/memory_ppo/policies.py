@@ -1,4 +1,4 @@
-"""Actor-critic policies with an encoder and a memory between the features and the heads."""
+"""Actor-critic policies with an encoder and an external memory."""
 
 import functools
 import inspect
@@ -30,33 +30,33 @@ NumpyState = dict[str, np.ndarray]
 
 
 class Evaluation(NamedTuple):
-    """Actions of a batch of sequences, evaluated with the weights of the moment."""
+    """Evaluation of the actions of a batch of sequences with the current weights."""
 
     values: th.Tensor
-    """(B, T)."""
+    """Value estimates, (B, T)."""
     log_prob: th.Tensor
-    """(B, T)."""
+    """Log-probabilities of the actions, (B, T)."""
     entropy: th.Tensor | None
-    """(B, T); ``None`` where it has no closed form."""
+    """Entropies, (B, T); ``None`` if they have no closed form."""
     logs: Logs
-    """Diagnostics, and a memory's auxiliary loss, see :data:`~sb3_cyborg.sequence_model.Logs`."""
+    """Diagnostics, and the memory's auxiliary loss, see :data:`~sb3_cyborg.sequence_model.Logs`."""
     distribution: Callable[[], Distribution]
-    """Makes the distribution of the actions, of B * T rows: not all losses need one."""
+    """Creates the distribution of the actions, with B * T rows; only some losses need it."""
 
 
 class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     """
     :class:`Inputs` (features, last action, time) → :class:`EncoderV7` → :class:`MemoryV7` → actor and critic.
 
-    Actor and critic share the core, and both train it. The memory and the heads also see the input directly:
+    Actor and critic share the core, and both train it. The memory and the heads also read the input directly:
     ``[latent, input]`` and ``[latent, read, input]``, see :class:`Stack`.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
     :param lr_schedule: Learning rate schedule (could be constant).
-    :param net_arch: Layers of actor and critic behind the core, as in SB3.
-    :param activation_fn: Activation function of those layers.
-    :param ortho_init: Orthogonal initialization of features and heads.
+    :param net_arch: Hidden layers of the actor and critic heads, as in SB3.
+    :param activation_fn: Activation function of the heads.
+    :param ortho_init: Whether to initialize features extractor and heads orthogonally.
     :param use_sde: Whether to use generalized State-Dependent Exploration.
     :param log_std_init: Initial value for the log standard deviation.
     :param full_std: With gSDE, use (n_features x n_actions) parameters for the std instead of (n_features,).
@@ -64,32 +64,34 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     :param squash_output: With gSDE, squash the output with a tanh.
     :param features_extractor_class: Features extractor to use.
     :param features_extractor_kwargs: Its keyword arguments.
-    :param share_features_extractor: Actor and critic share all up to the heads; ``False`` warns and does the same.
+    :param share_features_extractor: Must be true: actor and critic share everything up to the heads. ``False`` warns and has
+        no effect.
     :param normalize_images: Divide images by 255.
     :param optimizer_class: The optimizer, ``th.optim.Adam`` by default.
     :param optimizer_kwargs: Its keyword arguments, without the learning rate.
     :param encoder: Mode of the encoder, see :class:`EncoderV7`.
     :param memory: Kind of the memory, see :class:`MemoryV7`.
-    :param hidden_dim: Width of the encoder's core.
-    :param latent_dim: Features of the latent; ``None`` takes ``hidden_dim``.
-    :param num_layers: Layers of the encoder's core.
-    :param memory_dim: Features of the read; ``None`` takes the latent's, where the kind has such an option.
+    :param hidden_dim: Features of the encoder's core, >= 1.
+    :param latent_dim: Features of the latent, >= 1; ``None`` is ``hidden_dim``.
+    :param num_layers: Layers of the encoder's core, >= 1.
+    :param memory_dim: Features of the read, >= 1, if the kind has this option; ``None`` is the number of latent features.
     :param encoder_kwargs: Options of the encoder's mode.
     :param memory_kwargs: Options of the memory's kind, e.g. ``{"num_slots": 64}``.
-    :param use_last_action: Also read the action before, carried in the state; zeros at the start of an episode.
-    :param use_time: Also read how many steps old the episode is, carried in the state, as sines and cosines: see
-        :func:`~sb3_cyborg.memory_ppo.episode_time.encode_time`. For tasks where what is asked for depends on when it is.
-    :param normalize_observations: Normalize observations that are no images (Boxes of three dimensions) by running moments,
-        see :class:`ObservationNormalizer`; ``VecNormalize`` is not needed for them.
+    :param use_last_action: Append the last action to the input; zeros at the start of an episode. It is part of the state.
+    :param use_time: Append a sinusoidal encoding of the steps since the start of the episode to the input, see
+        :func:`~sb3_cyborg.memory_ppo.episode_time.encode_time`. The count is part of the state. It is for tasks where the
+        right action depends on the time.
+    :param normalize_observations: Normalize observations by running moments, except images (Boxes of three dimensions), see
+        :class:`ObservationNormalizer`; it replaces ``VecNormalize``'s normalization of observations.
     :param amp: Compute features and the encoder's projections in bf16 (autocast); recurrence, memory, state and heads stay in
         fp32.
-    :param lstm_hidden_size: RecurrentPPO's name of ``hidden_dim``; takes its place if given.
-    :param n_lstm_layers: RecurrentPPO's name of ``num_layers``; takes its place if given.
-    :param shared_lstm: An option of RecurrentPPO: actor and critic always share the core, ``False`` warns.
-    :param enable_critic_lstm: An option of RecurrentPPO: the critic has no core of its own, and it has a memory; ``True``
-        warns, and so does ``False`` without ``shared_lstm=True``.
-    :param lstm_kwargs: An option of RecurrentPPO; any content warns.
-    :raises ValueError: for unknown names and sizes that cannot be.
+    :param lstm_hidden_size: RecurrentPPO's name for ``hidden_dim``, which it overrides if given.
+    :param n_lstm_layers: RecurrentPPO's name for ``num_layers``, which it overrides if given.
+    :param shared_lstm: Option of RecurrentPPO without effect: actor and critic always share the core. ``False`` warns.
+    :param enable_critic_lstm: Option of RecurrentPPO without effect: the critic uses the shared core. ``True`` warns, and so
+        does ``False`` without ``shared_lstm=True``.
+    :param lstm_kwargs: Option of RecurrentPPO without effect; any content warns.
+    :raises ValueError: for unknown names, sizes below 1, and dropout in the core.
     """
 
     inputs: Inputs
@@ -151,7 +153,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         }
         if optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = _fused(optimizer_kwargs or {})
-        # Past RecurrentActorCriticPolicy, which would build two LSTMs: all that is used of it is its type.
+        # Skips the constructor of RecurrentActorCriticPolicy, which would build two LSTMs.
         ActorCriticPolicy.__init__(
             self,
             observation_space,
@@ -174,7 +176,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         )
 
     def _build_mlp_extractor(self) -> None:
-        """Build the core and the heads behind it; SB3 calls this where it creates networks, before the optimizer."""
+        """Build inputs, core and heads; SB3 calls this method before it creates the optimizer."""
         settings = self._core_kwargs
         self.use_last_action, self.use_time, self.amp = (settings[name] for name in ("use_last_action", "use_time", "amp"))
         self.inputs = Inputs(
@@ -200,26 +202,28 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
         self.core = Stack(encoder, MemoryV7(encoder.output_dim + input_dim, settings["memory"], **memory_kwargs))
         for name, module in self.core.named_modules():
-            # Acting and updating run in different modes, so they would not agree.
+            # Acting uses evaluation mode and training uses training mode, so dropout would make their outputs differ.
             p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
             if isinstance(p, (int, float)) and p > 0:
                 raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
-        self.lstm_output_dim = self.core.output_dim  # what RecurrentActorCriticPolicy builds its heads on
+        self.lstm_output_dim = self.core.output_dim  # input size of the heads in RecurrentActorCriticPolicy
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
         heads.policy_net, heads.value_net = FusedSequential(*heads.policy_net), FusedSequential(*heads.value_net)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        self.value_net = ValueHead(self.value_net)  # with the parameters that the optimizer knows by now
+        self.value_net = ValueHead(self.value_net)  # same parameters, which the optimizer already holds
 
     # --- observations -----------------------------------------------------------------------------------------------
 
     def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
         """
-        :param obs: Observations, (B, ...).
-        :param features_extractor: The features extractor; ``None`` takes the policy's own.
-        :return: Features (B, D) of the normalized observations.
+        Extract features from preprocessed and normalized observations.
+
+        :param obs: Observations, (B, ...), or a dictionary of them.
+        :param features_extractor: The features extractor; ``None`` is the policy's own.
+        :return: Features, (B, F).
         """
         if features_extractor is None:
             return self.inputs.features(obs)
@@ -230,24 +234,26 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def get_initial_state(self, batch_size: int) -> State:
         """
-        :param batch_size: Rows B.
-        :return: The state that episodes start with, every leaf ``(B, ...)``.
+        State at the start of an episode.
+
+        :param batch_size: Number of rows B, >= 1.
+        :return: The state on the policy's device, every leaf ``(B, ...)``.
         """
         return self.core.get_initial_state(batch_size, self.device) | self.inputs.get_initial_state(batch_size, self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """:return: The context of features and core: bf16 with ``amp``; recurrence, memory and heads keep fp32."""
+        """:return: The autocast context of features and core: bf16 with ``amp``; recurrence and memory disable it."""
         return th.autocast(self.device.type, th.bfloat16) if self.amp else nullcontext()
 
     def _core_step(self, obs: Any, state: State, episode_starts: th.Tensor) -> tuple[th.Tensor, State]:
-        """:return: ``[latent, read, input]`` (B, D) of observations (B, ...), and the state of the core after them."""
+        """:return: ``[latent, read, input]`` (B, D) for observations (B, ...), and the state after the step."""
         if not isinstance(state, dict):
             raise ValueError(
                 "`state` must be a dictionary of tensors as `policy.get_initial_state(batch_size)` returns, got a "
-                f"{type(state).__name__}: MemoryPPO has no pair of LSTM states."
+                f"{type(state).__name__}: MemoryPPO does not use a pair of LSTM states."
             )
-        unbroken = may_branch(episode_starts.device) and not episode_starts.any()
-        mask = None if unbroken else keep_mask(episode_starts)
+        no_resets = may_branch(episode_starts.device) and not episode_starts.any()
+        mask = None if no_resets else keep_mask(episode_starts)
         with self._autocast():
             x, input_state = self.inputs.read(self.extract_features(obs), state, mask)
             latent, core_state, _ = self.core.forward_step(x, state, mask)
@@ -256,9 +262,9 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _core_sequence(
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
     ) -> tuple[th.Tensor, State, Logs]:
-        """:return: ``[latent, read, input]`` (B, T, D) of observations (B, T, ...), the state after, diagnostics."""
+        """:return: ``[latent, read, input]`` (B, T, D) for observations (B, T, ...), the state after them, diagnostics."""
         flat = {key: _flatten(value) for key, value in obs.items()} if isinstance(obs, dict) else _flatten(obs)
-        # The models hide a dead episode's state themselves, but in a gradient zero times its NaN would still be NaN.
+        # The models select rows at a reset, but in the backward 0 times a NaN of the earlier state would be NaN.
         core_state = {name: leaf for name, leaf in state.items() if name not in self.inputs.leaves}
         core_state = self.core.reset_states(core_state, masks[:, 0])
         with self._autocast():
@@ -273,17 +279,18 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, state: State, episode_starts: th.Tensor, deterministic: bool = False
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor, State]:
         """
-        Act for one step.
+        Choose actions for one step.
 
-        :param obs: Observations, (B, ...).
-        :param state: The state before the step.
-        :param episode_starts: 1 where an episode starts with ``obs``, (B,).
-        :param deterministic: Take the mode instead of a sample.
-        :return: Actions (B, ...), values (B, 1), log-probabilities (B,), the state after the step.
+        :param obs: Observations, (B, ...), or a dictionary of them.
+        :param state: State before the step, every leaf (B, ...).
+        :param episode_starts: Non-zero where an episode starts with ``obs``, (B,).
+        :param deterministic: Return the mode instead of a sample.
+        :return: Actions (B, ...), values (B, 1), log-probabilities (B,), state after the step.
+        :raises ValueError: for a state that is not a dictionary, and for logits that are NaN.
         """
         latent, state = self._core_step(obs, state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        if self._is_plain_categorical():
+        if self._uses_default_categorical():
             actions, log_prob = sample_categorical(self.action_net(latent_pi), deterministic)
         else:
             with distribution_checks(latent_pi.device):
@@ -293,10 +300,10 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         state = self.inputs.remember(state, actions.unsqueeze(-1))
         return self._shape_actions(actions), self.value_net(latent_vf), log_prob, state
 
-    def _is_plain_categorical(self) -> bool:
-        """:return: Whether actions are drawn as SB3 does it, and not by a subclass of the distribution or of this policy."""
-        asked, plain = type(self)._get_action_dist_from_latent, ActorCriticPolicy._get_action_dist_from_latent
-        return type(self.action_dist) is CategoricalDistribution and asked is plain
+    def _uses_default_categorical(self) -> bool:
+        """:return: Whether the action distribution is SB3's categorical one, and no subclass has overridden its creation."""
+        override, default = type(self)._get_action_dist_from_latent, ActorCriticPolicy._get_action_dist_from_latent
+        return type(self.action_dist) is CategoricalDistribution and override is default
 
     def _make_distribution(self, latent_pi: th.Tensor) -> Distribution:
         with distribution_checks(latent_pi.device):
@@ -311,10 +318,13 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, state: State, episode_starts: th.Tensor
     ) -> tuple[Distribution, State]:
         """
-        :param obs: Observations, (B, ...).
-        :param state: The state before the step.
-        :param episode_starts: 1 where an episode starts with ``obs``, (B,).
-        :return: The distribution of actions, the state after the step (without the action, which is yet to be taken).
+        Compute the action distribution of one step.
+
+        :param obs: Observations, (B, ...), or a dictionary of them.
+        :param state: State before the step, every leaf (B, ...).
+        :param episode_starts: Non-zero where an episode starts with ``obs``, (B,).
+        :return: The distribution of the actions, and the state after the step without its action.
+        :raises ValueError: for a state that is not a dictionary.
         """
         latent, state = self._core_step(obs, state, episode_starts)
         return self._make_distribution(self.mlp_extractor.forward_actor(latent)), state
@@ -323,12 +333,13 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self, obs: Any, state: State, episode_starts: th.Tensor
     ) -> th.Tensor:
         """
-        Look ahead: nothing of this step stays in the state that was passed.
+        Estimate values without changing the state.
 
-        :param obs: Observations, (B, ...).
-        :param state: The state before the step.
-        :param episode_starts: 1 where an episode starts with ``obs``, (B,).
-        :return: Values, (B, 1).
+        :param obs: Observations, (B, ...), or a dictionary of them.
+        :param state: State before the step, every leaf (B, ...).
+        :param episode_starts: Non-zero where an episode starts with ``obs``, (B,).
+        :return: Values in units of the return, (B, 1).
+        :raises ValueError: for a state that is not a dictionary.
         """
         latent, _ = self._core_step(obs, state, episode_starts)
         values: th.Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
@@ -349,15 +360,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, NumpyState]:
         """
-        Act as in SB3: pass back the state that the last call returned, and whether an episode starts.
+        Choose actions, as in SB3; the returned state is the ``state`` of the next call.
 
-        :param observation: One observation or (B, ...) of them.
-        :param state: What the last call returned; ``None`` starts anew.
-        :param episode_start: Whether an episode starts with the observation, (B,); ``None`` means no, but with
-            ``state=None`` every row starts anew anyway.
-        :param deterministic: Take the mode instead of a sample.
-        :return: Actions, and the state after them: a dictionary of arrays, every one ``(B, ...)``.
-        :raises ValueError: for observations that are not finite, and for a state or starts of another batch size.
+        :param observation: One observation, or a batch of them (B, ...).
+        :param state: State that the previous call returned; ``None`` is the initial state.
+        :param episode_start: Whether an episode starts with the observation, (B,); ``None`` means that none does.
+        :param deterministic: Return the mode instead of a sample.
+        :return: Actions, and the state after the step: a dictionary of arrays, every leaf ``(B, ...)``.
+        :raises ValueError: for observations that are not finite, and for a state or ``episode_start`` of another batch size.
         """
         if isinstance(observation, tuple):
             raise ValueError(
@@ -376,8 +386,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         if state is None and not self._warned_of_lost_memory and not bool((starts != 0).all()) and episode_start is not None:
             self._warned_of_lost_memory = True
             warn_caller(
-                "`predict` got `state=None` although `episode_start` says that an episode goes on: each such call resets the "
-                "memory. Pass the state that the last call returned: `action, state = model.predict(obs, state, ...)`."
+                "`predict` got `state=None` although `episode_start` is false for some rows: each such call resets the "
+                "memory. Pass the state that the previous call returned: `action, state = model.predict(obs, state, ...)`."
             )
         with th.no_grad():
             first = self.get_initial_state(batch_size)
@@ -394,18 +404,18 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         return actions, {name: leaf.cpu().numpy() for name, leaf in new_state.items()}
 
     def _check_state(self, state: NumpyState, like: State) -> State:
-        """:return: A state given to ``predict`` as tensors; ``like`` is the initial one of the right batch size."""
+        """:return: The state as tensors, after a check against ``like``, the initial state of the same batch size."""
         if not isinstance(state, dict) or state.keys() != like.keys():
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                f"`state` must be what the last `predict` of this policy returned, a dict with {sorted(like)}, got {got}; "
-                "pass None to start anew."
+                f"`state` must be the one that the last `predict` of this policy returned, a dict with {sorted(like)}, "
+                f"got {got}; pass None for the initial state."
             )
         for name, leaf in like.items():
             if np.shape(state[name]) != tuple(leaf.shape):
                 raise ValueError(
                     f"`state[{name!r}]` has shape {np.shape(state[name])}, but for {len(leaf)} observations it must be "
-                    f"{tuple(leaf.shape)}; pass None to start anew."
+                    f"{tuple(leaf.shape)}; pass None for the initial state."
                 )
         return {name: th.as_tensor(value, device=self.device, dtype=like[name].dtype) for name, value in state.items()}
 
@@ -413,12 +423,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def burn_in(self, batch: Sequences) -> State:
         """
-        Replay the steps before the sequences without gradient.
+        Replay the burn-in steps without gradient.
 
-        Rows of a shorter prefix sit out until their own begins: padding is never computed with.
+        Rows with a shorter burn-in are skipped until theirs begins, so padding never enters a computation.
 
-        :param batch: Sequences with their prefix.
-        :return: The state at the first training step, detached.
+        :param batch: Sequences with their burn-in.
+        :return: The state before the first training step, detached.
         """
         state = batch["state"]
         ends = sorted(set(batch["prefix_lens"]), reverse=True)
@@ -426,7 +436,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             return state
         total, lengths = batch["burn_in"], batch["prefix_lens"]
         training = self.training
-        self.set_training_mode(False)  # as when acting: no running statistic sees these steps
+        self.set_training_mode(False)  # as in acting: running statistics of modules are not updated
         with th.no_grad():
             for longest, shorter in zip(ends, [*ends[1:], 0], strict=True):
                 if longest == shorter:
@@ -442,9 +452,9 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
     def evaluate_sequences(self, batch: Sequences) -> Evaluation:
         """
-        Evaluate the actions of the training steps, with gradient, after the burn-in, without.
+        Replay the burn-in, then evaluate the actions of the training steps with gradient.
 
-        :param batch: Sequences with their prefix of P steps and L training steps.
+        :param batch: B sequences with P burn-in steps and L training steps.
         :return: The evaluation of the training steps, (B, L).
         """
         state = self.burn_in(batch)
@@ -455,11 +465,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
     ) -> Evaluation:
         """
-        Evaluate actions along sequences.
+        Evaluate the actions of sequences.
 
-        :param obs: Observations, (B, T, ...).
+        :param obs: Observations, (B, T, ...), or a dictionary of them.
         :param actions: Actions as sampled, (B, T, A).
-        :param state: The state before the first step.
+        :param state: State before the first step, every leaf (B, ...).
         :param masks: Keep-masks, bool, (B, T).
         :return: The evaluation, (B, T).
         """
@@ -468,7 +478,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         flat, shape = actions.flatten(0, 1), masks.shape
         distribution = functools.cache(functools.partial(self._make_distribution, latent_pi))
         entropy: th.Tensor | None
-        if self._is_plain_categorical():
+        if self._uses_default_categorical():
             log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
         else:
             flat = flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat
@@ -483,20 +493,20 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
 
 
 def _steps(batch: Sequences, part: slice) -> tuple[Observations, th.Tensor, th.Tensor]:
-    """:return: Observations, actions and masks of some steps of a batch."""
+    """:return: Observations, actions and masks of the steps ``part`` of a batch."""
     obs = batch["obs"]
     cut = {key: value[:, part] for key, value in obs.items()} if isinstance(obs, dict) else obs[:, part]
     return cut, batch["actions"][:, part], batch["masks"][:, part]
 
 
 def _flatten(steps: th.Tensor) -> th.Tensor:
-    """:return: (B, T, ...) as (B * T, ...). A copy, if it takes one, keeps images channels-last in memory, if they are."""
+    """:return: (B, T, ...) as (B * T, ...); if it has to copy, a channels-last memory layout of images is preserved."""
     dense = steps.stride(0) == steps.shape[1] * steps.stride(1)
     return (steps if dense else steps.clone()).flatten(0, 1)
 
 
 def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[str, Any]:
-    """:return: Options of a memory: the given ones, ``memory_dim``, and a number of heads that divides it."""
+    """:return: Options of a memory: the given ones, default ``memory_dim``, and default heads that divide it."""
     known = MEMORIES.options(kind)
     options = dict(given)
     if "memory_dim" in known:
@@ -509,15 +519,15 @@ def _fitting_options(kind: str, given: dict[str, Any], memory_dim: int) -> dict[
 
 
 def _fused(optimizer_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """:return: Options of Adam: the given ones, and one kernel for all parameters unless they ask for another way."""
-    ways = {"fused", "foreach", "capturable", "differentiable"}
-    return optimizer_kwargs if ways & optimizer_kwargs.keys() else {**optimizer_kwargs, "fused": True}
+    """:return: Options of Adam: the given ones and ``fused=True``, unless they choose an implementation."""
+    implementations = {"fused", "foreach", "capturable", "differentiable"}
+    return optimizer_kwargs if implementations & optimizer_kwargs.keys() else {**optimizer_kwargs, "fused": True}
 
 
 def _warn_of_lstm_options(
     shared_lstm: bool | None, enable_critic_lstm: bool | None, lstm_kwargs: dict[str, Any] | None, share_features: bool
 ) -> None:
-    """Warn of options of RecurrentPPO that ask for something else than one core, shared by actor and critic."""
+    """Warn of options of RecurrentPPO that have no effect: actor and critic always share one core."""
     ignored = {
         "shared_lstm=False": shared_lstm is False,
         "enable_critic_lstm=True": enable_critic_lstm is True,
@@ -528,12 +538,12 @@ def _warn_of_lstm_options(
     if names := [name for name, given in ignored.items() if given]:
         warn_caller(
             f"{', '.join(names)}: no effect here. Actor and critic share one features extractor and one core, and both train "
-            "it; its options are `encoder_kwargs` and `memory_kwargs`."
+            "them; the options of the core are `encoder_kwargs` and `memory_kwargs`."
         )
 
 
 class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):
-    """:class:`MemoryActorCriticPolicy` for images: its features come from :class:`NatureCNN`."""
+    """:class:`MemoryActorCriticPolicy` for images, with :class:`NatureCNN` as features extractor."""
 
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
@@ -542,7 +552,7 @@ class MemoryActorCriticCnnPolicy(MemoryActorCriticPolicy):
 
 
 class MemoryMultiInputActorCriticPolicy(MemoryActorCriticPolicy):
-    """:class:`MemoryActorCriticPolicy` for Dict observations: its features come from :class:`CombinedExtractor`."""
+    """:class:`MemoryActorCriticPolicy` for Dict observations, with :class:`CombinedExtractor` as features extractor."""
 
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
@@ -553,7 +563,11 @@ class MemoryMultiInputActorCriticPolicy(MemoryActorCriticPolicy):
 
 
 def policy_options(policy_class: type[BasePolicy]) -> set[str]:
-    """:return: Names that ``policy_kwargs`` may hold for a policy class, its bases' included where it passes them on."""
+    """
+    :param policy_class: A policy class.
+    :return: Names that ``policy_kwargs`` may contain: parameters of the class, and those of its bases that ``**kwargs``
+        passes on.
+    """
     names: set[str] = set()
     for base in policy_class.__mro__:
         if "__init__" not in vars(base):

@@ -1,4 +1,4 @@
-"""``RolloutBufferV7``: a rollout of ``T`` steps in ``N`` environments, and the states that training starts from."""
+"""``RolloutBufferV7``: a rollout of ``T`` steps in ``N`` environments, with the recurrent states stored during acting."""
 
 import math
 from collections.abc import Iterator
@@ -16,33 +16,33 @@ Observations = th.Tensor | dict[str, th.Tensor]
 
 TARGET_SEQ_LEN, LONG_SEQ_LEN, MIN_ROWS = 64, 128, 8
 """
-Sequences are at most 64 steps long where the user does not say, if ``n_steps`` has such a divisor, and at most 128 where
-minibatches hold 8 of those. What a memory stored before the sequence has no gradient: longer ones learn sooner, and forget
-less as the encoder changes. With fewer rows the steps of a loop cost as much and do less.
+Upper bound of the default ``seq_len``: 64, or 128 if minibatches contain at least 8 sequences of 128. Entries that a memory
+stored before the sequence have no gradient, so longer sequences learn with fewer transitions. With fewer rows, the steps of a
+loop take the same time for fewer transitions.
 """
 SHORT_SEQ_LEN = 16
-"""They are at least this long; if ``n_steps`` has no such divisor, the next longer one."""
+"""Lower bound of the default ``seq_len``; if ``n_steps`` has no divisor in the range, the next larger divisor is used."""
 MIN_BATCH_SIZE, MAX_BATCH_SIZE = 128, 1024
-"""Minibatches are at least and at most this large where the user does not say."""
+"""Bounds of the default ``batch_size``, in transitions."""
 MINIBATCHES = 4
-"""How many minibatches a rollout is cut into where the user does not say."""
+"""Default number of minibatches in a rollout, within the bounds of ``batch_size``."""
 MIN_STEPS, MIN_ROLLOUT = 128, 2048
-"""Steps of each environment, and of all together, that a rollout has at least where the user does not say."""
+"""Lower bounds of a default rollout: steps of each environment, and transitions of all environments."""
 
 
 class Sequences(TypedDict):
-    """Sequences with their burn-in, as the policy evaluates them: B sequences of L steps behind a prefix of P steps."""
+    """Inputs of the policy's evaluation: B sequences of P burn-in steps and L training steps."""
 
     obs: Observations  # (B, P + L, ...)
     actions: th.Tensor  # (B, P + L, A)
-    masks: th.Tensor  # keep-mask, bool, (B, P + L): false where an episode starts
-    state: State  # at the first step of each row's prefix
-    prefix_lens: list[int]  # of each row: how many of the P steps are real; the padding comes first
+    masks: th.Tensor  # keep-masks, bool, (B, P + L): false where an episode starts
+    state: State  # before the first step of each row's burn-in
+    prefix_lens: list[int]  # burn-in steps of each row, in [0, P]; the first P - prefix_len columns are padding
     burn_in: int  # P
 
 
 class TrainingBatch(Sequences):
-    """A minibatch: what only losses read is of the L training steps alone."""
+    """A minibatch whose loss inputs cover only the L training steps."""
 
     old_values: th.Tensor  # (B, L), as the others below
     old_log_prob: th.Tensor
@@ -51,7 +51,7 @@ class TrainingBatch(Sequences):
 
 
 class SequenceBatch(Sequences):
-    """A minibatch with all columns of the burn-in, too."""
+    """A minibatch whose loss inputs cover burn-in and training steps."""
 
     old_values: th.Tensor  # (B, P + L), as the others below
     old_log_prob: th.Tensor
@@ -61,7 +61,7 @@ class SequenceBatch(Sequences):
 
 
 class _Places(NamedTuple):
-    """Where in the rollout some sequences are."""
+    """Positions of sequences in the rollout."""
 
     step: th.Tensor  # (B, P + L)
     env: th.Tensor  # (B,)
@@ -71,10 +71,15 @@ class _Places(NamedTuple):
 
 def plan_n_steps(n_envs: int, seq_len: int | None) -> int:
     """
-    :param n_envs: Environments.
-    :param seq_len: Wanted length of a sequence, or ``None``.
-    :return: Steps of each environment in a rollout where the user does not say: 128, or as many times that as few
-        environments need for 2048 steps together, which is SB3's PPO for one. ``seq_len`` divides it.
+    Choose the default ``n_steps``: the smallest multiple of 128 that gives at least 2048 transitions per rollout.
+
+    With one environment, this equals the default of SB3's PPO.
+
+    :param n_envs: Number of environments, >= 1.
+    :param seq_len: Steps in a sequence, >= 1, or ``None``.
+    :return: Steps of each environment in a rollout. With ``seq_len``, the multiples are those of the smallest multiple of
+        ``seq_len`` that is at least 128.
+    :raises ValueError: for numbers below 1.
     """
     check_positive(n_envs=n_envs)
     if seq_len is not None:
@@ -85,14 +90,14 @@ def plan_n_steps(n_envs: int, seq_len: int | None) -> int:
 
 def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size: int | None) -> tuple[int, int]:
     """
-    Find lengths that divide. What the user left open adapts; what cannot work is refused.
+    Choose ``seq_len`` and ``batch_size`` where they are ``None``, and check the given ones.
 
-    :param n_steps: Steps of a rollout in each environment.
-    :param n_envs: Environments.
-    :param seq_len: Wanted length of a sequence, or ``None``.
-    :param batch_size: Wanted transitions in a minibatch, or ``None``.
-    :return: ``seq_len``, which divides ``n_steps``, and ``batch_size``, a multiple of it, at least 2.
-    :raises ValueError: for numbers that cannot work, with the nearest that do.
+    :param n_steps: Steps of each environment in a rollout, >= 1.
+    :param n_envs: Number of environments, >= 1.
+    :param seq_len: Steps in a sequence, a divisor of ``n_steps``, or ``None``.
+    :param batch_size: Transitions in a minibatch, >= 2, or ``None``.
+    :return: ``seq_len``, a divisor of ``n_steps``, and ``batch_size``, a multiple of ``seq_len`` that is at least 2.
+    :raises ValueError: for numbers that do not work, with the nearest ones that do.
     """
     check_positive(n_steps=n_steps, n_envs=n_envs)
     total = n_steps * n_envs
@@ -126,7 +131,7 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
     rows = max(1, min(wanted, total) // seq_len)
     fewest = 2 if seq_len == 1 else 1
     if batch_size is None:
-        # As many sequences as divide them all, so that no minibatch is smaller than the rest; the nearest in ratio.
+        # A divisor of the number of sequences, so that all minibatches have the same size; the nearest one in ratio.
         fitting = [divisor for divisor in divisors(total // seq_len) if divisor >= fewest]
         rows = min(fitting, key=lambda divisor: max(divisor / rows, rows / divisor))
     rows = max(rows, fewest)
@@ -142,16 +147,16 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
             f"{total}` transitions, after every {total // (rows * seq_len)} mini-batches there will be one of "
             f"{total % (rows * seq_len)}. We recommend a `batch_size` that is a factor of `n_steps * n_envs`."
         )
-    return int(seq_len), int(rows * seq_len)  # numpy's whole numbers are welcome, too
+    return int(seq_len), int(rows * seq_len)  # the arguments may be NumPy integers
 
 
 def check_burn_in(burn_in: int, n_steps: int) -> None:
     """
-    Refuse a burn-in that no sequence of a rollout has room for.
+    Require a burn-in that is shorter than the rollout.
 
-    :param burn_in: Steps before each sequence that are replayed without gradient, >= 0.
-    :param n_steps: Steps of each environment in a rollout.
-    :raises ValueError: for a ``burn_in`` that is no whole number of at least 0, or not less than ``n_steps``.
+    :param burn_in: Steps before each sequence that are replayed without gradient.
+    :param n_steps: Steps of each environment in a rollout, >= 1.
+    :raises ValueError: for a ``burn_in`` that is not an integer, is below 0, or is above 0 and not less than ``n_steps``.
     """
     check_whole(0, burn_in=burn_in)
     if 0 < burn_in >= n_steps:
@@ -159,17 +164,18 @@ def check_burn_in(burn_in: int, n_steps: int) -> None:
 
 
 def _fitting_seq_len(n_steps: int, batch_size: int | None, longest: int) -> int:
-    """:return: A divisor of ``n_steps`` that is long enough to learn from and, if possible, divides ``batch_size``."""
+    """:return: A divisor of ``n_steps`` in the default range that divides ``batch_size``, if there is one."""
     longest = min(longest, batch_size or longest)
     fitting = [length for length in divisors(n_steps) if length <= longest]
     if fitting[-1] < min(SHORT_SEQ_LEN, longest):
         return min((length for length in divisors(n_steps) if length > fitting[-1]), default=fitting[-1])
-    # One that the batch size is a multiple of, unless that would cut sequences to less than half.
+    # Prefer a divisor of the batch size, unless it is less than half of the longest fitting length.
     exact = [length for length in fitting if (batch_size or 0) % length == 0]
     return exact[-1] if 2 * exact[-1] >= fitting[-1] else fitting[-1]
 
 
 def _refuse_single(total: int, seq_len: int, rows: int) -> None:
+    """Raise a ``ValueError`` if the last minibatch would contain a single transition."""
     if total % (rows * seq_len) == 1:
         size = rows * seq_len
         good = [candidate for candidate in range(2, total + 1) if candidate % seq_len == 0 and total % candidate != 1]
@@ -182,24 +188,25 @@ def _refuse_single(total: int, seq_len: int, rows: int) -> None:
 
 class RolloutBufferV7:
     """
-    A rollout as torch tensors, ``[T, N, ...]``, allocated once, for Box, Dict, discrete and image observations alike.
+    Rollout buffer of torch tensors ``[T, N, ...]``, for Box, Dict, discrete and image observations.
 
-    It keeps the states the agent acted with, but only where a sequence begins: every ``seq_len`` steps, or
-    ``burn_in`` steps before. A sequence near the start of the rollout has a shorter burn-in: what came before was
-    acted with older weights.
+    It stores the recurrent states of the rollout only at anchors: at the start of each sequence or, with burn-in, ``burn_in``
+    steps before it. Sequences near the start of the rollout have a shorter burn-in, because the states of the previous rollout
+    belong to older weights.
 
-    :param n_steps: T.
+    :param n_steps: Steps T of each environment, >= 1.
     :param observation_space: Observation space.
     :param action_space: Action space.
-    :param initial_state: A state of N rows; the structure of those that will be stored.
-    :param device: Where the tensors live.
-    :param gae_lambda: λ of generalized advantage estimation.
-    :param gamma: Discount factor.
-    :param n_envs: N.
-    :param seq_len: L, length of a training sequence; divides ``n_steps``; ``None`` is all of it.
-    :param burn_in: P, steps before each sequence that are replayed without gradient.
-    :param channels_last: Images (C, H, W) lie in memory as (H, W, C), as environments make them; shapes are the same.
-    :raises ValueError: for sizes that cannot work.
+    :param initial_state: A state of N rows with the structure, shapes and dtypes of the states to store.
+    :param device: Device of the tensors.
+    :param gae_lambda: λ of generalized advantage estimation, in [0, 1].
+    :param gamma: Discount factor, in [0, 1].
+    :param n_envs: Number of environments N, >= 1.
+    :param seq_len: Steps L of a training sequence, a divisor of ``n_steps``; ``None`` is ``n_steps``.
+    :param burn_in: Steps P before each sequence that are replayed without gradient, >= 0; at most ``n_steps - seq_len`` are
+        used.
+    :param channels_last: Whether images (C, H, W) are stored as (H, W, C) in memory; shapes do not change.
+    :raises ValueError: for sizes out of these ranges.
     """
 
     def __init__(
@@ -221,7 +228,7 @@ class RolloutBufferV7:
         check_divides("seq_len", seq_len, "n_steps", n_steps)
         check_whole(0, burn_in=burn_in)
         self.n_steps, self.n_envs, self.seq_len = n_steps, n_envs, seq_len = int(n_steps), int(n_envs), int(seq_len)
-        # No sequence has more steps before it than this; more would be padding for all of them.
+        # No sequence has more steps before it; a longer burn-in would be padding in all rows.
         self.burn_in = min(int(burn_in), n_steps - seq_len)
         self.gae_lambda, self.gamma = gae_lambda, gamma
         self.device = th.device(device)
@@ -254,11 +261,11 @@ class RolloutBufferV7:
 
     @property
     def full(self) -> bool:
-        """Whether all steps were added."""
+        """Whether all T steps have been added."""
         return self.pos == self.n_steps
 
     def reset(self) -> None:
-        """Begin a new rollout."""
+        """Start a new rollout at step 0."""
         self.pos = 0
 
     def add(
@@ -274,14 +281,14 @@ class RolloutBufferV7:
         """
         Add one step of all environments.
 
-        :param obs: Observations that were acted on, (N, ...).
+        :param obs: Observations that the actions were chosen for, (N, ...), or a dictionary of them.
         :param actions: Actions as sampled, (N, ...).
         :param rewards: (N,).
         :param episode_starts: Whether an episode starts with ``obs``, (N,).
         :param values: Value estimates of ``obs``, (N, 1) or (N,).
         :param log_probs: Log-probabilities of the actions, (N,).
-        :param state: The state *before* the step, as it was passed to the policy; kept only at anchors.
-        :raises ValueError: when the buffer is full.
+        :param state: State *before* the step, as passed to the policy; stored only at anchors.
+        :raises ValueError: if the buffer is full.
         """
         if self.full:
             raise ValueError(f"The rollout buffer already holds its {self.n_steps} steps; call `reset()` first.")
@@ -306,7 +313,7 @@ class RolloutBufferV7:
         """
         Generalized advantage estimation (Schulman et al. 2015, https://arxiv.org/abs/1506.02438), as in SB3.
 
-        :param last_values: Value of the observation after the last step, (N,) or (N, 1).
+        :param last_values: Value estimates of the observations after the last step, (N,) or (N, 1).
         :param dones: Whether the last step ended the episode, (N,).
         """
         last_dones = th.as_tensor(dones, dtype=th.float32, device=self.device)
@@ -323,32 +330,33 @@ class RolloutBufferV7:
         self, seq_len: int | None = None, burn_in: int | None = None, batch_size: int | None = None
     ) -> Iterator[SequenceBatch]:
         """
-        One epoch: every transition once, in random order of sequences.
+        Iterate over one epoch of minibatches: sequences in random order, each transition once as a training step.
 
-        :param seq_len: What the buffer was made for, or ``None``: only there are states kept.
-        :param burn_in: Likewise.
-        :param batch_size: Transitions in a minibatch, a multiple of ``seq_len``; ``None`` is all of them.
+        :param seq_len: The buffer's ``seq_len``, or ``None``; states are stored only for this length.
+        :param burn_in: The buffer's ``burn_in``, or ``None``.
+        :param batch_size: Transitions in a minibatch, a multiple of ``seq_len``; ``None`` is the whole rollout.
         :return: The minibatches.
-        :raises ValueError: for a rollout that is not complete, and for sizes that cannot work.
+        :raises ValueError: for an incomplete rollout, another ``seq_len`` or ``burn_in``, and a ``batch_size`` that is no
+            multiple of ``seq_len``.
         """
-        burn_in = None if burn_in is None else min(burn_in, self.n_steps - self.seq_len)  # as when it was made
+        burn_in = None if burn_in is None else min(burn_in, self.n_steps - self.seq_len)  # as in the constructor
         for name, wanted, have in (("seq_len", seq_len, self.seq_len), ("burn_in", burn_in, self.burn_in)):
             if wanted is not None and wanted != have:
-                raise ValueError(f"States were kept for `{name}`={have}, so `{name}`={wanted} cannot be sampled.")
+                raise ValueError(f"States are stored for `{name}`={have}, so `{name}`={wanted} cannot be sampled.")
         return (self._whole_batch(places) for places in self._epoch(batch_size))
 
     def minibatches(self, batch_size: int | None = None) -> Iterator[TrainingBatch]:
         """
-        :func:`sample_sequences` for the update, without the columns that nothing reads.
+        Iterate over one epoch of minibatches, as :meth:`sample_sequences`, with loss inputs of the training steps only.
 
-        :param batch_size: Transitions in a minibatch, a multiple of ``seq_len``; ``None`` is all of them.
+        :param batch_size: Transitions in a minibatch, a multiple of ``seq_len``; ``None`` is the whole rollout.
         :return: The minibatches.
-        :raises ValueError: for a rollout that is not complete, and for sizes that cannot work.
+        :raises ValueError: for an incomplete rollout, and a ``batch_size`` that is no multiple of ``seq_len``.
         """
         return (self._training_batch(places) for places in self._epoch(batch_size))
 
     def _epoch(self, batch_size: int | None) -> list[_Places]:
-        """:return: The places of all minibatches. They go to the device at once, so that no minibatch waits for it."""
+        """:return: The positions of all minibatches, copied to the device together to avoid one copy per minibatch."""
         if not self.full:
             raise ValueError(f"The rollout is not complete: {self.pos} of {self.n_steps} steps.")
         total = self.n_steps * self.n_envs
@@ -362,18 +370,18 @@ class RolloutBufferV7:
 
     def _places(self, rows: th.Tensor) -> _Places:
         """
-        :param rows: Sequences, (B,): sequence ``i`` is the ``i // N``-th of environment ``i % N``.
-        :return: Their places, on the CPU.
+        :param rows: Indices of sequences, (B,): sequence ``i`` is number ``i // N`` of environment ``i % N``.
+        :return: Their positions, on the CPU.
         """
         start, env = rows // self.n_envs * self.seq_len, rows % self.n_envs
         prefix_lens = start.clamp(max=self.burn_in)
         anchor = th.tensor([self._anchors[step] for step in (start - prefix_lens).tolist()])
-        # A prefix that is shorter than the others is padded with step 0.
+        # A shorter burn-in is padded with step 0.
         step = (start.unsqueeze(1) + th.arange(-self.burn_in, self.seq_len)).clamp(min=0)
         return _Places(step, env, anchor, prefix_lens.tolist())
 
     def _sequences(self, places: _Places) -> Sequences:
-        """:return: What the policy reads of the sequences at ``places``."""
+        """:return: Inputs of the policy for the sequences at ``places``."""
         obs = self.observations
         return {
             "obs": {key: _take(tensor, places) for key, tensor in obs.items()}
@@ -387,7 +395,7 @@ class RolloutBufferV7:
         }
 
     def _targets(self, places: _Places) -> dict[str, th.Tensor]:
-        """:return: What losses read of the steps at ``places``."""
+        """:return: Inputs of the losses for the steps at ``places``."""
         targets = {
             "old_values": self.values,
             "old_log_prob": self.log_probs,
@@ -407,7 +415,7 @@ class RolloutBufferV7:
 
 
 def _take(tensor: th.Tensor, places: _Places) -> th.Tensor:
-    """:return: Of a tensor (T, N, ...), the steps at ``places``, (B, steps, ...)."""
+    """:return: The steps of a tensor (T, N, ...) at ``places``, (B, steps, ...)."""
     return tensor[places.step, places.env.unsqueeze(1)]
 
 
@@ -417,6 +425,6 @@ def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def _dtype(space: spaces.Space[Any]) -> th.dtype:
-    """:return: How to store observations: as they are, but floats as float32, which is what networks read."""
+    """:return: The dtype of stored observations: float32 for floats, otherwise that of the space."""
     dtype = np.dtype(space.dtype)
     return th.float32 if dtype.kind == "f" else th.as_tensor(np.zeros(1, dtype)).dtype

@@ -1,4 +1,4 @@
-"""A short convolution of each channel with its own past, as Mamba-2 has it, with a state and resets."""
+"""Short causal depthwise convolution, as in Mamba-2, with a state and resets."""
 
 import math
 from collections.abc import Callable
@@ -15,14 +15,14 @@ def causal_conv(
     x: th.Tensor, state: th.Tensor, weight: th.Tensor, bias: th.Tensor, masks: th.Tensor | None = None
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Convolve each channel with its own past, as far as its episode goes back.
+    Causal depthwise convolution within episodes.
 
     :param x: Inputs, (B, T, C) with T >= 1.
-    :param state: The W - 1 inputs before the first, newest last, (B, C, W - 1).
-    :param weight: One tap for each step, that of the step itself last, (C, W).
+    :param state: The W - 1 inputs before the first step, newest last, (B, C, W - 1).
+    :param weight: Kernel; the last tap is that of the current step, (C, W).
     :param bias: (C,).
-    :param masks: Keep-masks, bool, (B, T), or ``None``; to a reset and what follows, earlier inputs are zeros.
-    :return: Outputs (B, T, C) and the last W - 1 inputs (B, C, W - 1), zeros where they are of an earlier episode.
+    :param masks: Keep-masks, bool, (B, T), or ``None``; inputs before a reset count as zeros after it.
+    :return: Outputs (B, T, C) and the last W - 1 inputs (B, C, W - 1), zeros where they belong to an earlier episode.
     """
     past = weight.shape[1] - 1
     padded = th.cat([state.transpose(1, 2), x], dim=1)  # (B, W - 1 + T, C)
@@ -32,12 +32,12 @@ def causal_conv(
         keeps = _keeps(masks, past)
         newest_last = [keep[:, -1:] for keep in reversed(keeps[:-1])] + [th.ones_like(keeps[0][:, -1:])]
         tail = th.where(th.cat(newest_last, dim=1), tail, 0.0)
-    # Copied, so that a state that is kept does not keep the whole sequence.
+    # A copy: a view would keep the whole sequence in memory for as long as the state is stored.
     return _causal_conv(padded, weight, bias, *keeps), tail.transpose(1, 2).contiguous()
 
 
 def _keeps(masks: th.Tensor, past: int) -> list[th.Tensor]:
-    """:return: For each lag from 1 to ``past``, whether a step's episode goes back so far, bool, (B, T, 1)."""
+    """:return: For each lag from 1 to ``past``, whether the input at that lag is in the same episode, bool, (B, T, 1)."""
     steps = masks.shape[1]
     keep = masks.unsqueeze(-1)
     before = F.pad(keep, (0, 0, past, 0), value=True)
@@ -49,33 +49,33 @@ def _keeps(masks: th.Tensor, past: int) -> list[th.Tensor]:
 
 
 class _CausalConv(th.autograd.Function):
-    """The taps of :func:`causal_conv`, a few operations each: several times faster than a grouped convolution on a CPU."""
+    """:func:`causal_conv` tap by tap, which on a CPU is several times faster than a grouped convolution."""
 
     @staticmethod
     def forward(ctx: Any, padded: th.Tensor, weight: th.Tensor, bias: th.Tensor, *keeps: th.Tensor) -> th.Tensor:
         """
-        :param padded: W - 1 inputs before the first and the inputs, (B, W - 1 + T, C).
+        :param padded: The W - 1 inputs before the first step, then the inputs, (B, W - 1 + T, C).
         :param weight: (C, W).
         :param bias: (C,).
-        :param keeps: For each lag from 1 to W - 1, whether a step may look back so far, bool, (B, T, 1); none for all.
+        :param keeps: For each lag from 1 to W - 1, whether that input is visible, bool, (B, T, 1); none if all are.
         :return: (B, T, C).
         """
         lags = weight.shape[1]
         steps = padded.shape[1] - lags + 1
-        weight = weight.t().contiguous()  # a tap at a time, which in the other layout is five times slower
+        weight = weight.t().contiguous()  # one row for each tap: five times faster than strided columns
         taps = [slice(lags - 1 - lag, lags - 1 - lag + steps) for lag in range(lags)]
-        # To multiply by a mask is faster than to select, but what is not finite has to be gone for that ...
+        # Multiplying by a mask is faster than selecting, but 0 * NaN is NaN, so non-finite values are replaced by zeros first.
         factors = [keep.to(padded.dtype) for keep in keeps]
-        silence = bool(keeps) and not (may_branch(padded.device) and math.isfinite(padded.sum().item()))
-        if silence:
+        replace = bool(keeps) and not (may_branch(padded.device) and math.isfinite(padded.sum().item()))
+        if replace:
             finite = th.isfinite(padded.sum(-1, keepdim=True))
             padded = th.nan_to_num(padded, nan=0.0, posinf=0.0, neginf=0.0)
         output = th.addcmul(bias, padded[:, taps[0]], weight[-1])
         for lag in range(1, lags):
             tap = padded[:, taps[lag]] * factors[lag - 1] if keeps else padded[:, taps[lag]]
             output.addcmul_(tap, weight[-1 - lag])
-        if silence:
-            # ... and comes back where the episode saw it.
+        if replace:
+            # Outputs that depend on a replaced value of their own episode are NaN.
             seen = [finite[:, taps[0]], *[finite[:, taps[lag]] | ~keeps[lag - 1] for lag in range(1, lags)]]
             output += th.where(th.stack(seen).all(0), 0.0, float("nan")).to(output.dtype)
         ctx.save_for_backward(padded, weight, *factors)
@@ -88,7 +88,7 @@ class _CausalConv(th.autograd.Function):
         lags, steps = weight.shape[0], grad.shape[1]
         grad_padded, grad_weight = th.empty_like(padded), th.empty_like(weight)
         grad_padded[:, : lags - 1] = 0.0
-        tap_grad, product = th.empty_like(grad), th.empty_like(grad)  # one memory for all taps: it stays in the cache
+        tap_grad, product = th.empty_like(grad), th.empty_like(grad)  # reused by all taps, so that they stay in the cache
         for lag in range(lags):
             at = slice(lags - 1 - lag, lags - 1 - lag + steps)
             tap = th.mul(grad, factors[lag - 1], out=tap_grad) if factors and lag else grad

@@ -1,16 +1,16 @@
-"""Sequences that hold more than one episode: how old each step's episode is, and what of the past belongs to it."""
+"""Operations on sequences that contain several episodes."""
 
 import torch as th
 
 
 def steps_since_start(count: th.Tensor, masks: th.Tensor | None, steps: int) -> th.Tensor:
     """
-    Count the steps of its episode before each step.
+    Number of steps since the start of the episode, at each step of a sequence.
 
-    :param count: The same number before the first step, without its reset, (B,).
+    :param count: The number at the first step if that is no reset, >= 0, (B,).
     :param masks: Keep-masks, bool, (B, T), or ``None``.
     :param steps: T.
-    :return: (B, T), in the dtype of ``count``.
+    :return: The numbers, 0 at a reset, (B, T), in the dtype of ``count``.
     """
     time = th.arange(steps, device=count.device)
     running = count.unsqueeze(1) + time
@@ -24,10 +24,10 @@ def shift_steps(x: th.Tensor, previous: th.Tensor, masks: th.Tensor | None) -> t
     """
     Shift a sequence by one step, within each episode.
 
-    :param x: (B, T, D).
-    :param previous: The step before the first, (B, D).
+    :param x: Sequence, (B, T, D).
+    :param previous: The step before the sequence, (B, D).
     :param masks: Keep-masks, bool, (B, T), or ``None``.
-    :return: Each step's predecessor in its episode, (B, T, D); zeros for the first step of an episode.
+    :return: The previous step of the same episode, (B, T, D); zeros at the first step of an episode.
     """
     shifted = th.cat([previous.unsqueeze(1), x[:, :-1]], dim=1)
     return shifted if masks is None else th.where(masks.unsqueeze(-1), shifted, 0.0)
@@ -35,12 +35,12 @@ def shift_steps(x: th.Tensor, previous: th.Tensor, masks: th.Tensor | None) -> t
 
 def zero_expired(entries: th.Tensor, count: th.Tensor, masks: th.Tensor | None) -> th.Tensor:
     """
-    Zero the entries of episodes that ended within a sequence.
+    Zero the stored entries that a reset within a sequence has erased.
 
-    :param entries: The newest S entries after a sequence, oldest first, (B, S, ...).
-    :param count: Steps since the episode began, (B,).
+    :param entries: The newest S entries after the sequence, oldest first, (B, S, ...).
+    :param count: Steps of the current episode after the sequence, (B,).
     :param masks: Keep-masks of the sequence, bool, (B, T), or ``None``.
-    :return: The entries, zeros where a reset in the sequence has erased them.
+    :return: The entries, (B, S, ...); zeros for entries of earlier episodes if the row was reset in the sequence.
     """
     if masks is None:
         return entries

@@ -1,9 +1,9 @@
 """
-Matrix products by the fastest library that PyTorch has.
+Matrix products by MKL or oneDNN, whichever is faster.
 
-PyTorch hands fp32 products on a CPU to MKL, which on AMD processors reaches half of what oneDNN does (110 against 230
-GFLOP/s on one core of a Zen 5). oneDNN is in the same build, behind an operator of its own. On other processors, where the
-operator is missing, or where something else than fp32 on a CPU is multiplied, all goes the usual way.
+PyTorch computes fp32 products on a CPU with MKL, which on AMD processors is half as fast as oneDNN (110 against 230 GFLOP/s on
+one core of a Zen 5). oneDNN is part of the same build, as a separate operator. It is used for large fp32 products on AMD
+processors if the operator exists and its results are correct; all other products use ``torch.nn.functional.linear``.
 """
 
 import functools
@@ -18,20 +18,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MIN_PRODUCTS = 3 * 2**19
-"""Multiplications from which on it pays: oneDNN's operator takes longer to call."""
+"""Smallest number of multiplications for oneDNN; below it, the longer call of its operator outweighs the faster product."""
 
-SIZE = 256
-"""Of the square matrices that are multiplied to see that it is right."""
+CHECK_SIZE = 256
+"""Width of the square matrices whose product is compared with PyTorch's before oneDNN is used."""
 
 
 class Activation(NamedTuple):
-    """An activation that oneDNN applies along with a product."""
+    """An activation that oneDNN can fuse with a matrix product."""
 
     name: str
-    """oneDNN's."""
+    """Name of the activation in oneDNN."""
     function: Callable[[th.Tensor], th.Tensor]
+    """The activation in PyTorch."""
     backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
-    """Gradient of the input, from that of the output and the output."""
+    """Gradient of the input, as a function of the gradient of the output and the output."""
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -42,10 +43,10 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 
 def matmul_t(a: th.Tensor, b: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """
-    Multiply with a transposed matrix, without a gradient.
+    Matrix product with a transposed matrix, without gradient.
 
-    :param a: (M, K); like ``b`` it may be a view of any strides.
-    :param b: (N, K).
+    :param a: (M, K), any strides.
+    :param b: (N, K), any strides.
     :param bias: Added to each row, (N,), or ``None``.
     :return: ``a @ b.T + bias``, (M, N).
     """
@@ -80,13 +81,13 @@ _linear: Callable[..., th.Tensor] = _Linear.apply  # torch gives it no types
 
 def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None = None) -> th.Tensor:
     """
-    ``torch.nn.functional.linear`` by the faster library; it has no second derivative.
+    ``torch.nn.functional.linear`` with the faster library and an optional activation; once differentiable.
 
-    :param x: (..., K).
+    :param x: Inputs, (..., K).
     :param weight: (N, K).
     :param bias: (N,), or ``None``.
-    :param activation: What to apply to the result, or ``None``.
-    :return: (..., N).
+    :param activation: Activation of the result, or ``None``.
+    :return: Outputs, (..., N).
     """
     if not _takes_onednn(x, weight) or th.is_autocast_enabled("cpu"):
         y = F.linear(x, weight, bias)
@@ -95,14 +96,14 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: 
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` by :func:`linear`."""
+    """``torch.nn.Linear``, computed by :func:`linear`."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         return linear(input, self.weight, self.bias)
 
 
 class FusedSequential(nn.Sequential):
-    """``torch.nn.Sequential`` of linear layers and activations, of which those in ``ACTIVATIONS`` go along with a product."""
+    """``torch.nn.Sequential`` that fuses linear layers with a following activation of ``ACTIVATIONS``."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         layers = iter([*self, None])
@@ -120,7 +121,7 @@ class FusedSequential(nn.Sequential):
 
 
 def _takes_onednn(a: th.Tensor, b: th.Tensor) -> bool:
-    if th.compiler.is_compiling():  # TorchInductor takes the operator only with weights that are constants
+    if th.compiler.is_compiling():  # TorchInductor supports the operator only for constant weights
         return False
     large = a.numel() * b.shape[0] >= MIN_PRODUCTS
     return large and a.device.type == "cpu" and a.dtype == th.float32 and _prefers_onednn()
@@ -134,21 +135,21 @@ def _onednn(a: th.Tensor, b: th.Tensor, bias: th.Tensor | None, activation: str 
 @functools.cache
 def _prefers_onednn() -> bool:
     """
-    Decided by what machine this is and not by a timing, which would make the last digits of a run depend on chance.
+    Decide by the processor, not by a timing: with a timing, the rounding of a run would depend on chance.
 
-    :return: Whether PyTorch's products are MKL's, on an AMD processor, and oneDNN's operator is there and right.
+    :return: Whether PyTorch uses MKL on an AMD processor, and oneDNN's operator exists and gives correct results.
     """
     if not (th.backends.mkl.is_available() and th.backends.mkldnn.is_available() and "AuthenticAMD" in _processor()):
         return False
-    a, b = th.linspace(-1, 1, 2 * SIZE * SIZE).view(2, SIZE, SIZE).unbind()
+    a, b = th.linspace(-1, 1, 2 * CHECK_SIZE * CHECK_SIZE).view(2, CHECK_SIZE, CHECK_SIZE).unbind()
     with th.no_grad():
         try:
             return th.allclose(_onednn(a, b, None), F.linear(a, b), atol=1e-3)
-        except (AttributeError, RuntimeError):  # another build, or another version's signature
+        except (AttributeError, RuntimeError):  # a build without the operator, or a version with another signature
             return False
 
 
 def _processor() -> str:
-    """:return: What the system says of its processor, the vendor's name among it."""
+    """:return: The system's description of the processor, which contains the vendor's name."""
     cpu_info = Path("/proc/cpuinfo")
     return cpu_info.read_text(encoding="utf-8") if cpu_info.is_file() else platform.processor()

@@ -1,10 +1,10 @@
 """
-The recurrence of slots that are written by convex combination, for all steps at once.
+Chunked linear recurrence of slots that are written by convex combination.
 
-``M_t[s] = (1 - a_t[s]) M_{t-1}[s] + a_t[s] w_t`` is linear in M: it is gated linear attention (Yang et al. 2023,
-https://arxiv.org/abs/2312.06635) whose keys are the write strengths and whose queries are the read weights. Within a
-chunk, what is left at step t of a write at step j is ``p_t / p_j`` with p the running product of 1 - a; as a product of
-a factor of t and one of j it is a matmul. Between chunks the slots are carried.
+``M_t[s] = (1 - a_t[s]) M_{t-1}[s] + a_t[s] w_t`` is linear in M. It is gated linear attention (Yang et al. 2023,
+https://arxiv.org/abs/2312.06635) with the write strengths as keys and the read weights as queries. Within a chunk, the share
+of a write at step j that remains at step t is ``p_t / p_j``, where p is the cumulative product of 1 - a. It is a product of a
+factor of t and a factor of j, so all steps of a chunk are one matmul. Between chunks the slots are carried.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from torch.autograd.function import once_differentiable
 from sb3_cyborg.ops.masking import finite
 
 CHUNK = 64
-"""Steps that are handled at once."""
+"""Steps in a chunk."""
 MAX_WRITE = 1 - 1e-3
-"""Strongest write: over a chunk, 1 / p stays below 1e192, far from overflow in the fp64 that p is kept in."""
+"""Largest write strength: over a chunk, 1 / p stays below 1e192, so that p does not overflow in fp64."""
 
 
 def slot_scan_reference(
     read: th.Tensor, write: th.Tensor, items: th.Tensor, slots: th.Tensor, masks: th.Tensor | None
 ) -> tuple[th.Tensor, th.Tensor]:
-    """One step after the other; arguments and results as in :func:`slot_scan`."""
+    """Step-by-step reference; parameters and results are those of :func:`slot_scan`."""
     outputs = []
     for t in range(read.shape[1]):
         if masks is not None:
@@ -39,15 +39,15 @@ def slot_scan(
     read: th.Tensor, write: th.Tensor, items: th.Tensor, slots: th.Tensor, masks: th.Tensor | None, chunk: int = CHUNK
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Read the slots, then write them, at every step; it has no second derivative.
+    Read the slots, then write them, at every step; once differentiable.
 
     :param read: Read weights, (B, T, H, S).
     :param write: Write strengths in [0, MAX_WRITE], (B, T, H, S).
-    :param items: What is written, (B, T, H, d).
-    :param slots: The slots before the first step, (B, H, S, d).
-    :param masks: Keep-masks, (B, T), or ``None``; a reset empties the slots (zeros) before the step reads.
-    :param chunk: Steps in a chunk, at most ``CHUNK``.
-    :return: What was read, (B, T, H, d), and the slots after the last step.
+    :param items: Vectors to write, (B, T, H, d).
+    :param slots: Slots before the first step, (B, H, S, d).
+    :param masks: Keep-masks, bool, (B, T), or ``None``; a reset sets the slots to zeros before the step reads.
+    :param chunk: Steps in a chunk, from 1 to ``CHUNK``.
+    :return: Reads (B, T, H, d), and the slots after the last step (B, H, S, d).
     """
     resets = th.zeros_like(read[:, :, 0, 0], dtype=th.bool) if masks is None else ~masks
     outputs = []
@@ -58,19 +58,19 @@ def slot_scan(
 
 
 class _SlotChunk(th.autograd.Function):
-    """A chunk as one autograd node; what p scales is in fp64, the rest in the dtype of the slots."""
+    """One chunk as one autograd node. Everything that p scales is in fp64, the rest in the dtype of the slots."""
 
     @staticmethod
     def forward(
         ctx: Any, read: th.Tensor, write: th.Tensor, items: th.Tensor, resets: th.Tensor, slots: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         segments = resets.cumsum(1)  # (B, C)
-        seen = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril(-1).unsqueeze(1).double()  # earlier, of one episode
-        untouched = (segments == 0)[:, None, :, None].double()  # no reset since the chunk began
-        in_last = (segments == segments[:, -1:])[:, None, :, None].double()  # of the episode that the chunk ends in
-        # What is not finite in an episode that is over must not reach the sums; in one that goes on, it shows in `read`.
+        seen = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril(-1).unsqueeze(1).double()  # earlier, same episode
+        untouched = (segments == 0)[:, None, :, None].double()  # no reset since the start of the chunk
+        in_last = (segments == segments[:, -1:])[:, None, :, None].double()  # in the episode at the end of the chunk
+        # Non-finite values of an earlier episode must not enter the sums; those of the current one remain in `read`.
         write, values, held = _by_head(finite(write)), finite(items).transpose(1, 2).contiguous(), finite(slots)
-        left = (1 - write).cumprod(dim=2)  # p: what is left after each step of what the chunk began with, (B, H, C, S)
+        left = (1 - write).cumprod(dim=2)  # p: share of the chunk's first slots that remains after each step, (B, H, C, S)
         before = th.cat([th.ones_like(left[:, :, :1]), left[:, :, :-1]], dim=2)
         queries, keys = _by_head(read).mul_(before), write / left
         weights = (queries @ keys.mT).mul_(seen).to(read.dtype)  # (B, H, C, C)
@@ -78,7 +78,7 @@ class _SlotChunk(th.autograd.Function):
         output = weights @ values + from_start.to(read.dtype) @ held
         carry = (left[:, :, -1:] * untouched[:, :, -1:]).mT.to(read.dtype)  # (B, H, S, 1)
         slots = th.where(carry > 0, carry * slots, 0.0) + to_end.mT.to(read.dtype) @ values
-        ctx.set_materialize_grads(False)  # in training nobody asks for the gradient of the last slots
+        ctx.set_materialize_grads(False)  # in training, the last slots have no gradient
         ctx.save_for_backward(write, left, before, queries, keys, weights, values, held, seen, untouched, in_last)
         return output.transpose(1, 2), slots
 
@@ -93,10 +93,10 @@ class _SlotChunk(th.autograd.Function):
         grad_keys = grad_weights.mT @ queries
         grad_values = weights.mT @ grad
         grad_held = (queries * untouched).to(dtype).mT @ grad if ctx.needs_input_grad[4] else None
-        # Of log p: p_t divides key t and multiplies query t + 1.
+        # Gradient of log p: p_t divides key t and multiplies query t + 1.
         grad_log = -grad_keys * keys
         grad_log[:, :, :-1] += (grad_queries * queries)[:, :, 1:]
-        if grad_slots is not None:  # which are, with p of the last step, `to_end.mT @ values + carry * held`
+        if grad_slots is not None:  # slots = to_end.mT @ values + carry * held
             last = left[:, :, -1:]
             to_end, carry = keys * (last * in_last), last * untouched[:, :, -1:]
             grad_to_end = values @ grad_slots.mT
@@ -105,7 +105,7 @@ class _SlotChunk(th.autograd.Function):
             grad_held = None if grad_held is None else grad_held + carry.mT.to(dtype) * grad_slots
             grad_log -= grad_to_end * to_end
             grad_log[:, :, -1] += (grad_to_end * to_end).sum(2) + carry[:, :, 0] * (held * grad_slots).sum(-1)
-        grad_log = grad_log.flip(2).cumsum(2).flip(2)  # of each log(1 - a): all p from there on
+        grad_log = grad_log.flip(2).cumsum(2).flip(2)  # gradient of log(1 - a_t), which is part of log p from step t on
         grad_write = (grad_keys / left).sub_(grad_log.div_(1 - write))
         by_step = (tensor.transpose(1, 2).to(dtype) for tensor in (grad_queries.mul_(before), grad_write, grad_values))
         return *by_step, None, grad_held
@@ -115,5 +115,5 @@ _slot_chunk: Callable[..., tuple[th.Tensor, th.Tensor]] = _SlotChunk.apply  # to
 
 
 def _by_head(tensor: th.Tensor) -> th.Tensor:
-    """:return: (B, C, H, S) as (B, H, C, S), in fp64 and a copy."""
+    """:return: A contiguous fp64 copy of (B, C, H, S) as (B, H, C, S)."""
     return tensor.transpose(1, 2).to(th.float64, memory_format=th.contiguous_format, copy=True)

@@ -1,4 +1,4 @@
-"""Softmax over some entries of many, and the removal of what is not finite before a matrix product."""
+"""Masked softmax, and the replacement of non-finite values before a matrix product."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +9,18 @@ from torch.autograd.function import once_differentiable
 
 def masked_softmax(logits: th.Tensor, visible: th.Tensor, null_logits: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    Softmax over the visible entries and one null entry, which is always visible.
+    Softmax over the visible entries and one null entry, which is always visible; once differentiable.
 
-    :param logits: (..., S); what stands at an invisible entry, NaN included, has no effect.
-    :param visible: Boolean, broadcastable to ``logits``.
-    :param null_logits: (...,).
+    :param logits: Scores of the entries, (..., S); those of invisible entries have no effect, even if they are NaN.
+    :param visible: Bool, broadcastable to ``logits``.
+    :param null_logits: Scores of the null entry, (...,).
     :return: Weights of the entries (..., S) and of the null entry (...,).
     """
     return _masked_softmax(logits, visible, null_logits)
 
 
 class _MaskedSoftmax(th.autograd.Function):
-    """:func:`masked_softmax`; of its own, because the backward passes of ``cat``, ``where`` and slices fill much memory."""
+    """:func:`masked_softmax` as one autograd node: the backward of ``cat``, ``where`` and slices needs much more memory."""
 
     @staticmethod
     def forward(ctx: Any, logits: th.Tensor, visible: th.Tensor, null_logits: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -43,7 +43,11 @@ _masked_softmax: Callable[..., tuple[th.Tensor, th.Tensor]] = _MaskedSoftmax.app
 
 def finite(values: th.Tensor) -> th.Tensor:
     """
-    :return: ``values`` with zeros for what is not finite: in a matmul, a weight of zero cannot silence a NaN. A NaN that
-        may be seen still shows, because it stands in the logits, too.
+    Replace non-finite values by zeros, because in a matmul a weight of zero times NaN is NaN.
+
+    A NaN in a visible entry still reaches the output, because the logits contain it as well.
+
+    :param values: Any shape.
+    :return: The values, with zeros for NaN and infinities.
     """
     return th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

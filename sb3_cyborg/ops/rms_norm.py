@@ -1,4 +1,4 @@
-"""Root-mean-square norm as one autograd node: PyTorch's own is a chain of them on a CPU, four times slower in training."""
+"""Root-mean-square norm as one autograd node, which on a CPU trains four times faster than PyTorch's chain of operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 class RMSNorm(nn.Module):
     """
-    ``x / sqrt(mean(x^2) + eps) * weight``, the mean square taken over each group of features; no second derivative.
+    ``x / sqrt(mean(x^2) + eps) * weight``, with the mean square of each group of features; once differentiable.
 
-    :param features: Width.
+    :param features: Number of features, >= 1.
     :param groups: Number of groups; divides ``features``.
     """
 
@@ -25,8 +25,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(th.ones(features))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """:return: (..., features) from the same shape."""
-        if self.groups == 1 and not th.is_grad_enabled():  # a chain is as good for a step of acting
+        """
+        :param x: (..., features).
+        :return: Normalized features, (..., features).
+        """
+        if self.groups == 1 and not th.is_grad_enabled():  # for a step of acting, PyTorch's own is equally fast
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _rms_norm(x, self.weight, self.groups, self.eps)
 

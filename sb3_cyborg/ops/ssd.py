@@ -1,13 +1,13 @@
 """
-The core of Mamba-2: a linear recurrence over a matrix state, for all steps at once.
+The recurrence of Mamba-2 (state-space duality): a linear recurrence of a matrix state, computed in chunks.
 
 ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T``, ``y_t = h_t C_t``. State-space duality (Dao & Gu 2024,
-https://arxiv.org/abs/2405.21060, section 6) makes it matmuls: within a chunk every step reads every earlier one with a
+https://arxiv.org/abs/2405.21060, section 6) turns it into matmuls: within a chunk, step i reads every earlier step j with the
 weight ``C_i . B_j exp(sum of dt A)``; between chunks the state is carried.
 
-Episodes may start in mid-sequence. Two things keep them apart, exactly: the sums of ``dt A`` restart with each episode,
-and what is not finite never enters a matmul, for a weight of zero would not silence it. What belongs to the same
-episode gets its NaN back afterwards (:func:`_nan_where`).
+Episodes may start within a sequence, and are separated exactly: the sums of ``dt A`` restart with each episode, and non-finite
+values are replaced before each matmul, because 0 * NaN is NaN. Outputs of the same episode that depend on a replaced value
+become NaN afterwards (:func:`_nan_where`).
 
 Shapes: B rows, T steps, K chunks of L steps, H heads of width P in G groups, N the size of the state.
 """
@@ -23,40 +23,40 @@ from torch.nn import functional as F
 from sb3_cyborg.sequence_model import may_branch
 
 CHUNK = 32
-"""Steps that are handled at once; the work within a chunk grows with its square, the number of loop turns falls."""
+"""Steps in a chunk. The work within a chunk grows with its square, the number of loop iterations falls."""
 
 LOG2_E = math.log2(math.e)
 
-FLOOR = -115.0
-"""The lowest logarithm, of base 2, of a decay: 2^-115 is nothing beside any number that matters. Lower ones would cost digits
-of the sums that they are part of, and subnormal numbers are five times slower."""
+MIN_LOG2_DECAY = -115.0
+"""Lower bound of the base-2 logarithm of a decay. 2^-115 is negligible. Lower values would cost precision in the sums that
+contain them, and subnormal numbers are five times slower."""
 
-LARGEST = 1e15
-"""What is larger counts as infinite: two such numbers may be multiplied, and summed up, without an overflow, which beside
-a weight of zero would be NaN as well."""
+MAX_MAGNITUDE = 1e15
+"""Larger values count as infinite. Products of two values up to it, and their sums, do not overflow; an overflow times a
+weight of zero would be NaN."""
 
-SMALLEST = 1e-30
-"""Step sizes below it are divided by as if they were it: at zero, which writes nothing, there is nothing to divide."""
+MIN_DT = 1e-30
+"""Lower bound of the step size as a divisor in the backward, which avoids a division by zero."""
 
 
 def ssd_step(
     x: th.Tensor, dt: th.Tensor, a: th.Tensor, b: th.Tensor, c: th.Tensor, d: th.Tensor, state: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Read one step. Heads share the ``b`` and ``c`` of their group; H is a multiple of G.
+    Process one step. The heads of a group share ``b`` and ``c``; H is a multiple of G.
 
     :param x: Inputs of the heads, (B, H, P).
     :param dt: Step sizes, >= 0, (B, H).
     :param a: Decay rates, < 0, (H,).
-    :param b: Where in the state to write, (B, G, N).
-    :param c: What of the state to read, (B, G, N).
-    :param d: Weight of the input in the output, (H,).
-    :param state: The state before the step, (B, H, P, N).
-    :return: Outputs (B, H, P) and the state after the step.
+    :param b: Input projections B (write directions in the state), (B, G, N).
+    :param c: Output projections C (read directions in the state), (B, G, N).
+    :param d: Weights of the skip connection, (H,).
+    :param state: State before the step, (B, H, P, N).
+    :return: Outputs (B, H, P) and the state after the step (B, H, P, N).
     """
     batch_size, heads, width, size = state.shape
     groups = b.shape[1]
-    write = (x * dt.unsqueeze(-1)).view(batch_size, groups, -1, 1)  # the heads of a group and their P: one axis
+    write = (x * dt.unsqueeze(-1)).view(batch_size, groups, -1, 1)  # (B, G, H/G P, 1)
     faded = state * th.exp(dt * a).view(batch_size, heads, 1, 1)
     state = th.addcmul(faded.view(batch_size, groups, -1, size), write, b.unsqueeze(2))
     read = (state * c.unsqueeze(2)).sum(-1).view(batch_size, heads, width)  # on a CPU, faster than a matmul this thin
@@ -73,7 +73,7 @@ def ssd_reference(
     state: th.Tensor,
     masks: th.Tensor | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
-    """One step after the other; arguments and results as in :func:`ssd_chunked`."""
+    """Step-by-step reference; parameters and results are those of :func:`ssd_chunked`."""
     outputs = []
     for t in range(x.shape[1]):
         if masks is not None:
@@ -95,22 +95,22 @@ def ssd_chunked(
     chunk_size: int = CHUNK,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Read a sequence. Heads share the ``b`` and ``c`` of their group; H is a multiple of G.
+    Process a sequence in chunks. The heads of a group share ``b`` and ``c``; H is a multiple of G.
 
-    A value that is not finite, or beyond ``LARGEST``, makes every output from its step to the end of its episode NaN, in
-    all heads of the row (in ``c``: of its step alone); nothing before it and nothing of the next episode. Gradients flow
-    into all tensors but ``masks`` and out of both results; what a ``dt`` below
-    ``SMALLEST`` writes gives it less than its due.
+    A value that is not finite or exceeds ``MAX_MAGNITUDE`` turns all outputs of its row into NaN, from its step to the end of
+    its episode; in ``c``, only those of its step. Earlier steps and other episodes are not affected. Both results are
+    differentiable, once, with respect to all tensors but ``masks``. The gradient of ``dt`` is too small where ``dt`` is below
+    ``MIN_DT``.
 
     :param x: Inputs of the heads, (B, T, H, P) with T >= 1.
     :param dt: Step sizes, >= 0, (B, T, H).
     :param a: Decay rates, < 0, (H,).
-    :param b: Where in the state to write, (B, T, G, N).
-    :param c: What of the state to read, (B, T, G, N).
-    :param d: Weight of the input in the output, (H,).
-    :param state: The state before the first step, (B, H, P, N).
-    :param masks: Keep-masks, bool, (B, T), or ``None``; a reset makes the state zeros before the step reads.
-    :param chunk_size: Steps in a chunk, >= 1; T need not be a multiple.
+    :param b: Input projections B (write directions in the state), (B, T, G, N).
+    :param c: Output projections C (read directions in the state), (B, T, G, N).
+    :param d: Weights of the skip connection, (H,).
+    :param state: State before the first step, (B, H, P, N).
+    :param masks: Keep-masks, bool, (B, T), or ``None``; a reset sets the state to zeros before the step.
+    :param chunk_size: Steps in a chunk, >= 1; T need not be a multiple of it.
     :return: Outputs (B, T, H, P) and the state after the last step (B, H, P, N).
     """
     batch_size, steps, heads, width = x.shape
@@ -119,7 +119,7 @@ def ssd_chunked(
     padding = count * chunk - steps
 
     def split(tensor: th.Tensor) -> th.Tensor:
-        """(B, T, ...) to (B, K, L, ...); a padded step has dt 0: it writes nothing and lets nothing fade."""
+        """(B, T, ...) to (B, K, L, ...). Padding steps have dt 0, so they neither write to the state nor decay it."""
         if padding:
             tensor = F.pad(tensor, (*[0, 0] * (tensor.dim() - 2), 0, padding))
         chunks: th.Tensor = tensor.unflatten(1, (count, chunk))
@@ -135,11 +135,10 @@ def ssd_chunked(
 
 class _SSD(th.autograd.Function):
     """
-    :func:`ssd_chunked` of chunks: one function, in which nothing is copied, masked or checked that need not be, in the forward
-    and in the backward, and ``dt`` is in the weights instead of the inputs.
+    :func:`ssd_chunked` on chunked tensors, as one autograd node with a hand-written backward.
 
-    For a CPU: a product and a sum instead of ``addcmul``, which is slow where it broadcasts, and instead of ``masked_fill``,
-    which is not vectorised; ``exp2``, which takes a quarter of the time of ``exp``.
+    ``dt`` is part of the weights, not of the inputs. For speed on a CPU, products and sums replace ``addcmul``, which is slow
+    when it broadcasts, and ``masked_fill``, which is not vectorised; ``exp2`` takes a quarter of the time of ``exp``.
     """
 
     @staticmethod
@@ -161,25 +160,25 @@ class _SSD(th.autograd.Function):
         :param b: (B, K, L, G, N).
         :param c: (B, K, L, G, N).
         :param d: (H,).
-        :param state: Before the first chunk, (B, H, P, N).
-        :param episodes: How many resets there were since the chunk began, (B, K, L).
-        :return: Outputs (B, K, L, H, P), and the state after the last chunk.
+        :param state: State before the first chunk, (B, H, P, N).
+        :param episodes: Number of resets since the start of the chunk, (B, K, L).
+        :return: Outputs (B, K, L, H, P), and the state after the last chunk (B, H, P, N).
         """
         groups = b.shape[3]
-        # Whether a step (third axis) sees another one (last axis), (B, K, L, L).
+        # Whether step i (third axis) reads step j (last axis), (B, K, L, L).
         seen = (episodes.unsqueeze(-1) == episodes.unsqueeze(-2)).tril_()
         allowed = seen.to(x.dtype)
         nan = lost = None
         heads_x, heads_b, heads_c = map(_heads_first, (x, b, c))
-        if _any_bad(heads_x, dt, heads_b, heads_c, state):
-            lost = _nan_where((seen & _bad(x, b, dt.unsqueeze(-1)).unsqueeze(-2)).any(-1), x.dtype)  # (B, K, L)
-            nan = lost + _nan_where(_bad(c), x.dtype)
+        if _may_overflow(heads_x, dt, heads_b, heads_c, state):
+            lost = _nan_where((seen & _overflows(x, b, dt.unsqueeze(-1)).unsqueeze(-2)).any(-1), x.dtype)  # (B, K, L)
+            nan = lost + _nan_where(_overflows(c), x.dtype)
             x, dt, b, c = map(_finite, (x, dt, b, c))
             heads_x, heads_b, heads_c = map(_heads_first, (x, b, c))
         b, c = heads_b, heads_c  # (B, K, G, L, N)
-        # fp64, because differences of sums are taken; they are few
+        # In fp64, because differences of the sums are taken.
         log_decay = dt.double() * (LOG2_E * a.double())
-        sums = allowed.double() @ log_decay.clamp(min=FLOOR)  # since the chunk or the episode began, (B, K, L, H)
+        sums = allowed.double() @ log_decay.clamp(min=MIN_LOG2_DECAY)  # since the start of chunk or episode, (B, K, L, H)
 
         decay, weights = _weights(dt, b, c, sums, allowed)
         own = weights.diagonal(dim1=-2, dim2=-1)
@@ -188,16 +187,16 @@ class _SSD(th.autograd.Function):
         within = weights @ heads_x  # (B, K, H, L, P)
 
         first = (episodes == 0).unsqueeze(-1)
-        fade = _exp2(sums.to(x.dtype, copy=True)).mul_(first)  # since the chunk began, (B, K, L, H)
-        to_end = (decay[:, :, :, -1] * allowed[:, :, None, -1]).transpose(2, 3)  # dt included
+        fade = _exp2(sums.to(x.dtype, copy=True)).mul_(first)  # decay of the chunk's first state, (B, K, L, H)
+        to_end = (decay[:, :, :, -1] * allowed[:, :, None, -1]).transpose(2, 3)  # decay to the end of the chunk, times dt
         kept = _by_group(x * to_end.unsqueeze(-1), groups)  # (B, K, G, L, H/G P)
         added = (kept.mT @ b).view(*x.shape[:2], *state.shape[1:])
         if lost is not None:
             added += lost[..., -1, None, None, None]
         before, state = _carry(added, fade[:, :, -1], None if lost is None else episodes[..., -1] > 0, state)
         if nan is not None:
-            # A state that is not finite (any more) is NaN for those who read it.
-            nan = nan + th.where(first.squeeze(-1), _nan_where(_bad(before.unsqueeze(2)), x.dtype), 0.0)
+            # Outputs that read a non-finite state are NaN.
+            nan = nan + th.where(first.squeeze(-1), _nan_where(_overflows(before.unsqueeze(2)), x.dtype), 0.0)
             before = _finite(before)
         read = (c @ _flat(before, groups).mT).transpose(2, 3).reshape(x.shape)
         read *= fade.unsqueeze(-1)
@@ -216,20 +215,20 @@ class _SSD(th.autograd.Function):
             ctx.saved_tensors
         )
         groups = b.shape[2]
-        # Within chunks
+        # Within chunks.
         heads_grad = _heads_first(grad)
         heads_grad_x = weights.mT @ heads_grad  # (B, K, H, L, P)
         grad_weights = heads_grad @ heads_x.mT  # (B, K, H, L, L)
         own_grad = grad_weights.diagonal(dim1=-2, dim2=-1)
         grad_d = own_grad.sum((0, 1, 3))
-        # Of weight = dt_j exp(s_i - s_j) score: by row the gradient of s_i, by column of -s_j and of log dt_j. In fp64,
-        # because what is summed cancels.
+        # weight_ij = dt_j exp(s_i - s_j) score_ij. Row sums give the gradient of s_i, column sums those of -s_j and log dt_j;
+        # in fp64, because the terms cancel.
         grad_logs = grad_weights * weights
         grad_logs.diagonal(dim1=-2, dim2=-1).copy_(own_grad * own_without_d)
         grad_log_dt = grad_logs.sum(-2, dtype=th.float64).transpose(2, 3)  # (B, K, L, H)
         grad_sums = grad_logs.sum(-1, dtype=th.float64).transpose(2, 3)
         grad_scores = grad_weights.mul_(decay).unflatten(2, (groups, -1)).sum(3).mul_(allowed.unsqueeze(2))
-        # Across chunks: what was read, then what was kept
+        # Across chunks: reads of the carried state, then writes to it.
         grad_sums = grad_sums + (grad * read).sum(-1)
         faded_grad = _by_group(grad * fade.unsqueeze(-1), groups)
         flat = _flat(before, groups)
@@ -239,15 +238,15 @@ class _SSD(th.autograd.Function):
         grad_c = faded_grad @ flat + grad_scores @ b
         grad_b = kept @ flat_grad + grad_scores.mT @ c
         grad_kept = b @ flat_grad.mT  # (B, K, G, L, H/G P)
-        grad_to_end = (grad_kept * kept).transpose(2, 3).reshape(read.shape).sum(-1).double()  # of its logarithm
+        grad_to_end = (grad_kept * kept).transpose(2, 3).reshape(read.shape).sum(-1).double()  # gradient of log(to_end)
         grad_sums[:, :, -1] += grad_to_end.sum(2) + grad_fade
         grad_log_dt = grad_log_dt + grad_to_end
         grad_x = grad_kept.transpose(2, 3).reshape(read.shape) * to_end.unsqueeze(-1)
         grad_x += heads_grad_x.transpose(2, 3)
-        # Of dt A, where it is not cut off, and so of both
-        grad_decay = (allowed.double().mT @ (grad_sums - grad_log_dt)).mul_(log_decay >= FLOOR)
+        # Gradient of dt A, zero where the decay is clamped; from it those of dt and A.
+        grad_decay = (allowed.double().mT @ (grad_sums - grad_log_dt)).mul_(log_decay >= MIN_LOG2_DECAY)
         grad_a = (grad_decay * dt).sum((0, 1, 2)).to(a.dtype)
-        grad_dt = (grad_decay * a).add_(grad_log_dt.div_(dt.clamp(min=SMALLEST)))
+        grad_dt = (grad_decay * a).add_(grad_log_dt.div_(dt.clamp(min=MIN_DT)))
         return grad_x, grad_dt.to(dt.dtype), grad_a, grad_b.transpose(2, 3), grad_c.transpose(2, 3), grad_d, grad_state, None
 
 
@@ -255,53 +254,56 @@ _ssd: Callable[..., tuple[th.Tensor, th.Tensor]] = _SSD.apply
 
 
 def _finite(values: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
-    """:return: The values with zeros for what is not finite, and nothing beyond ``LARGEST``."""
-    return th.clamp(th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0, out=out), -LARGEST, LARGEST, out=out)
+    """:return: The values, zero where they are not finite, clamped to +-``MAX_MAGNITUDE``."""
+    finite = th.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0, out=out)
+    return th.clamp(finite, -MAX_MAGNITUDE, MAX_MAGNITUDE, out=out)
 
 
-def _bad(*tensors: th.Tensor) -> th.Tensor:
-    """:return: Which steps of the tensors (B, K, L, ...) hold what is not finite or too large, (B, K, L)."""
+def _overflows(*tensors: th.Tensor) -> th.Tensor:
+    """:return: Whether a step of one of the tensors (B, K, L, ...) is NaN, infinite or too large, (B, K, L)."""
     norms = th.stack([th.linalg.vector_norm(tensor.flatten(3), dim=-1) for tensor in tensors])
-    return ~(norms <= LARGEST).all(0)
+    return ~(norms <= MAX_MAGNITUDE).all(0)
 
 
 def _nan_where(condition: th.Tensor, dtype: th.dtype) -> th.Tensor:
-    """:return: NaN where the condition holds, else 0: to be added to what has lost its NaN."""
+    """:return: NaN where the condition holds, else 0; added to outputs whose inputs were replaced by finite values."""
     return th.zeros(condition.shape, dtype=dtype, device=condition.device).masked_fill_(condition, float("nan"))
 
 
-def _any_bad(*tensors: th.Tensor) -> bool:
-    """:return: Whether there may be anything to take out; always, where no branch may depend on it."""
-    return not may_branch(tensors[0].device) or not all(th.linalg.vector_norm(tensor).item() <= LARGEST for tensor in tensors)
+def _may_overflow(*tensors: th.Tensor) -> bool:
+    """:return: Whether the tensors may hold NaN, infinite or too large values; always true in the select-only form."""
+    if not may_branch(tensors[0].device):
+        return True
+    return not all(th.linalg.vector_norm(tensor).item() <= MAX_MAGNITUDE for tensor in tensors)
 
 
 def _exp2(log_decay: th.Tensor) -> th.Tensor:
     """
-    :param log_decay: Overwritten.
-    :return: Its power of two, at most 1 also where it is masked afterwards: the other way in time, it would overflow.
+    :param log_decay: Base-2 logarithms of decays; overwritten.
+    :return: The decays, at most 1. The clamp prevents an overflow for pairs with j > i, which are masked afterwards.
     """
-    return log_decay.clamp_(FLOOR, 0.0).exp2_()
+    return log_decay.clamp_(MIN_LOG2_DECAY, 0.0).exp2_()
 
 
 def _heads_first(tensor: th.Tensor) -> th.Tensor:
-    """:return: (B, K, H, L, P) from (B, K, L, H, P), in memory, too: for matmuls of each head."""
+    """:return: (B, K, L, H, P) as a contiguous (B, K, H, L, P), for one matmul per head."""
     return tensor.transpose(2, 3).contiguous()
 
 
 def _by_group(tensor: th.Tensor, groups: int) -> th.Tensor:
-    """:return: (B, K, G, L, H/G P) from (B, K, L, H, P): the heads of a group share their matmuls."""
+    """:return: (B, K, L, H, P) as (B, K, G, L, H/G P), for one matmul per group."""
     return tensor.reshape(*tensor.shape[:3], groups, -1).transpose(2, 3)
 
 
 def _flat(states: th.Tensor, groups: int) -> th.Tensor:
-    """:return: (B, K, G, H/G P, N) from (B, K, H, P, N)."""
+    """:return: (B, K, H, P, N) as (B, K, G, H/G P, N)."""
     return states.view(*states.shape[:2], groups, -1, states.shape[-1])
 
 
 def _weights(dt: th.Tensor, b: th.Tensor, c: th.Tensor, sums: th.Tensor, allowed: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    :return: ``dt_j exp(s_i - s_j)``, which means nothing where ``j`` is not seen, and the weights with which step ``i``
-        reads the input of step ``j``, both (B, K, H, L, L).
+    :return: ``dt_j exp(s_i - s_j)``, undefined where step ``i`` does not read step ``j``, and the weights with which step
+        ``i`` reads the input of step ``j``, both (B, K, H, L, L).
     """
     sums = sums.transpose(2, 3)
     exponent = th.empty(*sums.shape, sums.shape[-1], dtype=dt.dtype, device=dt.device)
@@ -312,20 +314,21 @@ def _weights(dt: th.Tensor, b: th.Tensor, c: th.Tensor, sums: th.Tensor, allowed
     return decay, weights.view(decay.shape)
 
 
-def _carry(added: th.Tensor, fade: th.Tensor, gone: th.Tensor | None, state: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+def _carry(added: th.Tensor, fade: th.Tensor, reset: th.Tensor | None, state: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    :param added: What the chunks add to the state, (B, K, H, P, N).
-    :param fade: By how much they fade it, (B, K, H), 0 if there was a reset.
-    :param gone: Whether there was a reset, (B, K), if a state may be something that 0 does not silence.
-    :param state: Before the first chunk, (B, H, P, N).
+    :param added: Contribution of each chunk to the state, (B, K, H, P, N).
+    :param fade: Decay of the state over each chunk, 0 if there was a reset, (B, K, H).
+    :param reset: Whether there was a reset in a chunk, bool, (B, K); ``None`` if all states are finite, where the decay of 0
+        is enough.
+    :param state: State before the first chunk, (B, H, P, N).
     :return: The states before each chunk (B, K, H, P, N) and after the last one (B, H, P, N).
     """
     before = th.empty_like(added)
     for index, factor in enumerate(fade[..., None, None].unbind(1)):
         before[:, index] = state
         state = state * factor
-        if gone is not None:
-            state.masked_fill_(gone[:, index, None, None, None], 0.0)
+        if reset is not None:
+            state.masked_fill_(reset[:, index, None, None, None], 0.0)
         state += added[:, index]
     return before, state
 

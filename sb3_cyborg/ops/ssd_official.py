@@ -1,12 +1,12 @@
 """
-The core of Mamba-2 by its authors' Triton kernels (package ``mamba_ssm``): the fast way on a GPU.
+The recurrence of Mamba-2 by its authors' Triton kernels (package ``mamba_ssm``), the fastest form on a GPU.
 
-:func:`ssd_official` takes and returns what :func:`~sb3_cyborg.ops.ssd.ssd_chunked` does, and keeps the same promises but
-one. The kernels multiply by zero what they do not use, so what is not finite is taken out before and its NaN put back
-after them. But they sum ``dt A`` in fp32, on through a reset in mid-chunk: what follows one is off by up to ``1e-7`` times
-the sum that the chunk had before it, where :func:`ssd_chunked` is exact.
+:func:`ssd_official` has the parameters, results and guarantees of :func:`~sb3_cyborg.ops.ssd.ssd_chunked`, with one exception.
+The kernels sum ``dt A`` in fp32, and continue the sum through a reset within a chunk. The steps after the reset therefore have
+an error of up to ``1e-7`` times the sum before it, where :func:`ssd_chunked` is exact. The kernels also multiply masked values
+by zero, so non-finite values are replaced before the call, and the outputs that depend on them are NaN.
 
-No kernel of ``mamba_ssm`` that has to be compiled by nvcc is needed.
+None of the kernels of ``mamba_ssm`` that nvcc compiles is needed.
 """
 
 import functools
@@ -24,13 +24,13 @@ from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.ops.ssd import CHUNK, ssd_chunked
 
 BACKENDS = ("auto", "torch", "official")
-"""``torch`` runs everywhere; ``official`` needs a GPU and ``mamba_ssm``; ``auto`` takes ``official`` where it can."""
+"""``torch`` runs everywhere; ``official`` needs a GPU and ``mamba_ssm``; ``auto`` is ``official`` where available."""
 
 INSTALL = 'pip install --no-build-isolation "sb3-cyborg[mamba-cuda]"'
-"""How to get the kernels, after a PyTorch with CUDA."""
+"""Command that installs the kernels; it needs a PyTorch with CUDA."""
 
-LARGEST = 1e8
-"""What is larger counts as infinite: the kernels multiply four such numbers before they drop what is of another episode."""
+MAX_MAGNITUDE = 1e8
+"""Larger values count as infinite: the kernels multiply four such values before they mask other episodes."""
 
 Ssd = Callable[..., tuple[th.Tensor, th.Tensor]]
 
@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 def check_backend(backend: str) -> None:
     """
-    :raises ValueError: for a name that is none of ``BACKENDS``.
+    Require a known and available backend.
+
+    :param backend: Name of the backend.
+    :raises ValueError: for a name that is not in ``BACKENDS``.
     :raises ImportError: for ``official`` where the kernels cannot be imported.
     """
     if backend not in BACKENDS:
@@ -50,9 +53,11 @@ def check_backend(backend: str) -> None:
 
 def choose_ssd(backend: str, x: th.Tensor) -> Ssd:
     """
+    Choose the implementation of the recurrence.
+
     :param backend: One of ``BACKENDS``; ``auto`` logs its choice, once.
-    :param x: The input of the core; its device and precision decide.
-    :return: The function that computes the core.
+    :param x: Input of the recurrence; its device and dtype determine the choice.
+    :return: :func:`ssd_official` or :func:`~sb3_cyborg.ops.ssd.ssd_chunked`.
     :raises ValueError: for ``official`` with a tensor that is not fp32 or not on a GPU.
     :raises ImportError: for ``official`` where the kernels cannot be imported.
     """
@@ -89,14 +94,18 @@ def ssd_official(
     masks: th.Tensor | None = None,
     chunk_size: int = CHUNK,
 ) -> tuple[th.Tensor, th.Tensor]:
-    """Arguments and results as those of :func:`~sb3_cyborg.ops.ssd.ssd_chunked`, in fp32; see the top of the module."""
+    """
+    Process a sequence with the official kernels, in fp32; see the module for the accuracy.
+
+    Parameters and results are those of :func:`~sb3_cyborg.ops.ssd.ssd_chunked`.
+    """
     starts = th.zeros(x.shape[:2], dtype=th.bool, device=x.device) if masks is None else ~masks
     with th.no_grad():
-        bad_x, bad_dt, bad_b, bad_c = map(_bad, (x, dt, b, c))
-        bad_state = _bad(state.unsqueeze(1)).squeeze(1)
+        bad_x, bad_dt, bad_b, bad_c = map(_overflows, (x, dt, b, c))
+        bad_state = _overflows(state.unsqueeze(1)).squeeze(1)
         lost = _in_same_episode(bad_x | bad_dt | bad_b, bad_state, starts)
-    # `dt` is handed over as it is, not before bias and softplus, as the kernels would have it: their softplus is
-    # log(exp(dt) + 1), which is off by up to 6e-5 of a step size of 0.001.
+    # `dt` is passed after bias and softplus. The softplus of the kernels is log(exp(dt) + 1), whose relative error is up to
+    # 6e-5 at a step size of 0.001.
     y, state = load_kernels()(
         _without(x, bad_x),
         _without(dt, bad_dt),
@@ -106,7 +115,7 @@ def ssd_official(
         chunk_size,
         D=d,
         initial_states=_without(state, bad_state),
-        seq_idx=None if masks is None else starts.cumsum(1, dtype=th.int32),  # the first state reaches where it is 0
+        seq_idx=None if masks is None else starts.cumsum(1, dtype=th.int32),  # `initial_states` belong to index 0
         return_final_states=True,
     )
     return _without(y, lost | bad_c, float("nan")), _without(state, lost[:, -1], float("nan"))
@@ -115,8 +124,10 @@ def ssd_official(
 @functools.cache
 def load_kernels() -> Ssd:
     """
+    Import the official kernels and set their precision.
+
     :return: ``mamba_chunk_scan_combined``.
-    :raises ImportError: with the command that installs it.
+    :raises ImportError: if they cannot be imported, with the command that installs them.
     """
     try:
         module = import_without_package("mamba_ssm.ops.triton.ssd_combined")
@@ -124,8 +135,8 @@ def load_kernels() -> Ssd:
         raise ImportError(
             f"The official kernels of Mamba-2 cannot be imported ({error}). Install a PyTorch with CUDA, then: {INSTALL}"
         ) from error
-    # Before a kernel is compiled, once for the whole process: TF32, the default of Triton, has errors of 5e-4. Who allows
-    # it for PyTorch's own matmuls gets it here, too; and what the user has set stays.
+    # Triton reads the precision when it compiles a kernel. TF32, its default, has errors of 5e-4, so it is used only if
+    # PyTorch's matmuls may use it, too. A value that the user has set is kept.
     precision = "ieee" if th.get_float32_matmul_precision() == "highest" else "tf32"
     os.environ.setdefault("TRITON_F32_DEFAULT", precision)
     kernels: Ssd = module.mamba_chunk_scan_combined
@@ -134,11 +145,14 @@ def load_kernels() -> Ssd:
 
 def import_without_package(name: str) -> Any:
     """
-    Import a submodule without running the ``__init__`` of its package: that of ``mamba_ssm`` needs ``transformers`` and
-    ``selective_scan_cuda``, which nvcc has to compile, and none of it is needed here.
+    Import a submodule without running the ``__init__`` of its package.
+
+    The ``__init__`` of ``mamba_ssm`` imports ``transformers`` and ``selective_scan_cuda``, which nvcc has to compile. Neither
+    is needed here. The package itself can still be imported afterwards.
 
     :param name: Full name of the submodule.
-    :return: It. The package itself is left as it was, for others to import.
+    :return: The submodule.
+    :raises ModuleNotFoundError: for a package that is not installed.
     """
     package = name.partition(".")[0]
     if package in sys.modules:
@@ -154,7 +168,7 @@ def import_without_package(name: str) -> Any:
 
 
 def _interpreted() -> bool:
-    """:return: Whether Triton interprets kernels, which it does on a CPU."""
+    """:return: Whether Triton runs in interpreter mode, i.e. on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -163,16 +177,16 @@ def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
-def _bad(tensor: th.Tensor) -> th.Tensor:
-    """:return: Which steps of the tensor (B, T, ...) hold what is not finite or too large, (B, T)."""
+def _overflows(tensor: th.Tensor) -> th.Tensor:
+    """:return: Whether a step of the tensor (B, T, ...) is NaN, infinite or too large, (B, T)."""
     norms: th.Tensor = th.linalg.vector_norm(tensor.flatten(2), dim=-1)
-    return ~(norms <= LARGEST)
+    return ~(norms <= MAX_MAGNITUDE)
 
 
 def _in_same_episode(bad: th.Tensor, bad_state: th.Tensor, starts: th.Tensor) -> th.Tensor:
-    """:return: Which steps have a bad one, or the bad first state (B,), in their episode up to themselves, (B, T)."""
+    """:return: Whether the episode of a step has a bad step up to it, or begins with the bad first state (B,); (B, T)."""
     count = bad.cumsum(1) + bad_state.unsqueeze(1)
-    before = th.where(starts, count - bad.long(), 0).cummax(1).values  # of earlier episodes
+    before = th.where(starts, count - bad.long(), 0).cummax(1).values  # count in earlier episodes
     return count > before
 
 

@@ -1,10 +1,10 @@
 """
-Attention of every step over the entries of the last ``S`` steps, with a learned null entry and episode masks.
+Causal sliding-window attention over the entries of the last ``S`` steps, with a learned null entry and episode masks.
 
-Only blocks around the band that can be seen are computed, so time and memory are linear in the number of steps. It is
-causal sliding-window attention (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150) that excludes
-the step itself, plus one entry that is always there: an empty past reads it (cf. the attention sink of Xiao et al.
-2023, https://arxiv.org/abs/2309.17453).
+Only blocks that contain the band of visible entries are computed, so time and memory are linear in the number of steps. It is
+the sliding-window attention of Beltagy et al. 2020 (https://arxiv.org/abs/2004.05150) without the step itself, plus a null
+entry that is always visible, also with an empty past (cf. the attention sink of Xiao et al. 2023,
+https://arxiv.org/abs/2309.17453).
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ from sb3_cyborg.ops.masking import finite, masked_softmax
 
 class Read(NamedTuple):
     """
-    What :func:`window_attention` read.
+    Result of :func:`window_attention`.
 
-    In row c of a block of C queries, columns c to c + S - 1 of the first S + C - 1 are the entries that the query may see,
-    oldest first; then come the extra entries, and the last column is the null entry. The rest has no weight.
+    In row c of a block of C queries, the columns c to c + S - 1 of the first S + C - 1 are the visible entries, oldest first.
+    Then follow the extra entries, and the last column is the null entry. All other columns have no weight.
     """
 
     context: th.Tensor
-    """Weighted values, the null entry's among them, (B, T, H, d)."""
+    """Weighted sum of the values, the null entry's included, (B, T, H, d)."""
     logits: th.Tensor
-    """(H, B, n, C, S + C + E), without gradient."""
+    """Scores, (H, B, n, C, S + C + E), without gradient."""
     probabilities: th.Tensor
-    """Likewise."""
+    """Attention weights, (H, B, n, C, S + C + E), without gradient."""
     window: int
-    """S."""
+    """Window size S."""
 
     def weights(self) -> th.Tensor:
         """:return: Weights of the entries, (B, T, H, S), oldest first."""
@@ -52,21 +52,21 @@ class Read(NamedTuple):
         return columns.permute(1, 2, 3, 0, 4).flatten(1, 2)[:, : self.context.shape[1]]
 
     def entropy(self) -> th.Tensor:
-        """:return: Mean entropy in nats, (): ``logsumexp(logits) - p . logits``, as logarithms of all p take longer."""
+        """:return: Mean entropy in nats, (): ``logsumexp(logits) - p . logits``, which is faster than ``-p . log(p)``."""
         log_sum = self.logits.amax(-1) - self.probabilities.amax(-1).log()
-        logits = self.logits.clamp(min=th.finfo(self.logits.dtype).min)  # of no weight: 0 * -inf
+        logits = self.logits.clamp(min=th.finfo(self.logits.dtype).min)  # 0 * -inf would be NaN
         total = log_sum.sum() - self.probabilities.flatten().dot(logits.flatten())
-        return total / self.context[..., 0].numel()  # steps that pad the last block read only the null entry: entropy 0
+        return total / self.context[..., 0].numel()  # padding steps of the last block read only the null entry: entropy 0
 
 
 class ExtraEntries(NamedTuple):
     """
-    Entries besides those of the window, E of them for each block of C steps; see :func:`block_starts`.
+    E entries in addition to those of the window, for each of n blocks of C steps; see :func:`block_starts`.
 
     :param keys: (B, n, E, H, d).
-    :param values: Likewise.
+    :param values: (B, n, E, H, d).
     :param bias: Added to their scores, (H, E).
-    :param visible: Which of its block's a step may see, boolean, (B, T, E).
+    :param visible: Whether a step may read each extra entry of its block, bool, (B, T, E).
     """
 
     keys: th.Tensor
@@ -76,7 +76,11 @@ class ExtraEntries(NamedTuple):
 
 
 def block_starts(steps: int, window: int) -> range:
-    """:return: The first step of each block of queries; a block has as many steps as the window, or all there are."""
+    """
+    :param steps: T, >= 1.
+    :param window: S, >= 1.
+    :return: The first step of each block of queries; a block has ``min(S, T)`` steps.
+    """
     return range(0, steps, min(steps, window))
 
 
@@ -92,10 +96,10 @@ def window_attention_reference(
     extra: ExtraEntries | None = None,
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
-    One step after the other; arguments as in :func:`window_attention`.
+    Step-by-step reference; parameters are those of :func:`window_attention`.
 
-    :return: Weighted values (B, T, H, d), weights (B, T, H, S), with E more for extra entries before them, weight of the
-        null entry (B, T, H).
+    :return: Weighted values (B, T, H, d), weights of the extra entries and the window's (B, T, H, E + S), weight of the null
+        entry (B, T, H).
     """
     steps, window = query.shape[1], keys.shape[1] - query.shape[1]
     block = min(steps, window)
@@ -133,19 +137,18 @@ def window_attention(
     extra: ExtraEntries | None = None,
 ) -> Read:
     """
-    Let step t attend to the S entries before it; it has no second derivative.
+    Attention of each step to the S entries before it; once differentiable.
 
     :param query: (B, T, H, d).
-    :param keys: (B, S + T, H, d): the S stored entries, oldest first, then those of the sequence, the last of which no step
-        sees.
-    :param values: Like ``keys``.
-    :param reach: How many entries back each step may look, (B, T); more than S means S.
+    :param keys: The S stored entries, oldest first, then those of the sequence, (B, S + T, H, d). No step reads the last one.
+    :param values: (B, S + T, H, d).
+    :param reach: Number of entries that each step may read, >= 0, (B, T); values above S mean S.
     :param null_key: Key of the null entry, (H, d).
-    :param null_value: (H, d).
-    :param age_key: What the query is also multiplied with, by age, (H, S, d), age 1 first; or ``None``.
+    :param null_value: Value of the null entry, (H, d).
+    :param age_key: Relative position keys, added to the keys by age, age 1 first, (H, S, d); or ``None``.
     :param age_bias: Added to the scores by age, (H, S); ``None`` without ``age_key``.
-    :param extra: Further entries, or ``None``.
-    :return: What was read.
+    :param extra: Additional entries, or ``None``.
+    :return: The weighted values and the attention weights.
     """
     batch_size, steps = query.shape[:2]
     window = keys.shape[1] - steps
@@ -160,12 +163,11 @@ def window_attention(
 
 class _WindowAttention(th.autograd.Function):
     """
-    All of it as one autograd node.
+    :func:`window_attention` as one autograd node.
 
-    A block of C queries is multiplied with all S + C - 1 entries that one of them may see, and with the extra entries, of
-    which the null entry is the last, in columns of their own; what a query may not see is added to its scores as a bias of
-    -inf. (To select would take ten times as long as to add, and to cut out the band and to put it back as long as to
-    compute what is outside of it.)
+    A block of C queries is multiplied with the S + C - 1 entries that any of them may read, and with the extra entries, the
+    last of which is the null entry. Invisible entries get a bias of -inf. (Adding a bias is ten times faster than selecting.
+    Extracting the band and writing it back would take as long as computing the entries outside of it.)
     """
 
     @staticmethod
@@ -245,12 +247,12 @@ _window_attention: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor]] = _Wind
 
 def _bias(reach: th.Tensor, keys: th.Tensor, extra_keys: th.Tensor, visible: th.Tensor | None) -> th.Tensor:
     """
-    :param reach: (B, n, C).
-    :param keys: Of all entries, (B, S + n C, H, d).
-    :param extra_keys: (B, n, E + 1, H, d), the null entry's last.
-    :param visible: (B, n C, E), or ``None`` without extra entries.
-    :return: 0 where a query may look, -inf elsewhere, (B, n, C, S + C + E). A key that is not finite becomes a zero, because
-        beside -inf a NaN would stay; for a query that may see it, the NaN stands here.
+    :param reach: Number of entries that each step may read, (B, n, C).
+    :param keys: Keys of stored and new entries, (B, S + n C, H, d).
+    :param extra_keys: Keys of the extra entries and the null entry, (B, n, E + 1, H, d).
+    :param visible: Visibility of the extra entries, bool, (B, n C, E), or ``None`` without extra entries.
+    :return: The bias of the scores, (B, n, C, S + C + E): 0 for visible entries, -inf for others. It is NaN for visible
+        entries with non-finite keys, because :func:`_columns` replaces those keys by zeros (-inf + NaN would be NaN).
     """
     batch_size, count, block = reach.shape
     window = keys.shape[1] - count * block
@@ -272,8 +274,7 @@ def _columns(tensor: th.Tensor, extra: th.Tensor, block: int) -> th.Tensor:
     :param tensor: (B, S + n C, H, d).
     :param extra: (B, n, E + 1, H, d).
     :param block: C.
-    :return: Windows of S + C - 1 entries every C steps, with the extra ones behind them, (H B n, S + C + E, d), zeros for
-        what is not finite.
+    :return: For each block, its S + C - 1 entries, then the extra ones, (H B n, S + C + E, d); zeros for non-finite values.
     """
     count = extra.shape[1]
     entries = tensor.shape[1] - (count - 1) * block - 1
@@ -286,17 +287,17 @@ def _columns(tensor: th.Tensor, extra: th.Tensor, block: int) -> th.Tensor:
 
 def _merge(grad: th.Tensor, weights: th.Tensor, steps: int, window: int) -> tuple[th.Tensor, th.Tensor]:
     """
-    The backward of :func:`_columns`.
+    Backward of :func:`_columns`.
 
     :param grad: (H B n, S + C + E, d).
-    :param weights: (H, B, n, C, S + C + E), whose shape tells the sizes.
+    :param weights: A tensor of shape (H, B, n, C, S + C + E); only its shape is used.
     :param steps: T.
     :param window: S.
     :return: Gradient of the entries, (B, S + T, H, d), and of the extra ones, (B, n, E + 1, H, d).
     """
     heads, batch_size, count, block, columns = weights.shape
     grad = grad.view(heads, batch_size, count, columns, -1).permute(1, 2, 3, 0, 4)  # (B, n, S + C + E, H, d)
-    entries = window + block  # with the last of the block, which no step sees
+    entries = window + block  # includes the last of the block, which no step reads
     grad_extra = grad[:, :, entries - 1 :].clone()
     grad[:, :, entries - 1] = 0
     if count == 1:
@@ -308,11 +309,11 @@ def _merge(grad: th.Tensor, weights: th.Tensor, steps: int, window: int) -> tupl
 
 
 def _band(tensor: th.Tensor, window: int) -> th.Tensor:
-    """:return: Of a contiguous (..., C, W), what row c may see, columns c to c + S - 1: a view, (..., C, S)."""
+    """:return: The band of a contiguous (..., C, W): columns c to c + S - 1 of each row c, as a view (..., C, S)."""
     *_, columns = tensor.shape
     return tensor.as_strided((*tensor.shape[:-1], window), (*tensor.stride()[:-2], columns + 1, 1))
 
 
 def _pad_steps(tensor: th.Tensor, padding: int) -> th.Tensor:
-    """:return: The tensor with ``padding`` more steps (dimension 1) of zeros."""
+    """:return: The tensor, zero-padded by ``padding`` steps at the end of dimension 1."""
     return F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
