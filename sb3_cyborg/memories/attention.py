@@ -7,11 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.masking import masked_softmax
 from sb3_cyborg.ops.window_attention import Read
 from sb3_cyborg.sequence_model import Logs, SequenceModel
+
+QUERY_EPS = 1e-6
+"""Added to the mean square of a query before it is normalized."""
 
 
 class AttentionMemory(SequenceModel):
@@ -59,7 +63,10 @@ class AttentionMemory(SequenceModel):
         :param x: Inputs, (..., input_dim).
         :return: Queries with root mean square 1, (..., H, d).
         """
-        return F.rms_norm(self.heads(self.query(x)), (self.head_dim,), eps=1e-6)
+        query = self.heads(self.query(x))
+        if kernels.usable_without_gradient(query):
+            return kernels.rms_norm(query, QUERY_EPS)
+        return F.rms_norm(query, (self.head_dim,), eps=QUERY_EPS)
 
     def null_logits(self, query: th.Tensor) -> th.Tensor:
         """
@@ -113,6 +120,11 @@ class AttentionMemory(SequenceModel):
         :param bias: Added to the scores, broadcastable to (B, H, S).
         :return: The results of :meth:`attend`.
         """
+        if kernels.usable_without_gradient(query, entries, key.weight):
+            bias = bias.expand(len(query), self.num_heads, entries.shape[1])
+            return kernels.attend_projected(
+                query, None, entries, key.weight, value.weight, visible, bias, self.null_logits(query)
+            )
         key_weight, value_weight = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (key, value))
         projected = (query.transpose(0, 1) @ key_weight).transpose(0, 1)  # (B, H, E)
         logits = projected @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + bias

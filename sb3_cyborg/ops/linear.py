@@ -17,6 +17,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_cyborg.kernels import primitives as kernels
+
 MIN_PRODUCTS = 3 * 2**19
 """Smallest number of multiplications for oneDNN; below it, the longer call of its operator outweighs the faster product."""
 
@@ -29,6 +31,8 @@ class Activation(NamedTuple):
 
     name: str
     """Name of the activation in oneDNN."""
+    kernel: int
+    """Code of the activation in the compiled kernels."""
     function: Callable[[th.Tensor], th.Tensor]
     """The activation in PyTorch."""
     backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
@@ -36,8 +40,8 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation("tanh", th.tanh, th.ops.aten.tanh_backward),
-    nn.ReLU: Activation("relu", th.relu, lambda grad, y: th.ops.aten.threshold_backward(grad, y, 0)),
+    nn.Tanh: Activation("tanh", kernels.TANH, th.tanh, th.ops.aten.tanh_backward),
+    nn.ReLU: Activation("relu", kernels.RELU, th.relu, lambda grad, y: th.ops.aten.threshold_backward(grad, y, 0)),
 }
 
 
@@ -96,28 +100,77 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: 
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, computed by :func:`linear`."""
+    """``torch.nn.Linear``, computed by :func:`linear`, and by a compiled kernel where no gradient is recorded."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._packed = kernels.Packed(kernels.pack)
 
     def forward(self, input: th.Tensor) -> th.Tensor:
-        return linear(input, self.weight, self.bias)
+        return _apply(self, self._packed, input)
+
+
+def _apply(layer: nn.Linear, packed: kernels.Packed, input: th.Tensor, activation: Activation | None = None) -> th.Tensor:
+    """:return: Result of a linear layer and an activation, by the kernel if no gradient is recorded; (..., N)."""
+    if kernels.usable_without_gradient(input, layer.weight):
+        code = kernels.NO_ACTIVATION if activation is None else activation.kernel
+        return kernels.affine(input, packed(layer.weight), layer.out_features, layer.bias, code)
+    return linear(input, layer.weight, layer.bias, activation)
 
 
 class FusedSequential(nn.Sequential):
     """``torch.nn.Sequential`` that fuses linear layers with a following activation of ``ACTIVATIONS``."""
 
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._packed = [kernels.Packed(kernels.pack) for _ in layers]
+
     def forward(self, input: th.Tensor) -> th.Tensor:
-        layers = iter([*self, None])
-        layer = next(layers)
-        while layer is not None:
-            following = next(layers)
+        layers = list(self)
+        index = 0
+        while index < len(layers):
+            layer = layers[index]
             if isinstance(layer, nn.Linear):
-                activation = ACTIVATIONS.get(type(following))
-                input = linear(input, layer.weight, layer.bias, activation)
-                following = following if activation is None else next(layers)
+                activation = ACTIVATIONS.get(type(layers[index + 1])) if index + 1 < len(layers) else None
+                input = _apply(layer, self._packed[index], input, activation)
+                index += activation is not None
             else:
                 input = layer(input)
-            layer = following
+            index += 1
         return input
+
+
+class Projection(nn.Sequential):
+    """
+    A linear layer and layer normalization, and SiLU if wanted.
+
+    :param input_dim: Features of the input.
+    :param output_dim: Features of the output.
+    :param silu: Whether SiLU follows.
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, silu: bool = False) -> None:
+        super().__init__(Linear(input_dim, output_dim), nn.LayerNorm(output_dim), *([nn.SiLU()] if silu else []))
+        self.silu = silu
+
+    @property
+    def dtype(self) -> th.dtype:
+        """Precision of the parameters."""
+        return self._parts()[0].weight.dtype
+
+    def _parts(self) -> tuple[Linear, nn.LayerNorm]:
+        """:return: The two layers; to index ``nn.Sequential`` would take as long as a small product."""
+        layer, norm = self._modules["0"], self._modules["1"]
+        assert isinstance(layer, Linear)
+        assert isinstance(norm, nn.LayerNorm)
+        return layer, norm
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        layer, norm = self._parts()
+        if not kernels.usable_without_gradient(input, layer.weight):
+            normalized: th.Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+            return normalized
+        return kernels.layer_norm(layer(input), norm.weight, norm.bias, norm.eps, self.silu)
 
 
 def _takes_onednn(a: th.Tensor, b: th.Tensor) -> bool:
