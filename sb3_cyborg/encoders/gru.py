@@ -165,7 +165,7 @@ class GRU(RecurrentLayer):
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         if kernels.usable_without_gradient(x, state["h"], self.weight_hh):
-            gates = kernels.affine(x, self._packed_ih(self.weight_ih), len(self.weight_ih), self.bias_ih)
+            gates = kernels.affine(x, self._packed_ih(self.weight_ih), 3 * self.output_dim, self.bias_ih)
             keep, packed = None if mask is None else mask.unsqueeze(0), self._packed_hh(self.weight_hh)
             states, _ = kernels.gru_forward(gates.unsqueeze(0), state["h"], packed, self.bias_hh, keep)
             return states[1], {"h": states[1]}, {}

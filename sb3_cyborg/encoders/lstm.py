@@ -96,7 +96,7 @@ class LSTM(RecurrentLayer):
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         if kernels.usable_without_gradient(x, state["h"], self.weight_hh):
-            gates = kernels.affine(x, self._packed_ih(self.weight_ih), len(self.weight_ih), self.bias_ih)
+            gates = kernels.affine(x, self._packed_ih(self.weight_ih), 4 * self.output_dim, self.bias_ih)
             keep = None if mask is None else mask.unsqueeze(0)
             recurrent = self._packed_hh(self.weight_hh), self.bias_hh
             h_states, c_states = kernels.lstm_forward(gates.unsqueeze(0), state["h"], state["c"], *recurrent, keep)

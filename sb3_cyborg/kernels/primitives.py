@@ -20,7 +20,41 @@ NO_ACTIVATION, TANH, RELU, SILU = range(4)
 """Activations that :func:`affine` applies to its result."""
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_ACT = ctypes.c_int32
+_CODE = ctypes.c_int32
+
+
+class _Kernels:
+    """The C functions by name, each looked up and typed at its first use."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        argtypes, restype = _SIGNATURES[name]
+        function = get(name, argtypes, restype)
+        setattr(self, name, function)
+        return function
+
+
+_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "packed_size": ([_I] * 2, _I),
+    "pack": ([_P, *[_I] * 4, _P], None),
+    "packed_gates_size": ([_I] * 2, _I),
+    "pack_gates": ([_P, _I, _I, _P], None),
+    "affine": ([_P, _I, *[_P] * 3, *[_I] * 4, _CODE], None),
+    "layer_norm": ([*[_P] * 4, _I, _I, _F, _CODE], None),
+    "rms_norm": ([_P, _P, _I, _I, _F], None),
+    "gru_forward": ([*[_P] * 7, *[_I] * 3], None),
+    "gru_backward": ([*[_P] * 9, *[_I] * 3], None),
+    "lstm_forward": ([*[_P] * 7, *[_I] * 3], None),
+    "lstm_backward": ([*[_P] * 8, *[_I] * 3], None),
+    "window_scratch": ([_I] * 4, _I),
+    "window_forward": ([*[_P] * 3, *[_I] * 4, *[_P] * 12, *[_I] * 7], None),
+    "window_backward": ([*[_P] * 3, *[_I] * 4, *[_P] * 20, *[_I] * 7], None),
+    "attend_projected": ([*[_P] * 12, *[_I] * 6], None),
+    "ring_step": ([*[_P] * 17, *[_I] * 6], None),
+    "kv_step": ([*[_P] * 10, *[_I] * 4], None),
+}
+"""Types of the arguments of each kernel, and of its result."""
+
+_kernels = _Kernels()
 
 
 @functools.cache
@@ -30,15 +64,15 @@ def _available() -> bool:
 
 def usable(*tensors: th.Tensor) -> bool:
     """
-    :param tensors: Inputs of a kernel.
+    :param tensors: Inputs of a kernel, on one device.
     :return: Whether the kernels are loaded and the inputs are of single precision, on a CPU, in eager mode.
     """
-    return (
-        _available()
-        and all(tensor.dtype == th.float32 for tensor in tensors)
-        and all(may_branch(tensor.device) for tensor in tensors)
-        and not th.is_autocast_enabled("cpu")
-    )
+    if not _available() or not may_branch(tensors[0].device) or th.is_autocast_enabled("cpu"):
+        return False
+    for tensor in tensors:  # noqa: SIM110  # a generator takes twice as long
+        if tensor.dtype != th.float32:
+            return False
+    return True
 
 
 def usable_without_gradient(*tensors: th.Tensor) -> bool:
@@ -47,11 +81,6 @@ def usable_without_gradient(*tensors: th.Tensor) -> bool:
     :return: :func:`usable`, and no gradient is recorded.
     """
     return not th.is_grad_enabled() and usable(*tensors)
-
-
-@functools.cache
-def _kernel(name: str, *argtypes: type, restype: type | None = None) -> Callable[..., Any]:
-    return get(name, argtypes, restype)
 
 
 def _pointer(tensor: th.Tensor | None) -> int | None:
@@ -115,11 +144,9 @@ def pack(weight: th.Tensor) -> th.Tensor:
     :return: The weight in the layout of :func:`affine`.
     """
     columns, depth = weight.shape
-    size = _kernel("packed_size", _I, _I, restype=_I)(columns, depth)
+    size = _kernels.packed_size(columns, depth)
     packed = th.empty(size)
-    _kernel("pack", _P, _I, _I, _I, _I, _P)(
-        weight.data_ptr(), weight.stride(0), weight.stride(1), columns, depth, packed.data_ptr()
-    )
+    _kernels.pack(weight.data_ptr(), weight.stride(0), weight.stride(1), columns, depth, packed.data_ptr())
     return packed
 
 
@@ -130,8 +157,8 @@ def pack_gates(weight: th.Tensor, num_gates: int) -> th.Tensor:
     :return: The weight in the layout of the recurrent kernels.
     """
     size = weight.shape[1]
-    packed = th.empty(_kernel("packed_gates_size", _I, _I, restype=_I)(num_gates, size))
-    _kernel("pack_gates", _P, _I, _I, _P)(weight.contiguous().data_ptr(), num_gates, size, packed.data_ptr())
+    packed = th.empty(_kernels.packed_gates_size(num_gates, size))
+    _kernels.pack_gates(weight.contiguous().data_ptr(), num_gates, size, packed.data_ptr())
     return packed
 
 
@@ -149,13 +176,14 @@ def affine(
     :return: (..., N).
     """
     depth = x.shape[-1]
-    flat = x.reshape(-1, depth)
-    if flat.stride(1) != 1:
-        flat = flat.contiguous()
+    if x.dim() != 2 or x.stride(1) != 1:
+        x = x.contiguous()
+    rows = x.numel() // depth
+    stride = x.stride(0) if x.dim() == 2 and rows > 1 else depth
     y = th.empty((*x.shape[:-1], columns))
-    _kernel("affine", _P, _I, _P, _P, _P, _I, _I, _I, _I, _ACT)(
-        *(flat.data_ptr(), flat.stride(0) if len(flat) > 1 else depth, packed.data_ptr(), _pointer(bias), y.data_ptr()),
-        *(columns, len(flat), depth, columns, activation),
+    _kernels.affine(
+        *(x.data_ptr(), stride, packed.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()),
+        *(columns, rows, depth, columns, activation),
     )
     return y
 
@@ -171,7 +199,7 @@ def layer_norm(x: th.Tensor, weight: th.Tensor, bias: th.Tensor, eps: float, sil
     """
     x = x.contiguous()
     y = th.empty_like(x)
-    _kernel("layer_norm", _P, _P, _P, _P, _I, _I, _F, _ACT)(
+    _kernels.layer_norm(
         *(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr()),
         *(x.numel() // x.shape[-1], x.shape[-1], eps, silu),
     )
@@ -186,7 +214,7 @@ def rms_norm(x: th.Tensor, eps: float) -> th.Tensor:
     """
     x = x.contiguous()
     y = th.empty_like(x)
-    _kernel("rms_norm", _P, _P, _I, _I, _F)(x.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
+    _kernels.rms_norm(x.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], eps)
     return y
 
 
@@ -207,7 +235,7 @@ def gru_forward(
     steps, rows, size = gates.shape[0], *first.shape
     states, new_h, scratch = th.empty(steps + 1, rows, size), th.empty(steps, rows, size), th.empty(rows, size)
     states[0] = first
-    _kernel("gru_forward", _P, _P, _P, _P, _P, _P, _P, _I, _I, _I)(
+    _kernels.gru_forward(
         *(gates.data_ptr(), states.data_ptr(), packed.data_ptr(), bias.data_ptr(), new_h.data_ptr()),
         *(_pointer(keep), scratch.data_ptr(), steps, rows, size),
     )
@@ -232,7 +260,7 @@ def gru_backward(
     steps, rows, size = grad.shape
     grad_h = th.cat([grad.new_zeros(1, rows, size), grad])
     grad_gates, grad_new, scratch = th.empty_like(gates), th.empty_like(new_h), th.empty(2, rows, size)
-    _kernel("gru_backward", _P, _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I)(
+    _kernels.gru_backward(
         *(gates.data_ptr(), states.data_ptr(), new_h.data_ptr(), packed.data_ptr(), grad_h.data_ptr()),
         *(grad_gates.data_ptr(), grad_new.data_ptr(), _pointer(keep), scratch.data_ptr(), steps, rows, size),
     )
@@ -263,7 +291,7 @@ def lstm_forward(
     states, cells = th.empty(steps + 1, rows, size), th.empty(steps + 1, rows, size)
     states[0], cells[0] = first, first_cell
     scratch = th.empty(2, rows, size)
-    _kernel("lstm_forward", *[_P] * 7, _I, _I, _I)(
+    _kernels.lstm_forward(
         *map(_pointer, (gates, states, cells, packed, bias, keep, scratch)),
         *(steps, rows, size),
     )
@@ -293,7 +321,7 @@ def lstm_backward(
     steps, rows, size = grad.shape
     grad_h, grad_c = th.cat([grad.new_zeros(1, rows, size), grad]), grad_cell.clone(memory_format=th.contiguous_format)
     grad_gates, scratch = th.empty_like(gates), th.empty(2, rows, size)
-    _kernel("lstm_backward", _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I)(
+    _kernels.lstm_backward(
         *(gates.data_ptr(), cells.data_ptr(), packed.data_ptr(), grad_h.data_ptr(), grad_c.data_ptr(), grad_gates.data_ptr()),
         *(_pointer(keep), scratch.data_ptr(), steps, rows, size),
     )
@@ -302,7 +330,7 @@ def lstm_backward(
 
 @functools.cache
 def _window_scratch(steps: int, window: int, size: int, extras: int) -> int:
-    return int(_kernel("window_scratch", _I, _I, _I, _I, restype=_I)(steps, window, size, extras))
+    return int(_kernels.window_scratch(steps, window, size, extras))
 
 
 def window_forward(
@@ -341,7 +369,7 @@ def window_forward(
     window, extras = keys.shape[1] - steps, 0 if extra_keys is None else extra_keys.shape[2]
     context, weights = th.empty_like(query), th.empty(batch, heads, steps, window + extras + 1)
     scratch = th.empty(_window_scratch(steps, window, size, extras))
-    _kernel("window_forward", *[_P] * 3, *[_I] * 4, *[_P] * 12, *[_I] * 7)(
+    _kernels.window_forward(
         *(query.data_ptr(), keys.data_ptr(), values.data_ptr()),
         *(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)),
         *map(_pointer, (reach, extra_keys, extra_values, extra_bias, visible, null_key, null_value, age_key, age_bias)),
@@ -374,7 +402,7 @@ def window_backward(saved: Sequence[Any], grad: th.Tensor) -> tuple[th.Tensor | 
     grad_null = th.zeros(2, heads, size).unbind()
     grad_age = (None, None) if age_key is None else (th.zeros_like(age_key), th.zeros(heads, window))
     scratch = th.empty(_window_scratch(steps, window, size, extras))
-    _kernel("window_backward", *[_P] * 3, *[_I] * 4, *[_P] * 20, *[_I] * 7)(
+    _kernels.window_backward(
         *(query.data_ptr(), keys.data_ptr(), values.data_ptr()),
         *(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)),
         *map(_pointer, (reach, extra_keys, extra_values, visible, null_key, null_value, age_key, weights, grad)),
@@ -414,7 +442,7 @@ def attend_projected(
     first = None if first is None else first.contiguous()
     context, weights = th.empty(batch, heads, size), th.empty(batch, heads, firsts + slots)
     null_weights, scratch = th.empty(batch, heads), th.empty(2, width)
-    _kernel("attend_projected", *[_P] * 12, *[_I] * 6)(
+    _kernels.attend_projected(
         *map(_pointer, (query, first, entries, key, value, visible, bias, null_logits)),
         *map(_pointer, (context, weights, null_weights, scratch)),
         *(batch, heads, size, firsts, slots, width),
@@ -460,7 +488,7 @@ def ring_step(
     null_weights, scratch = th.empty(batch, heads), th.empty(2 * width)
     visible = th.empty(firsts + slots, dtype=th.bool)
     parameters = (key, value, age_key, age_bias, first_key, first_bias, null_key, null_value)
-    _kernel("ring_step", *[_P] * 17, *[_I] * 6)(
+    _kernels.ring_step(
         *map(_pointer, (query, first, entries, since, *parameters, context, weights, null_weights, scratch, visible)),
         *(batch, heads, size, firsts, slots, width),
     )
@@ -486,7 +514,7 @@ def kv_step(
     query, keys, values, since = (tensor.contiguous() for tensor in (query, keys, values, since))
     context, weights = th.empty(batch, heads, size), th.empty(batch, heads, slots)
     null_weights, visible = th.empty(batch, heads), th.empty(slots, dtype=th.bool)
-    _kernel("kv_step", *[_P] * 10, *[_I] * 4)(
+    _kernels.kv_step(
         *map(_pointer, (query, keys, values, since, null_key, null_value, context, weights, null_weights, visible)),
         *(batch, heads, size, slots),
     )

@@ -100,22 +100,10 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: 
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, computed by :func:`linear`, and by a compiled kernel where no gradient is recorded."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._packed = kernels.Packed(kernels.pack)
+    """``torch.nn.Linear``, computed by :func:`linear`."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
-        return _apply(self, self._packed, input)
-
-
-def _apply(layer: nn.Linear, packed: kernels.Packed, input: th.Tensor, activation: Activation | None = None) -> th.Tensor:
-    """:return: Result of a linear layer and an activation, by the kernel if no gradient is recorded; (..., N)."""
-    if kernels.usable_without_gradient(input, layer.weight):
-        code = kernels.NO_ACTIVATION if activation is None else activation.kernel
-        return kernels.affine(input, packed(layer.weight), layer.out_features, layer.bias, code)
-    return linear(input, layer.weight, layer.bias, activation)
+        return linear(input, self.weight, self.bias)
 
 
 class FusedSequential(nn.Sequential):
@@ -132,7 +120,11 @@ class FusedSequential(nn.Sequential):
             layer = layers[index]
             if isinstance(layer, nn.Linear):
                 activation = ACTIVATIONS.get(type(layers[index + 1])) if index + 1 < len(layers) else None
-                input = _apply(layer, self._packed[index], input, activation)
+                if activation is not None and kernels.usable_without_gradient(input, layer.weight):
+                    weight = self._packed[index](layer.weight)
+                    input = kernels.affine(input, weight, layer.out_features, layer.bias, activation.kernel)
+                else:  # without an activation a kernel saves nothing
+                    input = linear(input, layer.weight, layer.bias, activation)
                 index += activation is not None
             else:
                 input = layer(input)
@@ -152,6 +144,7 @@ class Projection(nn.Sequential):
     def __init__(self, input_dim: int, output_dim: int, silu: bool = False) -> None:
         super().__init__(Linear(input_dim, output_dim), nn.LayerNorm(output_dim), *([nn.SiLU()] if silu else []))
         self.silu = silu
+        self._packed = kernels.Packed(kernels.pack)
 
     @property
     def dtype(self) -> th.dtype:
@@ -170,7 +163,8 @@ class Projection(nn.Sequential):
         if not kernels.usable_without_gradient(input, layer.weight):
             normalized: th.Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return normalized
-        return kernels.layer_norm(layer(input), norm.weight, norm.bias, norm.eps, self.silu)
+        projected = kernels.affine(input, self._packed(layer.weight), layer.out_features, layer.bias)
+        return kernels.layer_norm(projected, norm.weight, norm.bias, norm.eps, self.silu)
 
 
 def _takes_onednn(a: th.Tensor, b: th.Tensor) -> bool:
