@@ -97,7 +97,7 @@ def with_options_of(inner: Callable[..., Any]) -> Callable[[ModelClass], ModelCl
             for parameter in inspect.signature(inner).parameters.values()
             if parameter.kind is Parameter.KEYWORD_ONLY and parameter.name not in named
         ]
-        setattr(model_class, "__signature__", inspect.Signature([*own, *passed_on]))  # noqa: B010  # mypy knows no such name
+        setattr(model_class, "__signature__", inspect.Signature([*own, *passed_on]))  # noqa: B010  # typeshed lacks it
         return model_class
 
     return decorate

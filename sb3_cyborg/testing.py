@@ -5,7 +5,7 @@ To verify a memory (or an encoder) of your own::
 
     from sb3_cyborg.testing import verify_contract, verify_gradcheck
     verify_contract(MyMemory(input_dim=6))
-    verify_gradcheck(MyMemory(input_dim=6))
+    verify_gradcheck(MyMemory(input_dim=2))  # of tiny size: every element is perturbed
 
 The first raises an ``AssertionError`` that names the run and the tensor that differ, the second PyTorch's ``GradcheckError``.
 """

@@ -1,4 +1,4 @@
-"""Counts, on a CPU, the operations that would make a GPU wait."""
+"""Counts, on a CPU, the operations that would synchronize with a GPU."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 METHODS = ("numpy", "cpu", "tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__array__", "nonzero")
-"""Methods of tensors that need their values, or copy them to the CPU."""
+"""Methods of tensors that read their values or copy them to the CPU."""
 
 OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "repeat_interleave")
-"""Operators whose result, or its shape, depends on values."""
+"""Operators whose result on the host, or output shape, depends on values."""
 
 
 class _Operators(TorchDispatchMode):
@@ -21,14 +21,14 @@ class _Operators(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
         self.sending = False
-        """Whether data that is not a tensor is made one: on a GPU that is a copy to the device."""
+        """Whether a tensor is created from other data, which is a copy to the device and needs no synchronization."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.overloadpacket.__name__
         copies = name == "_to_copy" and (kwargs or {}).get("device") == th.device("cpu") and not self.sending
-        # An index that is a mask is turned into positions, whose number must be known.
+        # A boolean index is converted to positions, whose number has to be read.
         masks = name in ("index", "index_put", "index_put_") and any(
             index is not None and index.dtype == th.bool for index in args[1]
         )
@@ -57,9 +57,9 @@ class _Methods(TorchFunctionMode):
 
 class DeviceWaits:
     """
-    A context that counts what would make a GPU wait for its result.
+    A context that counts operations that would synchronize with a GPU.
 
-    ``found`` has the names of the operations and how often each was called.
+    ``found`` maps the name of an operation to the number of its calls.
     """
 
     def __init__(self) -> None:

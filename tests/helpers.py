@@ -1,4 +1,4 @@
-"""Toy environments and small models that tests of the algorithm share."""
+"""Random environments, small models and assertions that tests of the algorithm share."""
 
 import copy
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class ToyEnv(gym.Env[Any, Any]):
     """
     Random observations and rewards from any space; episodes of random length end at random by termination or truncation.
 
-    It refuses actions outside of its space, and keeps the others in ``actions``.
+    It asserts that actions are in its space, and records them in ``actions``.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ToyEnv(gym.Env[Any, Any]):
 
 
 class DropoutBatchNorm(BaseFeaturesExtractor):
-    """As in SB3's own test of training and evaluation mode; ``modes`` records the mode of each call."""
+    """Features extractor of SB3's test of training and evaluation mode; ``modes`` records the mode of each call."""
 
     def __init__(self, observation_space: spaces.Space[Any], scale: float = 1.0) -> None:
         super().__init__(observation_space, 5)
@@ -108,7 +108,7 @@ def toy_model(env: VecEnv | gym.Env[Any, Any] | None = None, policy: str | type 
 
 
 def rollout(model: MemoryPPO) -> MemoryPPO:
-    """Collect one rollout without an update after it; :return: the model."""
+    """Collect one rollout without an update. :return: The model."""
     _, callback = model._setup_learn(model.n_steps * model.n_envs, None)
     assert model.env is not None
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
@@ -116,13 +116,13 @@ def rollout(model: MemoryPPO) -> MemoryPPO:
 
 
 def predict(model: MemoryPPO, *args: Any, **kwargs: Any) -> tuple[np.ndarray, NumpyState]:
-    """``model.predict``, whose state SB3 types as a tuple."""
+    """``model.predict`` with the right type of the state, which SB3 types as a tuple."""
     result: Any = model.predict(*args, **kwargs)
     return cast(tuple[np.ndarray, NumpyState], result)
 
 
 def record_updates(model: MemoryPPO) -> list[dict[str, Any]]:
-    """:return: A list that gains, at each update from now on, all that the update logged."""
+    """:return: A list to which each following update appends the values that it logged."""
     rows: list[dict[str, Any]] = []
     train = model.train
 
@@ -139,8 +139,8 @@ def weights(module: th.nn.Module) -> dict[str, th.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def assert_honest(updates: list[dict[str, Any]], at_least: int = 1) -> None:
-    """Every update logged a ratio of one in its first minibatch, and a finite loss."""
+def assert_exact_ratios(updates: list[dict[str, Any]], at_least: int = 1) -> None:
+    """Assert that every update logged a ratio of 1 in its first minibatch, and a finite loss."""
     assert len(updates) >= at_least
     for update in updates:
         assert update["train/ratio_error"] <= RATIO_TOLERANCE

@@ -1,4 +1,4 @@
-"""What cannot work is refused with one clear error: the value, and what would work instead."""
+"""Invalid input is refused with an error that has the value and values that would work."""
 
 import re
 import zipfile
@@ -19,7 +19,7 @@ from sb3_cyborg import MemoryPPO
 from tests.helpers import (
     OBSERVATION_SPACES,
     ToyEnv,
-    assert_honest,
+    assert_exact_ratios,
     predict,
     record_updates,
     same,
@@ -61,7 +61,7 @@ from tests.helpers import (
     ],
 )
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-def test_sizes_that_cannot_work(kwargs: dict[str, Any], message: str, works: dict[str, Any]) -> None:
+def test_invalid_sizes_are_refused(kwargs: dict[str, Any], message: str, works: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         toy_model(**kwargs)
     toy_model(**works)
@@ -69,7 +69,7 @@ def test_sizes_that_cannot_work(kwargs: dict[str, Any], message: str, works: dic
 
 @pytest.mark.parametrize("size", [0, -4, 4.0, "4", True])
 @pytest.mark.parametrize("name", ["n_steps", "batch_size", "seq_len", "n_epochs"])
-def test_sizes_that_are_none(name: str, size: Any) -> None:
+def test_sizes_that_are_no_positive_integers_are_refused(name: str, size: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f"`{name}` must be a whole number of at least 1, got {size!r}")):
         toy_model(**{name: size})
 
@@ -86,7 +86,7 @@ def test_sizes_that_are_none(name: str, size: Any) -> None:
         ("n_lstm_layers", "num_layers"),
     ],
 )
-def test_sizes_of_the_network_that_are_none(name: str, says: str, size: Any) -> None:
+def test_network_sizes_that_are_no_positive_integers_are_refused(name: str, says: str, size: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f"`{says}` must be a whole number of at least 1, got {size!r}")):
         toy_model(policy_kwargs={name: size})
 
@@ -94,24 +94,24 @@ def test_sizes_of_the_network_that_are_none(name: str, says: str, size: Any) -> 
 @pytest.mark.parametrize("size", [0, -8, 8.0])
 @pytest.mark.parametrize("name", ["num_slots", "num_heads", "memory_dim"])
 @pytest.mark.parametrize("memory", ["ring", "slot", "kv", "pmm"])
-def test_sizes_of_memories_that_are_none(memory: str, name: str, size: Any) -> None:
+def test_memory_sizes_that_are_no_positive_integers_are_refused(memory: str, name: str, size: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f"`{name}` must be a whole number of at least 1, got {size!r}")):
         toy_model(policy_kwargs={"memory": memory, "memory_kwargs": {name: size}})
 
 
 @pytest.mark.parametrize("memory", ["ring", "slot", "kv", "pmm"])
-def test_heads_that_do_not_divide(memory: str) -> None:
+def test_heads_that_do_not_divide_memory_dim_are_refused(memory: str) -> None:
     message = "`num_heads`=3 does not divide `memory_dim`=8; the nearest that do: 2 and 4"
     with pytest.raises(ValueError, match=re.escape(message)):
         toy_model(policy_kwargs={"memory": memory, "memory_kwargs": {"num_heads": 3}})
     toy_model(policy_kwargs={"memory": memory, "memory_kwargs": {"num_heads": 2}})
 
 
-def test_numpy_sizes_are_sizes() -> None:
+def test_numpy_integers_are_accepted_as_sizes() -> None:
     model = toy_model(n_steps=np.int64(12), batch_size=np.int32(12), seq_len=np.int64(4), burn_in=np.int64(2))
     updates = record_updates(model)
     model.learn(36)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
 
 
 # --- names --------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_numpy_sizes_are_sizes() -> None:
         ({"memory": "slot", "memory_kwargs": {"write_rate": 0.1}}, "Unknown option for memory 'slot' 'write_rate'."),
     ],
 )
-def test_unknown_names(policy_kwargs: dict[str, Any], message: str) -> None:
+def test_unknown_names_are_refused_with_the_nearest(policy_kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         toy_model(policy_kwargs=policy_kwargs)
 
@@ -145,12 +145,12 @@ def test_unknown_names(policy_kwargs: dict[str, Any], message: str) -> None:
     ("name", "hint"),
     [("MlpPolcy", "Did you mean 'MlpPolicy'?"), ("LstmPolicy", "Did you mean '"), ("mlp", "'MultiInputPolicy'")],
 )
-def test_unknown_policies(name: str, hint: str) -> None:
+def test_unknown_policies_are_refused(name: str, hint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"Unknown policy {name!r}.") + ".*" + re.escape(hint)):
         toy_model(policy=name)
 
 
-def test_a_policy_without_memory() -> None:
+def test_a_policy_without_memory_is_refused() -> None:
     with pytest.raises(ValueError, match=r"subclass of MemoryActorCriticPolicy.*'MlpPolicy'.*got ActorCriticPolicy"):
         toy_model(policy=ActorCriticPolicy)
 
@@ -162,32 +162,32 @@ def test_dict_observations_need_multi_input(policy: str) -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"rollout_buffer_class": list}, {"rollout_buffer_kwargs": {"a": 1}}])
-def test_other_buffers(kwargs: dict[str, Any]) -> None:
+def test_other_buffers_are_refused(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="only RolloutBufferV7"):
         toy_model(**kwargs)
 
 
-# --- what is not finite -------------------------------------------------------------------------------------------------
+# --- non-finite values ------------------------------------------------------------------------------------------------
 
 PAIR = spaces.Dict({"vector": spaces.Box(-1, 1, (3,)), "number": spaces.Discrete(3)})
 
 
 class FaultyEnv(ToyEnv):
-    """Gives one bad number at one step of its life; it is not the end of an episode unless the fault is there."""
+    """Returns one non-finite number at a given step; an episode ends there only if the fault is a terminal observation."""
 
     def __init__(self, fault: str, value: float, at: int, observation_space: spaces.Space[Any]) -> None:
         super().__init__(observation_space, mean_length=10**9)
         self.fault, self.value, self.at = fault, value, at
         self.steps = 0
 
-    def spoilt(self, obs: Any) -> Any:
+    def corrupted(self, obs: Any) -> Any:
         array = (obs["vector"] if isinstance(obs, dict) else obs).copy()
         array[1] = self.value
         return obs | {"vector": array} if isinstance(obs, dict) else array
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = super().reset(seed=seed, options=options)
-        return (self.spoilt(obs) if self.fault == "reset" else obs), info
+        return (self.corrupted(obs) if self.fault == "reset" else obs), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = super().step(action)
@@ -195,14 +195,14 @@ class FaultyEnv(ToyEnv):
         if self.steps == self.at and self.fault != "reset":
             if self.fault == "reward":
                 return obs, self.value, terminated, truncated, info
-            return self.spoilt(obs), reward, terminated, self.fault == "terminal", info
+            return self.corrupted(obs), reward, terminated, self.fault == "terminal", info
         return obs, reward, terminated, truncated, info
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("fault", ["reset", "step", "terminal", "reward"])
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_numbers_that_are_not_finite(fault: str, value: float, dictionary: bool) -> None:
+def test_nonfinite_observations_and_rewards_are_refused(fault: str, value: float, dictionary: bool) -> None:
     space: spaces.Space[Any] = PAIR if dictionary else OBSERVATION_SPACES["box"]
 
     def healthy() -> gym.Env[Any, Any]:
@@ -224,11 +224,11 @@ def test_numbers_that_are_not_finite(fault: str, value: float, dictionary: bool)
     model.set_env(toy_vec_env(3, healthy))
     updates = record_updates(model)
     model.learn(2 * 36, reset_num_timesteps=False)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
 
 
-def test_a_bad_last_observation_of_a_terminated_episode_is_nobodys_input() -> None:
-    """Only after a truncation is it looked at."""
+def test_a_nonfinite_last_observation_of_a_terminated_episode_is_ignored() -> None:
+    """It is used only after a truncation."""
 
     class Ends(FaultyEnv):
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -239,12 +239,12 @@ def test_a_bad_last_observation_of_a_terminated_episode_is_nobodys_input() -> No
     model = toy_model(env)
     updates = record_updates(model)
     model.learn(12)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
     assert model.rollout_buffer.episode_starts.sum() == 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_observations_of_predict_that_are_not_finite(value: float) -> None:
+def test_nonfinite_observations_of_predict_are_refused(value: float) -> None:
     model = toy_model()
     obs = np.zeros((4, 3), np.float32)
     obs[2, 1] = value
@@ -257,7 +257,7 @@ def test_observations_of_predict_that_are_not_finite(value: float) -> None:
 # --- predict ------------------------------------------------------------------------------------------------------------
 
 
-def test_states_that_do_not_fit() -> None:
+def test_states_of_another_structure_are_refused() -> None:
     model = toy_model()
     obs = np.zeros((3, 3), np.float32)
     _, state = predict(model, obs)
@@ -269,7 +269,7 @@ def test_states_that_do_not_fit() -> None:
         predict(model, obs[0], state)
     for wrong, name in (((np.zeros(3), np.zeros(3)), "tuple"), (np.zeros(3), "ndarray"), ([], "list")):
         with pytest.raises(
-            ValueError, match=f"`state` must be what the last `predict`.*encoder.layer0.h.*got {name}; pass None"
+            ValueError, match=f"`state` must be the one that the last `predict`.*encoder.layer0.h.*got {name}; pass None"
         ):
             predict(model, obs, wrong)
     for keys in ({}, {"h": 0}, dict(list(state.items())[1:]), state | {"more": 0}):
@@ -277,18 +277,18 @@ def test_states_that_do_not_fit() -> None:
             predict(model, obs, keys)
 
 
-def test_episode_starts_that_do_not_fit() -> None:
+def test_episode_starts_of_another_batch_size_are_refused() -> None:
     with pytest.raises(ValueError, match="`episode_start` has 2 rows, but there are 3 observations"):
         predict(toy_model(), np.zeros((3, 3), np.float32), None, np.ones(2, dtype=bool))
 
 
-def test_what_reset_of_gymnasium_returns_is_no_observation() -> None:
+def test_a_tuple_of_gymnasium_reset_is_refused() -> None:
     env = ToyEnv()
     with pytest.raises(ValueError, match=r"tuple to predict.*obs, info = env.reset\(\)"):
         predict(toy_model(), env.reset(seed=0))
 
 
-def test_observations_of_another_shape() -> None:
+def test_observations_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="Unexpected observation shape"):
         predict(toy_model(), np.zeros((3, 4), np.float32))
 
@@ -303,7 +303,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def test_models_of_other_algorithms(tmp_path: Path) -> None:
+def test_files_of_other_algorithms_are_refused(tmp_path: Path) -> None:
     env = toy_vec_env(1)
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}).save(tmp_path / "ppo")
     with pytest.raises(ValueError, match=r"MemoryActorCriticPolicy.*got ActorCriticPolicy; load a model of another algorithm"):
@@ -314,14 +314,14 @@ def test_models_of_other_algorithms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_truncated_files(tmp_path: Path, saved: bytes, share: float) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, saved: bytes, share: float) -> None:
     path = tmp_path / "model.zip"
     path.write_bytes(saved[: int(len(saved) * share)])
     with pytest.raises(ValueError, match=r"model\.zip"):
         MemoryPPO.load(path)
 
 
-def test_files_of_random_bytes(tmp_path: Path) -> None:
+def test_files_of_random_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "noise.zip"
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(ValueError, match=r"noise\.zip"):
@@ -329,8 +329,8 @@ def test_files_of_random_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_damaged_files(tmp_path: Path, saved: bytes, seed: int) -> None:
-    """A few bytes are wrong: the file is refused as damaged, or, where they do not matter, loads as it was."""
+def test_damaged_files_are_refused_or_load_unchanged(tmp_path: Path, saved: bytes, seed: int) -> None:
+    """A few bytes are changed: the file is refused as damaged, or loads with equal weights if they have no effect."""
     rng = np.random.default_rng(seed)
     damaged = np.frombuffer(saved, np.uint8).copy()
     damaged[rng.integers(0, len(damaged), 1 + 3 * seed)] ^= 0xFF
@@ -359,20 +359,20 @@ def rewritten(saved: bytes, path: Path, change: Callable[[dict[str, bytes]], obj
 
 
 @pytest.mark.parametrize("missing", ["data", "policy.pth", "policy.optimizer.pth"])
-def test_files_that_lack_a_part(tmp_path: Path, saved: bytes, missing: str) -> None:
+def test_files_with_a_missing_member_are_refused(tmp_path: Path, saved: bytes, missing: str) -> None:
     path = rewritten(saved, tmp_path / "model.zip", lambda members: members.pop(missing))
     with pytest.raises(ValueError, match=r"model\.zip|Names of parameters do not match agents' parameters"):
         MemoryPPO.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"not json", b"\xff\xfe"])
-def test_files_whose_data_is_something_else(tmp_path: Path, saved: bytes, content: bytes) -> None:
+def test_files_with_invalid_data_are_refused(tmp_path: Path, saved: bytes, content: bytes) -> None:
     path = rewritten(saved, tmp_path / "model.zip", lambda members: members.update(data=content))
     with pytest.raises(ValueError, match=r"model\.zip"):
         MemoryPPO.load(path)
 
 
-def test_a_zip_of_something_else(tmp_path: Path) -> None:
+def test_other_zip_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -380,7 +380,7 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
         MemoryPPO.load(path)
 
 
-def test_weights_that_do_not_fit(tmp_path: Path, saved: bytes) -> None:
+def test_weights_of_other_shapes_are_refused(tmp_path: Path, saved: bytes) -> None:
     other = tmp_path / "other.zip"
     toy_model(toy_vec_env(1), policy_kwargs={"hidden_dim": 12}).save(other)
     with zipfile.ZipFile(other) as archive:
@@ -390,12 +390,12 @@ def test_weights_that_do_not_fit(tmp_path: Path, saved: bytes) -> None:
         MemoryPPO.load(path)
 
 
-def test_a_missing_file_stays_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         MemoryPPO.load(tmp_path / "nothing")
 
 
-def test_environments_that_do_not_fit_the_file(tmp_path: Path, saved: bytes) -> None:
+def test_environments_with_other_spaces_are_refused(tmp_path: Path, saved: bytes) -> None:
     path = rewritten(saved, tmp_path / "model.zip", lambda members: None)
     with pytest.raises(ValueError, match="Observation spaces do not match"):
         MemoryPPO.load(path, env=toy_vec_env(1, lambda: ToyEnv(OBSERVATION_SPACES["discrete"])))

@@ -1,4 +1,4 @@
-"""Discrete actions without distribution objects: what SB3's distribution gives."""
+"""Categorical actions without distribution objects equal those of SB3's distribution."""
 
 import pytest
 import torch as th
@@ -6,10 +6,10 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 
 from sb3_cyborg.memory_ppo.actions import evaluate_categorical, sample_categorical
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
-from tests.helpers import assert_honest, record_updates, rollout, toy_model
+from tests.helpers import assert_exact_ratios, record_updates, rollout, toy_model
 
 
-def test_samples_are_those_of_sb3() -> None:
+def test_samples_equal_those_of_sb3() -> None:
     logits = 3 * th.randn(64, 5)
     distribution = CategoricalDistribution(5).proba_distribution(logits)
     for deterministic in (True, False):
@@ -18,11 +18,11 @@ def test_samples_are_those_of_sb3() -> None:
         th.manual_seed(1)
         expected = distribution.get_actions(deterministic=deterministic)
         assert th.equal(actions, expected)
-        # SB3 subtracts a log-sum-exp, which rounds more than a softmax that is logarithmic from the start.
+        # SB3 subtracts a log-sum-exp, which has larger rounding errors than log_softmax.
         th.testing.assert_close(log_probs, distribution.log_prob(expected), atol=1e-6, rtol=1e-6)
 
 
-def test_evaluation_is_that_of_sb3_and_of_sampling() -> None:
+def test_evaluation_equals_sb3_and_sampling() -> None:
     logits = 3 * th.randn(64, 5)
     distribution = CategoricalDistribution(5).proba_distribution(logits)
     actions, sampled = sample_categorical(logits, deterministic=False)
@@ -31,24 +31,24 @@ def test_evaluation_is_that_of_sb3_and_of_sampling() -> None:
     th.testing.assert_close(entropy, distribution.entropy())
 
 
-def test_nan_is_told() -> None:
+def test_nan_logits_are_refused() -> None:
     logits = th.zeros(4, 3)
     logits[2, 1] = th.nan
     with pytest.raises(ValueError, match="logits of the actions are nan"):
         sample_categorical(logits, deterministic=True)
 
 
-class NeverTheFirst(MemoryActorCriticPolicy):
-    """A policy of a user, which forbids an action where SB3 builds its distribution."""
+class WithoutTheFirstAction(MemoryActorCriticPolicy):
+    """A user's policy that masks an action in SB3's hook for the distribution."""
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
         forbidden = th.tensor([-th.inf, 0.0, 0.0])
         return self.action_dist.proba_distribution(action_logits=self.action_net(latent_pi) + forbidden)
 
 
-def test_a_distribution_of_a_users_policy_is_asked() -> None:
-    model = rollout(toy_model(policy=NeverTheFirst))
+def test_an_overridden_action_distribution_is_used() -> None:
+    model = rollout(toy_model(policy=WithoutTheFirstAction))
     assert set(model.rollout_buffer.actions.flatten().tolist()) == {1, 2}
     updates = record_updates(model)
     model.learn(80)
-    assert_honest(updates)
+    assert_exact_ratios(updates)

@@ -1,4 +1,4 @@
-"""Every model that is registered keeps the contract; what is added later is tested by being registered."""
+"""The contract of every registered encoder and memory, and of their stacks."""
 
 import pytest
 import torch as th
@@ -12,7 +12,7 @@ STEPS = 13  # crosses chunks of 4, windows of 5
 
 
 def make_encoder(mode: str, size: int = 8) -> EncoderV7:
-    """Norms over very few numbers divide by next to nothing, which is a matter of rounding: hence no smaller than this."""
+    """With fewer features, LayerNorm divides by small standard deviations and amplifies rounding errors."""
     options = {"d_state": 3, "headdim": 2, "chunk_size": 4, "expand": 2} if ENCODERS.options(mode) else {}
     th.manual_seed(0)
     return EncoderV7(3, hidden_dim=size, latent_dim=size + 1, mode=mode, num_layers=2 if size > 2 else 1, **options)
@@ -53,13 +53,13 @@ def test_memory_gradients(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pmm", "ring"])
 def test_long_sequences(kind: str) -> None:
-    """Longer than the chunks and the windows that a real configuration has."""
+    """150 steps, more than the default chunk (64) and the window (40)."""
     memory = MemoryV7(3, kind, memory_dim=4, num_slots=40, num_heads=1)
     verify_contract(memory, steps=150, batch_size=2)
 
 
 class _Leaky(SequenceModel):
-    """A running sum with one fault of choice: the contract must catch each of them."""
+    """A running sum with a selectable fault, which the contract must detect."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Leaky(SequenceModel):
         return outputs, state, logs
 
 
-def test_a_sound_model_passes() -> None:
+def test_a_correct_model_passes() -> None:
     verify_contract(_Leaky("none"))
     verify_gradcheck(_Leaky("none"))
 
@@ -100,6 +100,6 @@ def test_a_sound_model_passes() -> None:
 @pytest.mark.parametrize(
     "fault", ["multiplies", "mixes rows", "in place", "reset one step late", "cuts the gradient", "changes dtype"]
 )
-def test_the_contract_catches(fault: str) -> None:
+def test_the_contract_detects_the_fault(fault: str) -> None:
     with pytest.raises(AssertionError):
         verify_contract(_Leaky(fault))

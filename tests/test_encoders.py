@@ -1,4 +1,4 @@
-"""GRU and LSTM against PyTorch's own, and what an ``EncoderV7`` is made of."""
+"""GRU and LSTM against PyTorch's, and the composition of ``EncoderV7``."""
 
 import pytest
 import torch as th
@@ -12,8 +12,8 @@ from sb3_cyborg.testing import verify_contract
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(GRU, nn.GRU), (LSTM, nn.LSTM)])
-def test_equals_pytorch(ours: type[GRU] | type[LSTM], theirs: type[nn.GRU] | type[nn.LSTM]) -> None:
-    """Same parameters, same outputs and gradients, from a first state on."""
+def test_layers_equal_pytorch(ours: type[GRU] | type[LSTM], theirs: type[nn.GRU] | type[nn.LSTM]) -> None:
+    """With the same parameters and first state, outputs and gradients are equal."""
     th.manual_seed(0)
     model, oracle = ours(3, 5).double(), theirs(3, 5, batch_first=True).double()
     with th.no_grad():
@@ -37,8 +37,8 @@ def test_equals_pytorch(ours: type[GRU] | type[LSTM], theirs: type[nn.GRU] | typ
 
 
 @pytest.mark.parametrize("mode", ENCODERS)
-def test_modes_are_no_aliases_of_each_other(mode: str) -> None:
-    """Each has the cores that its name says, and no other."""
+def test_each_mode_has_the_cores_of_its_name(mode: str) -> None:
+    """The set of cores of each mode is that of its name."""
     types = {type(module).__name__ for module in EncoderV7(3, 16, mode=mode).modules()} & {"GRU", "LSTM", "Mamba2"}
     assert (
         types
@@ -72,7 +72,7 @@ def test_hybrid_is_serial_with_a_residual_and_fusion_parallel() -> None:
 
 
 @pytest.mark.parametrize("mode", ENCODERS)
-def test_layers_and_widths(mode: str) -> None:
+def test_number_of_layers_and_features(mode: str) -> None:
     one, two = EncoderV7(3, 16, mode=mode), EncoderV7(3, 16, latent_dim=7, mode=mode, num_layers=2)
     assert len(two.get_initial_state(1)) == 2 * len(one.get_initial_state(1))
     output, _, _ = two.forward_sequence(th.randn(2, 4, 3), two.get_initial_state(2))

@@ -1,4 +1,4 @@
-"""``Inputs``: normalized features, last action and time keep the contract, and read a step as they read a sequence."""
+"""``Inputs``: the contract, and the equality of its step and sequence forms."""
 
 from typing import Any
 
@@ -35,8 +35,8 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
-def test_reading_and_remembering_equals_reading_a_sequence(action_space: str) -> None:
-    """As acting does it, one step after the other, and as training does it."""
+def test_steps_equal_a_sequence(action_space: str) -> None:
+    """``read`` and ``remember`` step by step equal ``read_sequence``."""
     space = ACTION_SPACES[action_space]
     space.seed(0)
     inputs = make_inputs(space, True, True)
@@ -58,7 +58,7 @@ def test_reading_and_remembering_equals_reading_a_sequence(action_space: str) ->
     assert not last[~masks[:, 1:]].any()
 
 
-def test_nothing_is_stored_where_nothing_is_asked_for() -> None:
+def test_without_options_the_state_is_empty() -> None:
     inputs = make_inputs(ACTION_SPACES["discrete"], False, False)
     features = th.randn(2, 3)
     output, state = inputs.read(features, {})

@@ -1,7 +1,7 @@
 """
-Traps that recurrent policies have fallen into, one regression test each.
+Known issues of recurrent policies, with one regression test each.
 
-C, S: issues of sb3-contrib and stable-baselines3. Some have their test elsewhere: that the ratio is one with several
+C, S: issues of sb3-contrib and stable-baselines3. Some are tested elsewhere: that the ratio is one with several
 environments on later rollouts (C290) in ``test_ratio.py``; time and environment swapped (C111), minibatches that are not of
 ``batch_size`` (C155, C285) and the size of stored states (S834) in ``test_rollout_buffer_v7.py``.
 """
@@ -31,7 +31,7 @@ from tests.helpers import (
     ACTION_SPACES,
     DropoutBatchNorm,
     ToyEnv,
-    assert_honest,
+    assert_exact_ratios,
     predict,
     record_updates,
     rollout,
@@ -45,7 +45,7 @@ from tests.helpers import (
 def minibatch_loss(
     model: MemoryPPO, batch: TrainingBatch, clip_range_vf: float | None = None
 ) -> tuple[th.Tensor, dict[str, list[th.Tensor]]]:
-    """:return: The loss of a minibatch and all that would be logged of it."""
+    """:return: The loss of a minibatch and its statistics."""
     model.policy.set_training_mode(True)
     stats: dict[str, list[th.Tensor]] = defaultdict(list)
     loss = model._minibatch_loss(batch, model._loss_terms(0.2, clip_range_vf), 0.2, stats)
@@ -53,7 +53,7 @@ def minibatch_loss(
 
 
 def assert_same_loss(model: MemoryPPO, clean: TrainingBatch, poisoned: TrainingBatch) -> None:
-    """Loss, gradients and statistics are equal and finite."""
+    """Assert that loss, gradients and statistics of both batches are equal and finite."""
     results = []
     for batch in (clean, poisoned):
         loss, stats = minibatch_loss(model, batch, clip_range_vf=0.5)
@@ -73,7 +73,7 @@ def whole_batch(model: MemoryPPO) -> TrainingBatch:
 
 
 def poison(tensor: th.Tensor, where: th.Tensor) -> th.Tensor:
-    """:return: The tensor with NaN, a number that is no action, or another truth value, in some places."""
+    """:return: The tensor with NaN, an invalid action, or an inverted bool, where ``where`` is true."""
     if tensor.dtype == th.bool:
         return tensor ^ where
     bad = float("nan") if tensor.is_floating_point() else -(10**6)
@@ -85,8 +85,8 @@ def poison(tensor: th.Tensor, where: th.Tensor) -> th.Tensor:
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 @pytest.mark.parametrize(("n_steps", "n_envs", "batch_size"), [(1, 3, 2), (7, 1, 3), (7, 1, 2), (5, 5, 8)])
-def test_a_one_sample_last_minibatch(n_steps: int, n_envs: int, batch_size: int) -> None:
-    """Its normalized advantage is NaN, and then so are the weights (S440): refused, and what is offered instead works."""
+def test_a_last_minibatch_of_one_sample_is_refused(n_steps: int, n_envs: int, batch_size: int) -> None:
+    """Its normalized advantage, and then the weights, would be NaN (S440). The sizes that the error names work."""
     kwargs: dict[str, Any] = {"n_steps": n_steps, "seq_len": 1}
     with pytest.raises(ValueError, match=f"`batch_size`={batch_size} leaves a last minibatch of one transition") as error:
         toy_model(toy_vec_env(n_envs), batch_size=batch_size, **kwargs)
@@ -96,13 +96,13 @@ def test_a_one_sample_last_minibatch(n_steps: int, n_envs: int, batch_size: int)
         model = toy_model(toy_vec_env(n_envs), batch_size=good, **kwargs)
         updates = record_updates(model)
         model.learn(2 * n_steps * n_envs)
-        assert_honest(updates, 2)
+        assert_exact_ratios(updates, 2)
         assert all(tensor.isfinite().all() for tensor in weights(model.policy).values())
 
 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
-def test_losses_and_statistics_see_no_burn_in(actions: str) -> None:
-    """Nor do normalized advantages (C75); what only losses read may be anything in the burn-in."""
+def test_losses_and_statistics_exclude_burn_in(actions: str) -> None:
+    """Nor do normalized advantages (C75); loss inputs of burn-in steps may have any value."""
     env = toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES[actions]))
     model = rollout(toy_model(env, burn_in=3, use_last_action=True))
     buffer = model.rollout_buffer
@@ -118,8 +118,8 @@ def test_losses_and_statistics_see_no_burn_in(actions: str) -> None:
 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 @pytest.mark.parametrize("memory", ["ring", "slot", "pmm", "kv"])
-def test_nothing_sees_padding(memory: str, actions: str) -> None:
-    """A prefix that would begin before the rollout is shorter; what stands in its place is never computed with (C75)."""
+def test_padding_has_no_effect(memory: str, actions: str) -> None:
+    """A burn-in that would begin before the rollout is shorter, and its padding is never used (C75)."""
     env = toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES[actions]))
     model = rollout(toy_model(env, burn_in=6, use_last_action=True, policy_kwargs={"memory": memory}))
     clean = whole_batch(model)
@@ -131,8 +131,8 @@ def test_nothing_sees_padding(memory: str, actions: str) -> None:
     assert_same_loss(model, clean, poisoned)
 
 
-def test_running_statistics_see_no_burn_in() -> None:
-    """The burn-in is a replay of acting, so it runs as acting does: batch normalization and dropout are off (C75)."""
+def test_running_statistics_exclude_burn_in() -> None:
+    """The burn-in runs in evaluation mode as acting does, for batch normalization and dropout (C75)."""
     model = rollout(toy_model(burn_in=3, policy_kwargs={"features_extractor_class": DropoutBatchNorm}))
     extractor = model.policy.features_extractor
     assert isinstance(extractor, DropoutBatchNorm)
@@ -143,8 +143,8 @@ def test_running_statistics_see_no_burn_in() -> None:
     assert model.policy.training
 
 
-def test_resets_do_not_send_training_through_a_loop_over_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any episode start in a minibatch does that in sb3-contrib (C113, C118), so practically all of them."""
+def test_resets_do_not_cause_a_loop_over_steps_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sb3-contrib, any episode start in a minibatch causes a loop over its steps (C113, C118)."""
     model = rollout(toy_model())
     assert model.rollout_buffer.episode_starts[1:].any()
     batch = whole_batch(model)
@@ -164,8 +164,8 @@ def test_resets_do_not_send_training_through_a_loop_over_steps(monkeypatch: pyte
 
 @pytest.mark.parametrize("memory", ["ring", "slot", "pmm", "kv"])
 @pytest.mark.parametrize("encoder", ["gru", "lstm"])
-def test_the_stored_state_at_an_episode_start_is_the_dead_episodes(encoder: str, memory: str) -> None:
-    """Only the mask hides it: nothing else may depend on it, not even if it is NaN."""
+def test_the_stored_state_at_an_episode_start_has_no_effect(encoder: str, memory: str) -> None:
+    """It belongs to the previous episode and is masked; even a NaN in it has no effect."""
     env = toy_vec_env(make=lambda: ToyEnv(mean_length=2))
     policy_kwargs = {"encoder": encoder, "memory": memory}
     model = rollout(toy_model(env, n_steps=24, use_last_action=True, policy_kwargs=policy_kwargs))
@@ -179,8 +179,8 @@ def test_the_stored_state_at_an_episode_start_is_the_dead_episodes(encoder: str,
     assert_same_loss(model, clean, poisoned)
 
 
-def test_predict_returns_the_state_that_the_critic_needs_too() -> None:
-    """sb3-contrib's returns the actor's alone (C117)."""
+def test_predict_returns_the_state_of_actor_and_critic() -> None:
+    """sb3-contrib returns only the actor's state (C117)."""
     model = rollout(toy_model())
     buffer = model.rollout_buffer
     assert isinstance(buffer.observations, th.Tensor)
@@ -194,8 +194,8 @@ def test_predict_returns_the_state_that_the_critic_needs_too() -> None:
         _, state = predict(model, obs.numpy(), state, starts.numpy())
 
 
-class ClockEnv(gym.Env[Any, Any]):
-    """The observation is the step, the reward its square; the episode ends in a given way at a given step."""
+class FixedLengthEnv(gym.Env[Any, Any]):
+    """The observation is the step, the reward its square; the episode is truncated or terminated at a given step."""
 
     observation_space = spaces.Box(-1, 100, (1,))
     action_space = spaces.Discrete(3)
@@ -218,12 +218,12 @@ class ClockEnv(gym.Env[Any, Any]):
         return self.observe(), float(self.time**2), ended and not self.truncate, ended and self.truncate, {}
 
 
-CLOCKS = [(4, False), (4, True), (3, True), (4, True), (100, True)]
-"""Several ends at once, of both kinds, not in the first environment."""
+EPISODE_ENDS = [(4, False), (4, True), (3, True), (4, True), (100, True)]
+"""Length of the episodes of each environment, and whether they are truncated; some end at the same step."""
 
 
-def clock_model(**kwargs: Any) -> MemoryPPO:
-    env = DummyVecEnv([partial(ClockEnv, *clock) for clock in CLOCKS])
+def fixed_length_model(**kwargs: Any) -> MemoryPPO:
+    env = DummyVecEnv([partial(FixedLengthEnv, *end) for end in EPISODE_ENDS])
     return rollout(toy_model(env, n_steps=8, batch_size=20, gamma=0.9, **kwargs))
 
 
@@ -245,10 +245,10 @@ def post_step_states(model: MemoryPPO) -> list[State]:
 @pytest.mark.parametrize("use_last_action", [False, True])
 @pytest.mark.parametrize("use_time", [False, True])
 def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_action: bool, use_time: bool) -> None:
-    """With the state after the last step; that look writes nothing into any state (S633)."""
-    model = clock_model(use_last_action=use_last_action, policy_kwargs={"memory": memory, "use_time": use_time})
+    """The bootstrap uses the state after the last step, and changes no state (S633)."""
+    model = fixed_length_model(use_last_action=use_last_action, policy_kwargs={"memory": memory, "use_time": use_time})
     buffer, states = model.rollout_buffer, post_step_states(model)
-    for n, (length, truncate) in enumerate(CLOCKS):
+    for n, (length, truncate) in enumerate(EPISODE_ENDS):
         for t in range(buffer.n_steps):
             time = t % length + 1
             want = float(time**2)
@@ -256,7 +256,7 @@ def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_
                 row = {name: leaf[n : n + 1] for name, leaf in states[t].items()}
                 with th.no_grad():
                     value = model.policy.predict_values(th.tensor([[time / 10]]), row, th.zeros(1))
-                assert abs(value.item()) > 1e-3, "a bootstrap of nothing would not be seen"
+                assert abs(value.item()) > 1e-3, "the bootstrap value is too small for the test"
                 want += 0.9 * value.item()
             assert buffer.rewards[t, n].item() == pytest.approx(want, abs=1e-5), (t, n)
     for name, leaf in model._last_state.items():
@@ -264,9 +264,9 @@ def test_timeouts_bootstrap_from_the_terminal_observation(memory: str, use_last_
 
 
 def test_terminations_and_truncations_both_end_the_advantage() -> None:
-    """Nothing flows over the end of an episode; only what a truncation cut off is bootstrapped, into the reward."""
-    buffer = clock_model(gae_lambda=0.8).rollout_buffer
-    for n, (length, truncate) in enumerate(CLOCKS[:-1]):
+    """Advantages do not cross the end of an episode; after a truncation, the value is added to the reward."""
+    buffer = fixed_length_model(gae_lambda=0.8).rollout_buffer
+    for n, (length, truncate) in enumerate(EPISODE_ENDS[:-1]):
         t = length - 1
         assert buffer.returns[t, n].item() == pytest.approx(buffer.rewards[t, n].item(), abs=1e-5)
         assert (buffer.rewards[t, n].item() == float(length**2)) != truncate
@@ -275,43 +275,43 @@ def test_terminations_and_truncations_both_end_the_advantage() -> None:
         assert buffer.advantages[t - 1, n].item() == pytest.approx(want.item(), abs=1e-5)
 
 
-def test_the_look_ahead_leaves_the_state_as_it_is() -> None:
-    """Looking at a terminal observation, or at the one after the rollout, writes into no memory (S633)."""
-    model = clock_model(policy_kwargs={"memory": "pmm"})
+def test_predict_values_does_not_change_the_state() -> None:
+    """Values of a terminal observation, or of the one after the rollout, change no memory (S633)."""
+    model = fixed_length_model(policy_kwargs={"memory": "pmm"})
     state = model._last_state
     before = {name: leaf.clone() for name, leaf in state.items()}
-    infos = [{"TimeLimit.truncated": True, "terminal_observation": np.ones(1, np.float32)}] * len(CLOCKS)
-    rewards = th.zeros(len(CLOCKS))
-    assert model._add_truncation_bootstrap(rewards, infos, np.ones(len(CLOCKS), dtype=bool), state).all()
+    infos = [{"TimeLimit.truncated": True, "terminal_observation": np.ones(1, np.float32)}] * len(EPISODE_ENDS)
+    rewards = th.zeros(len(EPISODE_ENDS))
+    assert model._add_truncation_bootstrap(rewards, infos, np.ones(len(EPISODE_ENDS), dtype=bool), state).all()
     assert not rewards.any()
     assert same(before, state)
 
 
 @pytest.mark.parametrize("n_envs", [2, 8, 1])
 def test_a_model_trained_with_four_environments_runs_with_others(tmp_path: Path, n_envs: int) -> None:
-    """States are as many as environments, in the buffer and at hand."""
+    """Stored and current states have one row per environment."""
     model = toy_model(toy_vec_env(4), burn_in=2, batch_size=None).learn(48)
     model.save(tmp_path / "model")
     loaded = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(n_envs), device="cpu")
     assert same(weights(model.policy), weights(loaded.policy))
     updates = record_updates(loaded)
     loaded.learn(2 * 12 * n_envs)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     assert loaded.rollout_buffer.n_envs == n_envs
     assert not same(weights(model.policy), weights(loaded.policy))
     action, _ = predict(loaded, np.zeros((n_envs + 1, 3), np.float32))
     assert action.shape == (n_envs + 1,)
 
 
-def test_a_loaded_model_goes_on_in_mid_episode(tmp_path: Path) -> None:
-    """Without a reset, training goes on in the episodes at hand, from fresh states: they are the ones acted with."""
+def test_a_loaded_model_continues_within_an_episode(tmp_path: Path) -> None:
+    """Without a reset, training continues in the current episodes from initial states, and the ratio is 1."""
     model = toy_model().learn(36)
     assert model.env is not None
     model.save(tmp_path / "model")
     loaded = MemoryPPO.load(tmp_path / "model", env=model.env, device="cpu", force_reset=False)
     updates = record_updates(loaded)
     loaded.learn(36, reset_num_timesteps=False)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
 
 
 # --- the core -----------------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_loaded_model_goes_on_in_mid_episode(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:shared_lstm")
 @pytest.mark.parametrize("policy_kwargs", [{}, {"shared_lstm": True, "enable_critic_lstm": False}])
 def test_actor_and_critic_both_train_the_core(policy_kwargs: dict[str, Any]) -> None:
-    """``shared_lstm`` of sb3-contrib cuts the value's gradient off."""
+    """``shared_lstm`` of sb3-contrib detaches the critic's gradient from the core."""
     model = rollout(toy_model(policy_kwargs=policy_kwargs))
     model.policy.set_training_mode(True)
     values, log_prob, *_ = model.policy.evaluate_sequences(whole_batch(model))
@@ -331,8 +331,8 @@ def test_actor_and_critic_both_train_the_core(policy_kwargs: dict[str, Any]) -> 
             assert gradient.any(), f"{name} learns nothing"
 
 
-class Dropping(NoMemory):
-    """A memory with dropout of one kind or another somewhere inside."""
+class DropoutMemory(NoMemory):
+    """A memory with dropout in a layer of the given kind."""
 
     def __init__(self, input_dim: int, layer: str = "module", p: float = 0.1) -> None:
         super().__init__(input_dim)
@@ -347,7 +347,7 @@ class Dropping(NoMemory):
 
 @pytest.fixture
 def dropping() -> Any:
-    register_memory("dropping", Dropping)
+    register_memory("dropping", DropoutMemory)
     yield
     del MEMORIES["dropping"]
 
@@ -355,7 +355,7 @@ def dropping() -> Any:
 @pytest.mark.usefixtures("dropping")
 @pytest.mark.parametrize("layer", ["module", "lstm", "attention", "transformer"])
 def test_dropout_in_the_core_is_refused(layer: str) -> None:
-    """Acting is without, training with: the ratio would be wrong by 7e-3."""
+    """Only training would apply dropout: the ratio would be wrong by 7e-3."""
     kwargs = {"memory": "dropping", "memory_kwargs": {"layer": layer}}
     with pytest.raises(ValueError, match=r"Dropout in the core \(memory.memory.inner.*p=0.1\).*use p=0"):
         toy_model(policy_kwargs=kwargs)
@@ -365,8 +365,8 @@ def test_dropout_in_the_core_is_refused(layer: str) -> None:
 # --- the update ---------------------------------------------------------------------------------------------------------
 
 
-def test_value_clipping_is_that_of_ppo() -> None:
-    """The larger of the clipped and the unclipped loss; sb3-contrib takes the clipped one, which stops learning too soon."""
+def test_value_clipping_takes_the_larger_loss() -> None:
+    """The loss is the larger of the clipped and the unclipped one; sb3-contrib uses only the clipped one."""
     model = rollout(toy_model())
     batch = whole_batch(model)
     with th.no_grad():
@@ -396,7 +396,7 @@ def recorded_kls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_approx_kl_is_logged_over_all_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sb3-contrib logs that of the last epoch."""
+    """sb3-contrib logs only the last epoch's."""
     kls = recorded_kls(monkeypatch)
     model = toy_model(n_epochs=3, learning_rate=0.01)
     updates = record_updates(model)
@@ -430,7 +430,7 @@ def count_steps(model: MemoryPPO) -> list[int]:
 def test_updates_are_counted_right_after_a_kl_stop(
     monkeypatch: pytest.MonkeyPatch, batch_size: int, target_kl: float | None, evaluated: int, n_updates: int
 ) -> None:
-    """The stop comes before the step, and only epochs with a step count (C325, S1229)."""
+    """The stop precedes the step, and only epochs with a step are counted (C325, S1229)."""
     kls = recorded_kls(monkeypatch)
     model = toy_model(n_epochs=4, batch_size=batch_size, target_kl=target_kl, learning_rate=0.01)
     updates, steps = record_updates(model), count_steps(model)
@@ -442,8 +442,8 @@ def test_updates_are_counted_right_after_a_kl_stop(
     assert updates[0]["train/n_updates"] == n_updates
 
 
-def test_a_kl_stop_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """At the words of SB3, and only to those who want to hear."""
+def test_a_kl_stop_is_printed_if_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    """With SB3's message, and only with ``verbose>=1``."""
     for verbose in (0, 1):
         model = toy_model(target_kl=1e-9, learning_rate=0.01, verbose=verbose)
         capsys.readouterr()
@@ -467,28 +467,28 @@ def test_continuous_actions_are_clipped_in_their_shape_and_stored_unclipped() ->
     # The probability is that of the sample, so the ratio stays one.
     updates = record_updates(model)
     model.learn(36)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
 
 
-def test_the_states_at_hand_do_not_reach_a_new_environment() -> None:
-    """The states at hand belong to the old environment's episodes; the new one's begin anew."""
+def test_current_states_are_not_used_in_a_new_environment() -> None:
+    """The current states belong to episodes of the old environment; those of the new one start from the initial state."""
     model = toy_model().learn(36)
     old = {name: leaf.clone() for name, leaf in model._last_state.items()}
     assert any(leaf.any() for leaf in old.values())
     model.set_env(toy_vec_env(seed=7))
     updates = record_updates(model)
     model.learn(36, reset_num_timesteps=False)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
     assert model.rollout_buffer.episode_starts[0].all()
     model._last_state = {name: th.full_like(leaf, float("nan")) for name, leaf in old.items()}
     model.set_env(toy_vec_env(seed=8))
     model.learn(36, reset_num_timesteps=False)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     assert all(tensor.isfinite().all() for tensor in weights(model.policy).values())
 
 
-class Loud(NoMemory):
-    """A memory that reports an auxiliary loss: the algorithm weighs it, and logs only what is detached."""
+class AuxiliaryLoss(NoMemory):
+    """A memory with an auxiliary loss, which the algorithm weights, and logs detached."""
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         read, state, _ = super().forward_sequence(x, state, masks)
@@ -496,12 +496,12 @@ class Loud(NoMemory):
 
 
 def test_burn_in_has_no_auxiliary_loss() -> None:
-    """Of a memory's own loss, too, burn-in steps are no part (C75)."""
-    register_memory("loud", Loud)
+    """Burn-in steps do not contribute to the memory's auxiliary loss (C75)."""
+    register_memory("auxiliary", AuxiliaryLoss)
     try:
-        model = rollout(toy_model(burn_in=3, policy_kwargs={"memory": "loud", "memory_kwargs": {}}))
+        model = rollout(toy_model(burn_in=3, policy_kwargs={"memory": "auxiliary", "memory_kwargs": {}}))
     finally:
-        del MEMORIES["loud"]
+        del MEMORIES["auxiliary"]
     batch = whole_batch(model)
     seen: list[int] = []
     memory = model.policy.core.parts["memory"]

@@ -1,4 +1,4 @@
-"""Short seeded runs that learn what cannot be learned without remembering."""
+"""Short seeded training runs on tasks that need memory."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from sb3_cyborg import MemoryPPO
 
 
 class WithoutVelocities(gym.ObservationWrapper[np.ndarray, np.int64, np.ndarray]):
-    """CartPole of which one sees the position and the angle, scaled to about one."""
+    """CartPole whose observation is position and angle only, scaled to about 1."""
 
     def __init__(self) -> None:
         super().__init__(gym.make("CartPole-v1"))
@@ -29,7 +29,7 @@ class WithoutVelocities(gym.ObservationWrapper[np.ndarray, np.int64, np.ndarray]
 
 
 class LastSymbol(gym.Env[np.ndarray, np.int64]):
-    """Say what was shown on the step before: learned in seconds."""
+    """The right action is the symbol of the previous step; it is learned in seconds."""
 
     observation_space = spaces.Box(0, 1, (3,))
     action_space = spaces.Discrete(3)
@@ -68,7 +68,7 @@ def _one_thread() -> Any:
     ],
     ids=lambda kwargs: f"{kwargs['encoder']}-{kwargs['memory']}",
 )
-def test_learns_to_say_the_last_symbol(policy_kwargs: dict[str, Any]) -> None:
+def test_learns_to_recall_the_last_symbol(policy_kwargs: dict[str, Any]) -> None:
     """Random guessing gives 6.3 of 19."""
     env = make_vec_env(LastSymbol, 8, seed=0)
     model = MemoryPPO(
@@ -89,8 +89,8 @@ def test_learns_to_say_the_last_symbol(policy_kwargs: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_cartpole_without_velocities() -> None:
-    """A recurrent encoder balances it to the end, PPO, with as many steps, cannot know where things are going."""
+def test_a_recurrent_encoder_solves_cartpole_without_velocities() -> None:
+    """A recurrent encoder reaches the full return; PPO without memory, with as many steps, does not."""
     settings: dict[str, Any] = {
         "n_steps": 64,
         "batch_size": 512,

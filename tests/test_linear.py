@@ -1,4 +1,4 @@
-"""Products by the faster library: the same results and gradients, whichever it is."""
+"""Matrix products by MKL and by oneDNN have the same results and gradients."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def gradients(y: th.Tensor, *leaves: th.Tensor) -> tuple[th.Tensor, ...]:
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS.values()], ids=lambda a: "none" if a is None else a.name)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_linear_is_that_of_torch(library: bool, activation: Activation | None, with_bias: bool) -> None:
+def test_linear_equals_torch(library: bool, activation: Activation | None, with_bias: bool) -> None:
     rows, features, out = LARGE
     x = th.randn(8, rows // 8, features, requires_grad=True)
     weight = (th.randn(out, features) / 8).requires_grad_()
@@ -43,26 +43,26 @@ def test_linear_is_that_of_torch(library: bool, activation: Activation | None, w
         th.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
-def test_products_of_views(library: bool) -> None:
+def test_products_of_strided_views_are_equal(library: bool) -> None:
     a, b = th.randn(LARGE[1], LARGE[0]).t(), th.randn(LARGE[1], LARGE[2]).t()
     th.testing.assert_close(matmul_t(a, b), a @ b.t(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [th.float64, th.bfloat16])
-def test_other_precisions_go_the_usual_way(library: bool, dtype: th.dtype) -> None:
+def test_other_dtypes_use_torch_linear(library: bool, dtype: th.dtype) -> None:
     layer = Linear(LARGE[1], LARGE[2]).to(dtype)
     x = th.randn(LARGE[0], LARGE[1], dtype=dtype)
     assert th.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-def test_autocast_reaches_a_linear(library: bool) -> None:
+def test_autocast_applies_to_linear(library: bool) -> None:
     layer = Linear(LARGE[1], LARGE[2])
     with th.autocast("cpu", th.bfloat16):
         assert layer(th.randn(LARGE[0], LARGE[1])).dtype == th.bfloat16
 
 
 @pytest.mark.parametrize("rows", [4, LARGE[0]], ids=["few rows", "many rows"])
-def test_layers_are_a_sequential(library: bool, rows: int) -> None:
+def test_fused_layers_equal_a_sequential(library: bool, rows: int) -> None:
     parts = [nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64), nn.SiLU(), nn.LayerNorm(64)]
     usual, ours = nn.Sequential(*parts), FusedSequential(*parts)
     assert usual.state_dict().keys() == ours.state_dict().keys()
@@ -72,8 +72,8 @@ def test_layers_are_a_sequential(library: bool, rows: int) -> None:
 
 
 @pytest.mark.parametrize("layers", [Linear(LARGE[1], LARGE[2]), FusedSequential(nn.Linear(LARGE[1], LARGE[2]), nn.Tanh())])
-def test_a_compiler_chooses_itself(library: bool, layers: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TorchInductor fails at oneDNN's operator where a weight is no constant."""
+def test_compilation_does_not_use_onednn(library: bool, layers: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchInductor does not support oneDNN's operator for weights that are not constant."""
 
     def refused(*args: Any) -> th.Tensor:
         raise AssertionError("This would not compile.")
@@ -88,8 +88,8 @@ def test_a_compiler_chooses_itself(library: bool, layers: nn.Module, monkeypatch
         th.testing.assert_close(ours, eager, atol=1e-3, rtol=1e-4)
 
 
-def test_the_choice_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that is not there, or wrong, is not chosen."""
+def test_onednn_is_used_only_if_present_and_correct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN is not chosen if the operator is missing or its results are wrong."""
     module._prefers_onednn.cache_clear()
     monkeypatch.setattr(module, "_onednn", lambda a, b, bias: a @ b.t() + 1)
     assert not module._prefers_onednn()

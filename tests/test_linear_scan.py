@@ -1,4 +1,4 @@
-"""The chunked scan against the plain loop."""
+"""The chunked scan against the reference loop."""
 
 import torch as th
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from sb3_cyborg.ops.linear_scan import CHUNK, MAX_WRITE, slot_scan, slot_scan_re
     strongest=st.sampled_from([0.0, 0.3, MAX_WRITE]),
     seed=st.integers(0, 10**6),
 )
-def test_equals_the_loop(steps: int, slots: int, chunk: int, reset_rate: float, strongest: float, seed: int) -> None:
+def test_equals_the_reference_loop(steps: int, slots: int, chunk: int, reset_rate: float, strongest: float, seed: int) -> None:
     generator = th.Generator().manual_seed(seed)
     read, write = (th.rand(2, steps, 3, slots, dtype=th.float64, generator=generator) for _ in range(2))
     write = write * strongest if strongest < MAX_WRITE else (write > 0.5).double() * strongest
@@ -34,8 +34,8 @@ def test_equals_the_loop(steps: int, slots: int, chunk: int, reset_rate: float, 
         th.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
-def test_the_strongest_writes_neither_overflow_nor_lose_precision_in_fp32() -> None:
-    """A chunk of nothing but erasures: the factors of the product span 384 powers of ten."""
+def test_the_largest_writes_neither_overflow_nor_lose_precision_in_fp32() -> None:
+    """A chunk in which every write has the largest strength: the factors span 384 powers of ten."""
     generator = th.Generator().manual_seed(0)
     read = th.rand(1, 4 * CHUNK, 1, 3, generator=generator)
     write = th.full_like(read, MAX_WRITE)

@@ -18,7 +18,7 @@ def test_normalized_advantages_by_hand() -> None:
     assert got.tolist() == [pytest.approx([-1.5 / std, -0.5 / std]), pytest.approx([0.5 / std, 1.5 / std])]
 
 
-def test_two_samples_are_the_fewest_that_normalize() -> None:
+def test_normalization_needs_two_samples() -> None:
     assert losses.normalize_advantages(th.tensor([5.0, 9.0])).tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)])
     with pytest.warns(UserWarning, match="degrees of freedom"):
         alone = losses.normalize_advantages(th.tensor([5.0]))
@@ -88,9 +88,9 @@ def test_entropy_loss_by_hand() -> None:
     assert losses.entropy_loss(None, log_prob).item() == -2.0  # -log p estimates the entropy
 
 
-def test_approximate_kl_of_a_sample_is_exact_where_the_sample_is() -> None:
+def test_approximate_kl_is_exact_for_an_exact_sample() -> None:
     old, new = [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]
-    sample = th.tensor([0, 0, 1, 2])  # just as often as under `old`
+    sample = th.tensor([0, 0, 1, 2])  # with the frequencies of `old`
     log_ratio = (th.tensor(new) / th.tensor(old)).log()[sample]
     kl = sum(p * math.log(p / q) for p, q in zip(old, new, strict=True))
     assert losses.approximate_kl(log_ratio).item() == pytest.approx(kl, rel=1e-5)

@@ -57,11 +57,11 @@ def test_contract_at_default_sizes_across_chunks() -> None:
     ("chunk_size", "steps", "dt"),
     [(8, 17, 1e-4), (8, 17, 1e3), (8, 16, 1.0), (8, 16, 30.0), (5, 14, 30.0)],  # one over, at, and short of an edge
 )
-def test_contract_across_chunk_edges_whatever_the_step_size(chunk_size: int, steps: int, dt: float) -> None:
+def test_contract_across_chunk_edges_for_small_and_large_step_sizes(chunk_size: int, steps: int, dt: float) -> None:
     """
-    Step sizes of 0.0001 forget nothing, those of 1000 all at once.
+    A step size of 0.0001 keeps the state, one of 1000 erases it.
 
-    In fp32 with large ones, stepping and chunks are both off by up to 9e-6 of fp64: hence the tolerance between the two.
+    In fp32 with large step sizes, step form and chunks each differ by up to 9e-6 from fp64, hence the tolerance of 2e-5.
     """
     th.manual_seed(0)
     model = Mamba2(8, d_state=6, expand=1, headdim=4, chunk_size=chunk_size)
@@ -104,18 +104,18 @@ def test_gradcheck_of_layers() -> None:
         ({"d_model": 64, "headdim": 32, "ngroups": 3}, r"`ngroups`=3 does not divide .*=4.* 2 and 4"),
     ],
 )
-def test_sizes_that_cannot_work(options: dict[str, Any], names: str) -> None:
+def test_invalid_sizes_are_refused(options: dict[str, Any], names: str) -> None:
     with pytest.raises(ValueError, match=names):
         Mamba2(**options)
 
 
 @pytest.mark.parametrize(("hidden_dim", "num_layers"), [(0, 1), (32, 0)])
-def test_layers_that_cannot_work(hidden_dim: int, num_layers: int) -> None:
+def test_invalid_layer_sizes_are_refused(hidden_dim: int, num_layers: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         MambaCore(hidden_dim, num_layers)
 
 
-def test_options_are_those_of_the_block() -> None:
+def test_core_options_equal_those_of_the_block() -> None:
     sizes = {"d_state": 8, "d_conv": 2, "expand": 1, "headdim": 8, "ngroups": 2, "chunk_size": 8}
     assert sizes.keys() | {"mamba_backend"} == ENCODERS.options("mamba").keys()
     state = MambaCore(16, 2, **sizes).get_initial_state(3)
@@ -202,8 +202,8 @@ def test_state_dict_is_that_of_mamba_ssm(sizes: dict[str, Any], layout: dict[str
 
 
 @pytest.mark.parametrize(("sizes", "layout"), OFFICIAL_LAYOUTS)
-def test_official_weights_in_and_out(sizes: dict[str, Any], layout: dict[str, tuple[int, ...]]) -> None:
-    """Strictly, bit for bit, in the official order. With the official class itself: ``make test-official``."""
+def test_official_weights_load_and_save_exactly(sizes: dict[str, Any], layout: dict[str, tuple[int, ...]]) -> None:
+    """Weights are loaded strictly and bit-exact, in the official order. ``make test-official`` uses the official class."""
     generator = th.Generator().manual_seed(0)
     theirs = {name: th.randn(shape, generator=generator) for name, shape in layout.items()}
     ours = Mamba2(**sizes)
@@ -214,7 +214,7 @@ def test_official_weights_in_and_out(sizes: dict[str, Any], layout: dict[str, tu
         Mamba2(**sizes | {"d_state": 8}).load_state_dict(theirs, strict=True)
 
 
-def test_initialisation_is_the_official_one() -> None:
+def test_initialisation_equals_the_official_one() -> None:
     th.manual_seed(0)
     block = Mamba2(1024, headdim=1)  # 2048 heads
     dt, a = th.nn.functional.softplus(block.dt_bias), block.A_log.exp()
@@ -229,14 +229,14 @@ def test_initialisation_is_the_official_one() -> None:
 
 
 def test_the_norm_is_over_groups() -> None:
-    """As in mamba_ssm: each group of features has a mean square of one, however large the other is."""
+    """As in mamba_ssm, each group of features has a mean square of 1, independent of the other group."""
     norm = Mamba2(8, headdim=4, ngroups=2).norm
     y = th.randn(5, 16) * th.tensor([1.0] * 8 + [100.0] * 8)
     mean_squares = norm(y, th.ones(5, 16)).view(5, 2, 8).square().mean(-1)
     assert th.allclose(mean_squares, th.ones(5, 2), atol=1e-3)
 
 
-def test_convolution_is_that_of_torch() -> None:
+def test_convolution_equals_torch() -> None:
     conv = Mamba2(8, d_state=4, headdim=4, d_conv=4).conv1d
     x = th.randn(2, 9, conv.in_channels)
     assert conv.bias is not None
@@ -246,8 +246,8 @@ def test_convolution_is_that_of_torch() -> None:
     assert th.equal(state, x[:, -3:].transpose(1, 2))
 
 
-def test_the_convolution_shows_what_is_not_finite_in_its_own_window_alone() -> None:
-    """A window of four, poisoned at 2 and 8, with a reset at 4."""
+def test_a_nan_reaches_only_the_convolution_windows_that_contain_it() -> None:
+    """The kernel size is 4, with NaN at steps 2 and 8 and a reset at step 4."""
     x, masks = th.ones(1, 13, 2), th.ones(1, 13, dtype=th.bool)
     x[0, [2, 8], 0] = float("nan")
     masks[0, 4] = 0
@@ -255,8 +255,8 @@ def test_the_convolution_shows_what_is_not_finite_in_its_own_window_alone() -> N
     assert (~got[0].isfinite().all(-1)).nonzero().flatten().tolist() == [2, 3, 8, 9, 10, 11]
 
 
-def test_an_episode_after_a_reset_is_a_new_episode() -> None:
-    """Bit for bit: the same outputs, state and parameter gradients as without a past."""
+def test_an_episode_after_a_reset_equals_a_new_sequence() -> None:
+    """Outputs, state and parameter gradients are bit-exact those of a sequence without a past."""
     th.manual_seed(0)
     model = MambaCore(32, 2, chunk_size=8)
     x, past = th.randn(2, 16, 32), th.randn(2, 16, 32)
@@ -279,7 +279,7 @@ def test_an_episode_after_a_reset_is_a_new_episode() -> None:
 
 
 @pytest.mark.parametrize("model", [Mamba2(32), MambaLayer(32)], ids=["block", "layer"])
-def test_autocast_leaves_the_state_in_full_precision(model: SequenceModel) -> None:
+def test_autocast_keeps_the_state_in_fp32(model: SequenceModel) -> None:
     x, state = th.randn(2, 5, 32), model.get_initial_state(2)
     with th.autocast("cpu", dtype=th.bfloat16):
         output, final, _ = model.forward_sequence(x, state, th.ones(2, 5, dtype=th.bool))
@@ -311,7 +311,7 @@ def fixture_peer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("options", PEERS.values(), ids=PEERS.keys())
 def test_parity_with_transformers(peer: Any, options: dict[str, Any]) -> None:
-    """The same parameters give the same sequence, and the same continuation of it, in one piece and step by step."""
+    """With the same parameters, a sequence and its continuation are equal, in sequence form and step form."""
     from transformers.cache_utils import DynamicCache
 
     th.manual_seed(0)

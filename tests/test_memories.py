@@ -1,4 +1,4 @@
-"""What each memory is for, shown by learning it; and the rules by which the persistent memory evicts."""
+"""A supervised task for each kind of memory, and the eviction rules of the persistent memory."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ from sb3_cyborg.sequence_model import AUX_LOSS, SequenceModel, State
 from sb3_cyborg.testing import verify_contract
 
 Task = Callable[[th.Generator], tuple[th.Tensor, th.Tensor, th.Tensor]]
-"""Draws inputs (B, T, D), the right answers (B, T), and where an answer is asked for (B, T)."""
+"""Samples inputs (B, T, D), targets (B, T), and the steps with a target, bool, (B, T)."""
 
 ROWS, STEPS, SYMBOLS = 32, 48, 4
 
@@ -25,14 +25,14 @@ def _symbols(generator: th.Generator) -> th.Tensor:
     return th.randint(SYMBOLS, (ROWS, STEPS), generator=generator)
 
 
-def what_came_20_steps_ago(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+def copy_the_symbol_of_20_steps_ago(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     symbols = _symbols(generator)
     asked = th.arange(STEPS).expand(ROWS, -1) >= 20
     return F.one_hot(symbols, SYMBOLS).float(), symbols.roll(20, dims=1), asked
 
 
-def what_followed_the_key(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """Each of 8 keys is shown once, its value a step later; then keys alone, to be answered with their values."""
+def recall_the_value_of_a_key(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """Each of 8 keys is shown once, its value one step later; then keys are shown, and the targets are their values."""
     keys = 8
     values = th.randint(keys, (ROWS, keys), generator=generator)
     order = th.rand(ROWS, keys, generator=generator).argsort(dim=1)
@@ -46,15 +46,15 @@ def what_followed_the_key(generator: th.Generator) -> tuple[th.Tensor, th.Tensor
     return x, answers, x[..., -1] > 0
 
 
-def the_first_item(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+def recall_the_first_symbol(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     symbols = _symbols(generator)
     first = (th.arange(STEPS) == 0).float().expand(ROWS, -1)
     x = th.cat([F.one_hot(symbols, SYMBOLS).float(), first.unsqueeze(-1)], dim=-1)
     return x, symbols[:, :1].expand(-1, STEPS), first == 0
 
 
-def the_flagged_items(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """Two symbols, among many, come with a flag each; later a flag alone asks for its symbol."""
+def recall_the_flagged_symbols(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """Two of many symbols have a flag; later a flag is shown, and the target is its symbol."""
     symbols, flags, half = _symbols(generator), 2, STEPS // 2
     when = th.rand(ROWS, half, generator=generator).argsort(dim=1)[:, :flags]
     marks = F.one_hot(when, STEPS).transpose(1, 2).float()  # (B, T, flags)
@@ -66,7 +66,7 @@ def the_flagged_items(generator: th.Generator) -> tuple[th.Tensor, th.Tensor, th
 
 
 def accuracy(model: SequenceModel, task: Task, updates: int = 250, learning_rate: float = 1e-2) -> float:
-    """:return: Right answers, as a share, of a memory with a linear read-out, after training, on the last 20 batches."""
+    """:return: Accuracy of a memory with a linear read-out on the last 20 training batches."""
     generator = th.Generator().manual_seed(0)
     head = nn.Linear(model.input_dim + model.output_dim, 8)
     optimizer = th.optim.Adam([*model.parameters(), *head.parameters()], lr=learning_rate)
@@ -86,15 +86,15 @@ def accuracy(model: SequenceModel, task: Task, updates: int = 250, learning_rate
 
 
 CAPABILITIES: dict[str, tuple[Task, int]] = {
-    "ring": (what_came_20_steps_ago, 24),
-    "kv": (what_followed_the_key, STEPS),
-    "slot": (the_first_item, 4),
-    "pmm": (the_flagged_items, 4),  # items outlive up to 47 others in 4 slots
+    "ring": (copy_the_symbol_of_20_steps_ago, 24),
+    "kv": (recall_the_value_of_a_key, STEPS),
+    "slot": (recall_the_first_symbol, 4),
+    "pmm": (recall_the_flagged_symbols, 4),  # items persist through up to 47 others in 4 slots
 }
 
 
 @pytest.mark.parametrize("kind", CAPABILITIES)
-def test_what_it_is_for(kind: str) -> None:
+def test_a_kind_learns_its_own_task(kind: str) -> None:
     th.manual_seed(0)
     task, num_slots = CAPABILITIES[kind]
     x, _, _ = task(th.Generator().manual_seed(1))
@@ -104,21 +104,21 @@ def test_what_it_is_for(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "task"), [("kv", "ring"), ("slot", "ring"), ("ring", "kv"), ("ring", "slot"), ("kv", "pmm")])
-def test_what_it_is_not_for(kind: str, task: str) -> None:
-    """Of the same size, another kind does not get there with as many updates: the kinds are different things."""
+def test_a_kind_does_not_learn_the_task_of_another(kind: str, task: str) -> None:
+    """A memory of another kind and the same size does not reach the accuracy."""
     th.manual_seed(0)
     function, num_slots = CAPABILITIES[task]
     x, _, _ = function(th.Generator().manual_seed(1))
-    options = {"num_first": 0} if kind == "ring" else {}  # the window alone
+    options = {"num_first": 0} if kind == "ring" else {}  # only the window
     memory = MemoryV7(x.shape[-1], kind, memory_dim=32, num_slots=num_slots, num_heads=4, **options)
     assert accuracy(memory, function, updates=150) < 0.9
 
 
-# --- the persistent memory's rules ----------------------------------------------------------------------------------
+# --- eviction of the persistent memory --------------------------------------------------------------------------------
 
 
 def gated(num_slots: int, **options: float) -> PersistentMemory:
-    """A persistent memory whose gate is the sign of the first feature, and which stores and reads the second."""
+    """A persistent memory whose gate is the sign of the first feature and whose item is the second feature."""
     memory = PersistentMemory(2, memory_dim=2, num_slots=num_slots, num_heads=1, **options)
     with th.no_grad():
         memory.write_gate.weight.copy_(th.tensor([[10.0, 0.0]]))
@@ -128,58 +128,58 @@ def gated(num_slots: int, **options: float) -> PersistentMemory:
     return memory
 
 
-def run_items(memory: PersistentMemory, gates: Sequence[float], state: State | None = None) -> State:
-    """Offer items 1, 2, 3... with gates of the given signs."""
+def write_items(memory: PersistentMemory, gates: Sequence[float], state: State | None = None) -> State:
+    """Process items 1, 2, 3... with gates of the given signs."""
     x = th.tensor([[[gate, index + 1.0] for index, gate in enumerate(gates)]])
     with th.no_grad():
         _, state, _ = memory.forward_sequence(x, memory.get_initial_state(1) if state is None else state)
     return state
 
 
-def held(state: State) -> set[int]:
+def stored_items(state: State) -> set[int]:
     return {round(item) for item in state["items"][0, :, 1].tolist()} - {0}
 
 
-def test_empty_slots_are_taken_first_and_then_the_oldest_goes() -> None:
+def test_empty_slots_are_written_first_and_then_the_oldest_is_evicted() -> None:
     memory = gated(3)
-    assert held(run_items(memory, [-1])) == {1}
-    assert held(run_items(memory, [-1] * 3)) == {1, 2, 3}
-    assert held(run_items(memory, [-1] * 4)) == {2, 3, 4}
-    assert held(run_items(memory, [-1] * 7)) == {5, 6, 7}
+    assert stored_items(write_items(memory, [-1])) == {1}
+    assert stored_items(write_items(memory, [-1] * 3)) == {1, 2, 3}
+    assert stored_items(write_items(memory, [-1] * 4)) == {2, 3, 4}
+    assert stored_items(write_items(memory, [-1] * 7)) == {5, 6, 7}
 
 
-def test_a_flagged_item_outlives_any_number_of_others() -> None:
-    assert held(run_items(gated(3), [-1, 1] + [-1] * 200)) == {2, 201, 202}
+def test_an_item_with_an_open_gate_persists() -> None:
+    assert stored_items(write_items(gated(3), [-1, 1] + [-1] * 200)) == {2, 201, 202}
 
 
-def test_a_shut_gate_displaces_nothing_of_use_but_an_open_one_the_least_used() -> None:
+def test_a_closed_gate_evicts_no_used_item_and_an_open_one_the_least_used() -> None:
     memory = gated(2)
-    full = run_items(memory, [1, 1])
-    assert held(run_items(memory, [-1], full)) == {1, 2}
-    assert held(run_items(memory, [1, 1, 1])) == {2, 3}
+    full = write_items(memory, [1, 1])
+    assert stored_items(write_items(memory, [-1], full)) == {1, 2}
+    assert stored_items(write_items(memory, [1, 1, 1])) == {2, 3}
 
 
-def test_what_is_read_stays() -> None:
-    """Attention of more than half counts as use, and use saves from eviction."""
+def test_reads_protect_an_item_from_eviction() -> None:
+    """Attention above one half increases usage, and an item with more usage is not evicted."""
     memory = gated(2)
     with th.no_grad():
         memory.query.bias.copy_(th.tensor([0.0, 1.0]))
-        memory.key.weight.copy_(th.tensor([[0.0, 0.0], [0.0, -40.0]]))  # looks for the smallest item
-        memory.null_key.copy_(th.tensor([[0.0, -1000.0]]))  # and never for nothing
-    state = run_items(memory, [-1, -1, -1, -1, -1])
-    assert 1 in held(state), "read at every step"
-    assert held(run_items(gated(2), [-1] * 5)) == {4, 5}, "the same without reads"
+        memory.key.weight.copy_(th.tensor([[0.0, 0.0], [0.0, -40.0]]))  # attends to the smallest item
+        memory.null_key.copy_(th.tensor([[0.0, -1000.0]]))  # and never to the null entry
+    state = write_items(memory, [-1, -1, -1, -1, -1])
+    assert 1 in stored_items(state), "read at every step"
+    assert stored_items(write_items(gated(2), [-1] * 5)) == {4, 5}, "the same without reads"
 
 
 def test_usage_decays_and_age_counts() -> None:
-    state = run_items(gated(2, usage_decay=0.5), [1, -1, -1])
+    state = write_items(gated(2, usage_decay=0.5), [1, -1, -1])
     by_item = {round(item): i for i, item in enumerate(state["items"][0, :, 1].tolist())}
     assert state["usage"][0, by_item[1]].item() == 0.25
     assert state["age"][0, by_item[1]].item() == 2
     assert state["age"][0, by_item[3]].item() == 0
 
 
-def test_write_rate_returns_a_loss_that_moves_the_gate() -> None:
+def test_write_rate_returns_a_loss_that_trains_the_gate() -> None:
     memory = gated(2, write_rate=0.1)
     x = th.zeros(1, 4, 2)
     _, _, logs = memory.forward_sequence(x, memory.get_initial_state(1))
@@ -213,7 +213,7 @@ def test_an_empty_slot_memory_reads_the_null_vector() -> None:
         th.testing.assert_close(read, memory.out(memory.null.flatten()).unsqueeze(0))
 
 
-def test_slots_are_bounded_by_what_was_written() -> None:
+def test_slots_are_bounded_by_the_written_items() -> None:
     memory = SlotMemory(3, memory_dim=4, num_slots=3, num_heads=2)
     x = th.randn(2, 200, 3)
     with th.no_grad():
@@ -222,7 +222,7 @@ def test_slots_are_bounded_by_what_was_written() -> None:
 
 
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_diagnostics_are_there_in_training_and_cost_nothing_in_acting(kind: str) -> None:
+def test_diagnostics_are_computed_in_training_mode_only(kind: str) -> None:
     memory = MemoryV7(8, kind)
     wanted = {"none": set(), "slot": {"write_strength"}, "pmm": {"write_strength"}}.get(kind, set())
     wanted |= set() if kind == "none" else {"read_entropy", "usage", "fill"}
@@ -237,7 +237,7 @@ def test_registered_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MEMORIES, "gru", NoMemory)  # so that the name is free again afterwards
 
     class GRUMemory(GRU):
-        """A GRU behind the encoder."""
+        """A GRU as a memory."""
 
         def __init__(self, input_dim: int, width: int = 4) -> None:
             super().__init__(input_dim, width)

@@ -12,10 +12,12 @@ from sb3_contrib import RecurrentPPO
 from torch import nn
 
 from sb3_cyborg import MemoryPPO
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 from tests.helpers import (
     DropoutBatchNorm,
     ToyEnv,
-    assert_honest,
+    assert_exact_ratios,
     predict,
     record_updates,
     rollout,
@@ -27,13 +29,13 @@ from tests.helpers import (
 )
 
 
-def test_small_settings_of_recurrent_ppo_run_in_silence() -> None:
+def test_small_settings_of_recurrent_ppo_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = MemoryPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, n_epochs=1, device="cpu", policy_kwargs=small())
     updates = record_updates(model)
     model.learn(32)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
 
 
 def test_an_explicit_batch_size_larger_than_the_rollout_warns_and_runs() -> None:
@@ -41,10 +43,10 @@ def test_an_explicit_batch_size_larger_than_the_rollout_warns_and_runs() -> None
         model = toy_model(toy_vec_env(1), n_steps=16, batch_size=128, seq_len=None)
     updates = record_updates(model)
     model.learn(16)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
 
 
-def test_the_arguments_of_ppo() -> None:
+def test_all_arguments_of_ppo_are_accepted() -> None:
     model = MemoryPPO(
         "MlpPolicy",
         toy_vec_env(1),
@@ -77,7 +79,7 @@ def test_the_arguments_of_ppo() -> None:
     model.learn(
         total_timesteps=128, callback=None, log_interval=1, tb_log_name="x", reset_num_timesteps=True, progress_bar=False
     )
-    assert_honest(updates)
+    assert_exact_ratios(updates)
     assert updates[0]["train/n_updates"] == 2
     assert updates[0]["train/clip_range"] == pytest.approx(0.1)
     assert updates[0]["train/clip_range_vf"] == pytest.approx(0.3)
@@ -93,7 +95,7 @@ def test_positional_arguments_are_those_of_recurrent_ppo() -> None:
     assert ours.co_varnames[: ours.co_argcount] == theirs.co_varnames[: theirs.co_argcount]
 
 
-def test_advantages_are_normalized_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalize_advantage_switches_the_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = th.Tensor.std
 
@@ -126,7 +128,7 @@ def test_gradients_are_clipped(max_grad_norm: float) -> None:
         batch_size=36,
         learning_rate=1.0,
         max_grad_norm=max_grad_norm,
-        normalize_value=False,  # no weight and no buffer moves but by a gradient
+        normalize_value=False,  # weights and buffers change only by gradients
         policy_kwargs={"optimizer_class": th.optim.SGD, "normalize_observations": False},
     )
     before = weights(model.policy)
@@ -140,7 +142,7 @@ class Squashed(nn.Module):
         return x.tanh() * 0.5
 
 
-def test_policy_kwargs_of_sb3() -> None:
+def test_policy_kwargs_of_sb3_are_applied() -> None:
     kwargs = {
         "net_arch": {"pi": [7], "vf": [6, 5]},
         "activation_fn": Squashed,
@@ -164,8 +166,8 @@ def test_policy_kwargs_of_sb3() -> None:
     assert optimized == {id(parameter) for parameter in policy.parameters()}
 
 
-def test_train_eval_mode() -> None:
-    """Acting, predicting and looking ahead are in evaluation mode, updates in training mode."""
+def test_acting_uses_evaluation_mode_and_updates_training_mode() -> None:
+    """Acting, ``predict`` and ``predict_values`` use evaluation mode, updates training mode."""
     model = toy_model(policy_kwargs={"features_extractor_class": DropoutBatchNorm})
     extractor = model.policy.features_extractor
     assert isinstance(extractor, DropoutBatchNorm)
@@ -186,7 +188,7 @@ def test_train_eval_mode() -> None:
     assert same(after, weights(extractor.batch_norm))
 
 
-def test_lstm_sizes_set_ours() -> None:
+def test_lstm_sizes_override_hidden_dim_and_num_layers() -> None:
     policy = toy_model(policy_kwargs={"lstm_hidden_size": 12, "n_lstm_layers": 2, "encoder": "lstm"}).policy
     assert policy.get_initial_state(1)["encoder.layer1.h"].shape == (1, 12)
     assert "encoder.layer2.h" not in policy.get_initial_state(1)
@@ -195,7 +197,7 @@ def test_lstm_sizes_set_ours() -> None:
 @pytest.mark.parametrize("size", [1, 6, 10, 30])
 @pytest.mark.parametrize("memory", ["ring", "slot", "pmm", "kv"])
 def test_any_lstm_hidden_size_runs(size: int, memory: str) -> None:
-    """A script for RecurrentPPO does not know of heads, so their number adapts to what divides."""
+    """Scripts for RecurrentPPO set no heads, so the default number of heads adapts to a divisor."""
     model = MemoryPPO("MlpLstmPolicy", toy_vec_env(1), n_steps=4, policy_kwargs={"lstm_hidden_size": size, "memory": memory})
     action, _ = predict(model, np.zeros(3, np.float32))
     assert model.action_space.contains(int(action))
@@ -224,7 +226,7 @@ def test_lstm_options_warn_once_and_run(kwargs: dict[str, Any], named: list[str]
     assert all(name in message for name in named)
     assert "Actor and critic share" in message
     assert Path(found[0].filename).name == "helpers.py", "the warning is not at the line of the caller"
-    assert_honest(updates)
+    assert_exact_ratios(updates)
 
 
 @pytest.mark.parametrize(
@@ -242,14 +244,14 @@ def test_a_small_batch_size_that_shortens_sequences_warns_at_the_line_of_the_cal
     assert model.seq_len == 8
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what is asked for, or cannot be otherwise, is no surprise
+        warnings.simplefilter("error")  # an explicit `seq_len`, or a short rollout, does not warn
         toy_model(n_steps=64, batch_size=8, seq_len=8)
         toy_model(n_steps=8, batch_size=8, seq_len=None)
 
 
 @pytest.mark.parametrize("squash_output", [False, True])
 @pytest.mark.parametrize("use_last_action", [False, True])
-def test_gsde(squash_output: bool, use_last_action: bool) -> None:
+def test_gsde_samples_noise_at_its_frequency(squash_output: bool, use_last_action: bool) -> None:
     space = spaces.Box(-2, 6, (2,))
     env: Any = toy_vec_env(make=lambda: ToyEnv(action_space=space))
     model = toy_model(
@@ -269,8 +271,8 @@ def test_gsde(squash_output: bool, use_last_action: bool) -> None:
     setattr(model.policy, "reset_noise", counted)  # noqa: B010
     updates = record_updates(model)
     model.learn(3 * 36)
-    assert noises == [3] * 3 * 4  # each rollout at its start, and in it every 4 of 12 steps
-    assert_honest(updates, 3)
+    assert noises == [3] * 3 * 4  # at the start of each rollout, and every 4 of its 12 steps
+    assert_exact_ratios(updates, 3)
     assert updates[-1]["train/std"] > 0
     actions = model.rollout_buffer.actions
     assert squash_output == bool((actions.abs() <= 1).all())
@@ -279,3 +281,25 @@ def test_gsde(squash_output: bool, use_last_action: bool) -> None:
     np.testing.assert_allclose(taken, want, atol=1e-5)
     action, _ = predict(model, np.zeros((4, 3), np.float32))
     assert all(space.contains(row) for row in action)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_amp_keeps_states_and_gradients_in_fp32(encoder: str, memory: str) -> None:
+    model = toy_model(amp=True, policy_kwargs={"encoder": encoder, "memory": memory})
+    model.learn(2 * 36)
+    assert all(leaf.dtype == th.float32 for leaf in model._last_state.values())
+    assert all(leaf.dtype == th.float32 for leaf in model.rollout_buffer.states.values())
+    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_amp_computes_the_features_in_bf16_and_survives_saving(tmp_path: Path) -> None:
+    seen: list[th.dtype] = []
+    model = toy_model(amp=True)
+    first = model.policy.get_submodule("core.encoder.input_projection.0")
+    first.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    model.learn(36)
+    assert set(seen) == {th.bfloat16}
+    model.save(tmp_path / "model")
+    assert MemoryPPO.load(tmp_path / "model").policy.amp

@@ -1,10 +1,11 @@
-"""Environments, callbacks and logs of ``MemoryPPO`` as a drop-in."""
+"""``MemoryPPO`` with SB3's environments, callbacks and logs."""
 
 import itertools
 import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -26,10 +27,11 @@ from tests.helpers import (
     OBSERVATION_SPACES,
     RATIO_TOLERANCE,
     ToyEnv,
-    assert_honest,
+    assert_exact_ratios,
     predict,
     record_updates,
     same,
+    small,
     toy_model,
     toy_vec_env,
     weights,
@@ -62,7 +64,7 @@ def test_vec_envs(kind: str) -> None:
     model = toy_model(env, policy_for(env.observation_space), burn_in=2)
     updates = record_updates(model)
     model.learn(2 * 24)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     assert model.ep_info_buffer is not None
     assert (len(model.ep_info_buffer) > 0) == (kind == "monitor")
     mean, _ = evaluate_policy(model, env, n_eval_episodes=3, warn=False)
@@ -70,8 +72,15 @@ def test_vec_envs(kind: str) -> None:
     env.close()
 
 
+def test_an_environment_that_is_not_vectorized() -> None:
+    model = MemoryPPO("MlpPolicy", gym.make("Pendulum-v1"), n_steps=16, n_epochs=1, policy_kwargs=small(), device="cpu")
+    updates = record_updates(model)
+    model.learn(16)
+    assert_exact_ratios(updates)
+
+
 def test_evaluate_policy_threads_the_state() -> None:
-    """Episodes are as long as when the state is threaded by hand."""
+    """Episode lengths equal those of a loop that passes the state explicitly."""
     model = toy_model()
     env = toy_vec_env(1, seed=5)
     _, lengths = evaluate_policy(model, env, n_eval_episodes=4, return_episode_rewards=True, warn=False)
@@ -89,7 +98,7 @@ def test_evaluate_policy_threads_the_state() -> None:
     assert lengths == episodes
 
 
-def test_callbacks(tmp_path: Path) -> None:
+def test_callbacks_of_sb3_run(tmp_path: Path) -> None:
     model = toy_model()
     model.learn(
         2 * 36,
@@ -141,14 +150,14 @@ class LearnFromValues(BaseCallback):
         return True
 
 
-def test_a_callback_may_learn_from_what_it_sees() -> None:
+def test_a_callback_may_compute_gradients_from_values() -> None:
     callback = LearnFromValues()
     toy_model().learn(24, callback=callback)
     assert callback.scale.grad is not None
     assert callback.scale.grad.isfinite().all()
 
 
-def test_training_that_a_callback_ended_in_mid_rollout_can_go_on() -> None:
+def test_training_can_continue_after_a_callback_stopped_it_in_a_rollout() -> None:
     model = toy_model()
     before = weights(model.policy)
     model.learn(10**6, callback=StopAt(5))
@@ -156,7 +165,7 @@ def test_training_that_a_callback_ended_in_mid_rollout_can_go_on() -> None:
     assert same(before, weights(model.policy))
     updates = record_updates(model)
     model.learn(36, reset_num_timesteps=False)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
     assert model.num_timesteps == 15 + 36
 
 
@@ -191,7 +200,7 @@ def test_tensorboard_log(tmp_path: Path) -> None:
     assert all(event.value <= RATIO_TOLERANCE for event in ratio_errors)
 
 
-def test_the_memory_loss_is_logged_and_weighed() -> None:
+def test_the_memory_loss_is_logged_and_weighted() -> None:
     policy_kwargs = {"memory": "pmm", "memory_kwargs": {"num_slots": 4, "write_rate": 0.1}}
     results = []
     for coefficient in (0.0, 10.0):
@@ -225,9 +234,9 @@ def test_the_log_barrier_is_the_divergence_of_a_uniform_policy_from_ours(space: 
     assert value.item() == pytest.approx((-log_probs.mean() - math.log(len(every_action))).item(), rel=1e-5)
 
 
-def test_the_log_barrier_is_logged_and_weighed() -> None:
+def test_the_log_barrier_is_logged_and_weighted() -> None:
     results = []
-    for coefficient in (0.0, 1e-9, 1e4):  # a new policy is all but uniform
+    for coefficient in (0.0, 1e-9, 1e4):  # an untrained policy is almost uniform
         model = toy_model(log_barrier_coef=coefficient, batch_size=36, n_epochs=1)
         updates = record_updates(model)
         model.learn(36)
@@ -244,7 +253,7 @@ def test_the_log_barrier_is_logged_and_weighed() -> None:
 
 
 @pytest.mark.parametrize("coefficient", [-0.1, np.nan, np.inf, "much"])
-def test_a_log_barrier_of_no_weight_is_refused(coefficient: Any) -> None:
+def test_an_invalid_log_barrier_coef_is_refused(coefficient: Any) -> None:
     with pytest.raises(ValueError, match="`log_barrier_coef` must be a finite number of at least 0"):
         toy_model(log_barrier_coef=coefficient)
 
@@ -276,7 +285,7 @@ def test_schedules() -> None:
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
 
 
-def test_constant_settings_are_logged_as_they_are() -> None:
+def test_constant_clip_ranges_are_logged() -> None:
     model = toy_model(clip_range=0.3)
     updates = record_updates(model)
     model.learn(36)

@@ -1,27 +1,12 @@
-"""The last action as an input, and mixed precision of ``MemoryPPO`` as a drop-in."""
+"""The last action as an input of ``MemoryPPO``'s policy."""
 
-from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
 
-from sb3_cyborg import MemoryPPO
-from sb3_cyborg.encoders.encoder_v7 import ENCODERS
-from sb3_cyborg.memories.memory_v7 import MEMORIES
-from tests.helpers import (
-    ACTION_SPACES,
-    ToyEnv,
-    assert_honest,
-    predict,
-    record_updates,
-    small,
-    toy_model,
-    toy_vec_env,
-)
+from tests.helpers import ACTION_SPACES, ToyEnv, predict, toy_model, toy_vec_env
 
 
 @pytest.mark.parametrize("through", ["argument", "policy_kwargs"])
@@ -34,7 +19,7 @@ def test_use_last_action_can_be_set_in_two_places(through: str) -> None:
 
 
 @pytest.mark.parametrize("actions", ACTION_SPACES)
-def test_the_last_action_is_read_and_forgotten_at_an_episode_start(actions: str) -> None:
+def test_the_last_action_is_an_input_and_reset_at_an_episode_start(actions: str) -> None:
     space = ACTION_SPACES[actions]
     model = toy_model(toy_vec_env(1, lambda: ToyEnv(action_space=space)), use_last_action=True)
     obs = np.zeros((1, 3), np.float32)
@@ -58,32 +43,3 @@ def test_the_last_action_is_read_and_forgotten_at_an_episode_start(actions: str)
     ones, zeros = (np.full((1, width), value, dtype=np.float32) for value in (1, 0))
     assert (encoder_state(ones, False) != encoder_state(zeros, False)).any()
     assert (encoder_state(ones, True) == encoder_state(zeros, True)).all()
-
-
-def test_an_environment_that_is_not_vectorized() -> None:
-    model = MemoryPPO("MlpPolicy", gym.make("Pendulum-v1"), n_steps=16, n_epochs=1, policy_kwargs=small(), device="cpu")
-    updates = record_updates(model)
-    model.learn(16)
-    assert_honest(updates)
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_amp_keeps_states_and_gradients_in_fp32(encoder: str, memory: str) -> None:
-    model = toy_model(amp=True, policy_kwargs={"encoder": encoder, "memory": memory})
-    model.learn(2 * 36)
-    assert all(leaf.dtype == th.float32 for leaf in model._last_state.values())
-    assert all(leaf.dtype == th.float32 for leaf in model.rollout_buffer.states.values())
-    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
-    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
-
-
-def test_amp_computes_the_features_in_bf16_and_survives_saving(tmp_path: Path) -> None:
-    seen: list[th.dtype] = []
-    model = toy_model(amp=True)
-    first = model.policy.get_submodule("core.encoder.input_projection.0")
-    first.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    model.learn(36)
-    assert set(seen) == {th.bfloat16}
-    model.save(tmp_path / "model")
-    assert MemoryPPO.load(tmp_path / "model").policy.amp

@@ -1,4 +1,4 @@
-"""``predict`` of ``MemoryPPO`` as a drop-in."""
+"""``predict`` of ``MemoryPPO``, and states given to it."""
 
 import warnings
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.helpers import (
 )
 
 
-def test_predict_starts_anew_without_a_state() -> None:
+def test_predict_without_a_state_uses_the_initial_state() -> None:
     model = toy_model(policy_kwargs={"memory": "ring"})
     obs = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
     _, fresh = predict(model, obs[0])
@@ -34,7 +34,7 @@ def test_predict_starts_anew_without_a_state() -> None:
     assert any((warm[name][0] != other[name][0]).any() for name in warm)
 
 
-def test_predict_does_not_write_into_the_state_that_it_is_given() -> None:
+def test_predict_does_not_change_its_state_argument() -> None:
     model = toy_model(use_last_action=True, policy_kwargs={"memory": "pmm", "use_time": True})
     _, state = predict(model, np.ones((2, 3), np.float32))
     before = {name: leaf.copy() for name, leaf in state.items()}
@@ -42,21 +42,21 @@ def test_predict_does_not_write_into_the_state_that_it_is_given() -> None:
     assert all((state[name] == before[name]).all() for name in state)
 
 
-def test_the_time_is_that_of_the_episode() -> None:
-    """Counted while acting and along sequences, from the start of each episode, wherever a rollout begins."""
+def test_time_counts_steps_since_the_episode_start() -> None:
+    """The count in acting and in sequences starts with the episode, not with the rollout."""
     model = toy_model(burn_in=2, policy_kwargs={"use_time": True})
-    for _ in range(2):  # the second begins in mid-episode
+    for _ in range(2):  # the second begins within an episode
         age = np.zeros(3) if model._last_episode_starts is None else model._last_state["time"].numpy().copy()
         buffer = rollout(model).rollout_buffer
         starts, anchors = buffer.episode_starts.numpy(), iter(buffer.states["time"].numpy())
         for t in range(buffer.n_steps):
             if t in buffer._anchors:
-                np.testing.assert_array_equal(next(anchors), age)  # before it is reset
+                np.testing.assert_array_equal(next(anchors), age)  # stored before the reset
             age = np.where(starts[t] > 0.5, 0, age) + 1
         np.testing.assert_array_equal(model._last_state["time"].numpy(), age)
 
 
-def test_times_are_told_apart() -> None:
+def test_time_encodings_differ() -> None:
     waves = encode_time(th.arange(1000.0))
     assert waves.shape == (1000, 2 * TIME_WAVES)
     assert waves.abs().max() <= 1
@@ -64,7 +64,7 @@ def test_times_are_told_apart() -> None:
     th.testing.assert_close(encode_time(th.tensor([[0.0]])), th.tensor([[[0.0] * TIME_WAVES + [1.0] * TIME_WAVES]]))
 
 
-def test_predict_of_one_observation_is_a_row_of_many() -> None:
+def test_predict_of_one_observation_equals_a_row_of_a_batch() -> None:
     model = toy_model(toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES["box_2x3"])))
     obs = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     many, states = predict(model, obs, deterministic=True)
@@ -78,7 +78,7 @@ def test_predict_of_one_observation_is_a_row_of_many() -> None:
     assert all((again[name] == state[name]).all() for name in state)
 
 
-def test_deterministic_predictions_are_the_mode() -> None:
+def test_deterministic_predictions_equal_the_mode() -> None:
     model = toy_model()
     obs = np.zeros((200, 3), np.float32)
     actions, _ = predict(model, obs, deterministic=True)
@@ -88,7 +88,7 @@ def test_deterministic_predictions_are_the_mode() -> None:
 
 
 @pytest.mark.parametrize("memory", ["ring", "slot", "pmm"])
-def test_states_threaded_through_predict_are_those_of_the_rollout(memory: str) -> None:
+def test_states_of_predict_equal_those_of_the_rollout(memory: str) -> None:
     model = rollout(toy_model(policy_kwargs={"memory": memory}, burn_in=2))
     buffer = model.rollout_buffer
     assert isinstance(buffer.observations, th.Tensor)
@@ -105,7 +105,7 @@ def test_states_threaded_through_predict_are_those_of_the_rollout(memory: str) -
     assert buffer.episode_starts[1:].sum() > 0, "no episode ended: the test shows less than it should"
 
 
-# --- mistakes with the state --------------------------------------------------------------------------------------------
+# --- invalid states ---------------------------------------------------------------------------------------------------
 
 
 def lstm_states() -> Any:
@@ -114,18 +114,20 @@ def lstm_states() -> Any:
 
 
 @pytest.mark.parametrize("method", ["get_distribution", "predict_values", "forward"])
-def test_a_pair_of_lstm_states_is_refused_with_what_a_state_is(method: str) -> None:
+def test_a_pair_of_lstm_states_is_refused_with_a_description_of_the_state(method: str) -> None:
     policy = toy_model().policy
     with pytest.raises(ValueError, match=r"`state` must be a dictionary of tensors as `policy.get_initial_state.*got a tuple"):
         getattr(policy, method)(th.zeros(3, 3), lstm_states(), th.zeros(3))
 
 
 def test_predict_refuses_a_pair_of_lstm_states() -> None:
-    with pytest.raises(ValueError, match=r"`state` must be what the last `predict` of this policy returned.*got tuple"):
+    with pytest.raises(
+        ValueError, match=r"`state` must be the one that the last `predict` of this policy returned.*got tuple"
+    ):
         toy_model().predict(np.zeros((3, 3), np.float32), lstm_states(), np.zeros(3))
 
 
-def test_predict_without_a_state_in_mid_episode_warns_once_at_the_line_of_the_caller() -> None:
+def test_predict_without_a_state_within_an_episode_warns_once_at_the_line_of_the_caller() -> None:
     model, obs = toy_model(), np.zeros((3, 3), np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

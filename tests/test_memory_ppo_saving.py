@@ -1,4 +1,4 @@
-"""Saving, loading, copying and going on of ``MemoryPPO`` as a drop-in."""
+"""Saving, loading, copying and continued training of ``MemoryPPO``."""
 
 import copy
 import io
@@ -12,7 +12,7 @@ import torch as th
 
 from sb3_cyborg import MemoryActorCriticPolicy, MemoryPPO
 from tests.helpers import (
-    assert_honest,
+    assert_exact_ratios,
     predict,
     record_updates,
     same,
@@ -29,14 +29,14 @@ def test_same_seed_same_result() -> None:
     assert not same(weights(first.policy), weights(other.policy))
 
 
-def test_learn_goes_on() -> None:
+def test_learn_continues_the_step_count() -> None:
     model = toy_model()
     model.learn(36)
     updates = record_updates(model)
     model.learn(2 * 36, reset_num_timesteps=False)
     assert model.num_timesteps == 3 * 36
     assert model._n_updates == 3 * 2
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     model.learn(36)
     assert model.num_timesteps == 36
 
@@ -47,7 +47,7 @@ def test_set_env() -> None:
     updates = record_updates(model)
     model.set_env(toy_vec_env(seed=9))
     model.learn(36, reset_num_timesteps=False)
-    assert_honest(updates)
+    assert_exact_ratios(updates)
     assert (model.rollout_buffer.episode_starts[0] == 1).all()
     with pytest.raises(AssertionError, match="number of environments"):
         model.set_env(toy_vec_env(2))
@@ -56,7 +56,7 @@ def test_set_env() -> None:
 def test_get_and_set_parameters() -> None:
     first, second = toy_model(seed=1).learn(36), toy_model(seed=2)
     assert not same(weights(first.policy), weights(second.policy))
-    parameters: Any = first.get_parameters()  # SB3's types of the two do not fit
+    parameters: Any = first.get_parameters()  # SB3 types the result and the argument differently
     second.set_parameters(parameters)
     assert same(weights(first.policy), weights(second.policy))
     state, other = (model.policy.optimizer.state_dict()["state"][0]["exp_avg"] for model in (first, second))
@@ -83,7 +83,7 @@ def test_save_and_load(tmp_path: Path, as_file: bool) -> None:
         assert all((state[name] == again[name]).all() for name in state)
 
 
-def test_saving_leaves_out_the_states_and_the_rollout(tmp_path: Path) -> None:
+def test_saving_omits_states_and_rollout(tmp_path: Path) -> None:
     model = toy_model().learn(36)
     assert {"_last_state", "rollout_buffer", "policy"} <= set(model._excluded_save_params())
     model.save(tmp_path / "model")
@@ -102,10 +102,10 @@ def test_custom_objects_and_arguments_of_load(tmp_path: Path) -> None:
     assert updates[0]["train/clip_range"] == pytest.approx(0.05)
     assert updates[0]["train/n_updates"] == 2 + 3
     assert loaded.rollout_buffer.seq_len == 6
-    assert_honest(updates)
+    assert_exact_ratios(updates)
 
 
-def test_a_policy_saves_and_loads_alone(tmp_path: Path) -> None:
+def test_a_policy_can_be_saved_and_loaded_without_its_model(tmp_path: Path) -> None:
     policy = toy_model(use_last_action=True, policy_kwargs={"encoder": "lstm", "lstm_hidden_size": 12, "memory": "kv"}).policy
     policy.save(str(tmp_path / "policy"))
     loaded = MemoryActorCriticPolicy.load(str(tmp_path / "policy"), device="cpu")
@@ -134,7 +134,7 @@ def test_policies_can_be_copied(how: str) -> None:
     assert not all((state[name] == moved[name]).all() for name in state), "the copy still computes with the original's weights"
 
 
-def test_a_policy_alone_keeps_amp(tmp_path: Path) -> None:
+def test_a_saved_policy_keeps_amp(tmp_path: Path) -> None:
     model = toy_model(amp=True)
     model.policy.save(str(tmp_path / "policy"))
     loaded = MemoryActorCriticPolicy.load(str(tmp_path / "policy"), device="cpu")
@@ -155,7 +155,7 @@ def test_amp_can_be_set_in_two_places_and_changed_on_loading(through: str, tmp_p
     assert not MemoryPPO.load(tmp_path / "model", device="cpu", amp=False).policy.amp
 
 
-def test_sizes_that_were_left_open_are_numbers_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_sizes_are_attributes_and_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     model = MemoryPPO("MlpPolicy", toy_vec_env(4), policy_kwargs=small(), verbose=1, device="cpu")
     assert (model.n_steps, model.batch_size, model.seq_len) == (512, 512, 64)
     assert capsys.readouterr().out.count("Rollouts of n_steps=512 in 4 environments, minibatches of batch_size=512") == 1
@@ -164,7 +164,7 @@ def test_sizes_that_were_left_open_are_numbers_and_said_once(capsys: pytest.Capt
     assert quiet.batch_size == 512
 
 
-def test_sizes_that_were_left_open_are_planned_anew_for_other_environments(tmp_path: Path) -> None:
+def test_default_sizes_are_chosen_again_for_another_number_of_environments(tmp_path: Path) -> None:
     model = MemoryPPO("MlpPolicy", toy_vec_env(4), policy_kwargs=small(), device="cpu")
     model.save(tmp_path / "model")
     loaded = MemoryPPO.load(tmp_path / "model", env=toy_vec_env(1), device="cpu")
@@ -173,7 +173,7 @@ def test_sizes_that_were_left_open_are_planned_anew_for_other_environments(tmp_p
     assert (given.n_steps, given.batch_size, given.seq_len) == (512, 256, 32)
     given.save(tmp_path / "given")
     again = MemoryPPO.load(tmp_path / "given", env=toy_vec_env(2), device="cpu")
-    assert (again.batch_size, again.seq_len) == (256, 32), "what was given stays"
+    assert (again.batch_size, again.seq_len) == (256, 32), "an explicit size is kept"
 
 
 @pytest.mark.parametrize("burn_in", [12, 100_000])

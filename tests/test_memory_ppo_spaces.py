@@ -1,4 +1,4 @@
-"""All spaces, policies, encoders and memories of ``MemoryPPO`` as a drop-in."""
+"""``MemoryPPO`` with all spaces, policies, encoders and memories."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from tests.helpers import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
     ToyEnv,
-    assert_honest,
+    assert_exact_ratios,
     predict,
     record_updates,
     toy_model,
@@ -36,7 +36,7 @@ def test_all_action_spaces(actions: str, use_last_action: bool) -> None:
     model = toy_model(toy_vec_env(make=lambda: ToyEnv(action_space=ACTION_SPACES[actions])), use_last_action=use_last_action)
     updates = record_updates(model)
     model.learn(3 * 36)
-    assert_honest(updates, 3)
+    assert_exact_ratios(updates, 3)
     assert ("last_action" in model.rollout_buffer.states) == use_last_action
     obs, state = np.zeros((2, 3), np.float32), None
     for deterministic in (True, False):
@@ -51,7 +51,7 @@ def test_all_observation_spaces(observations: str) -> None:
     model = toy_model(env, policy_for(space), burn_in=2, n_steps=8, batch_size=8)
     updates = record_updates(model)
     model.learn(2 * 16)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     many, _ = predict(model, env.reset(), deterministic=True)
     assert many.shape == (2,)
     space.seed(0)
@@ -72,7 +72,7 @@ def test_cnn_policies(alias: str | type) -> None:
 
 
 class OwnCnn(NatureCNN):
-    """Flattens with a view, which only images that are not channels-last in memory allow; ``layouts`` records them."""
+    """Flattens with ``view``, which needs a channels-first memory layout; ``layouts`` records the layouts."""
 
     layouts: ClassVar[list[bool]] = []
 
@@ -96,13 +96,13 @@ def test_images_stay_channels_last_from_the_environment_to_the_convolutions(burn
     extractor.cnn.register_forward_pre_hook(record)
     updates = record_updates(model)
     model.learn(2 * 24)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     assert all(layouts)
-    assert len(layouts) > model.n_steps  # of updates, too
+    assert len(layouts) > model.n_steps  # includes those of updates
 
 
 @pytest.mark.parametrize("burn_in", [0, 2])
-def test_images_stay_channels_first_where_the_environment_makes_them_so(burn_in: int) -> None:
+def test_images_of_channels_first_environments_stay_channels_first(burn_in: int) -> None:
     space = spaces.Box(0, 255, (3, 36, 37), np.uint8)
     OwnCnn.layouts.clear()
     kwargs = {"features_extractor_class": OwnCnn}
@@ -113,7 +113,7 @@ def test_images_stay_channels_first_where_the_environment_makes_them_so(burn_in:
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-def test_only_convolutions_want_images_channels_last(policy: str) -> None:
+def test_channels_last_is_used_for_convolutions_only(policy: str) -> None:
     model = toy_model(ToyEnv(spaces.Box(0, 255, (36, 37, 3), np.uint8)), policy=policy)
     observations = model.rollout_buffer.observations
     assert isinstance(observations, th.Tensor)
@@ -136,15 +136,15 @@ def test_encoders_and_memories(encoder: str, memory: str) -> None:
     model = toy_model(policy_kwargs={"encoder": encoder, "memory": memory}, burn_in=3)
     updates = record_updates(model)
     model.learn(2 * 36)
-    assert_honest(updates, 2)
+    assert_exact_ratios(updates, 2)
     logged = {name for name in updates[-1] if name.startswith("memory/")}
     reads = {"memory/read_entropy", "memory/usage", "memory/fill"}
     assert logged == {"none": set(), "ring": reads, "kv": reads}.get(memory, reads | {"memory/write_strength"})
     assert all(np.isfinite(updates[-1][name]) for name in logged)
 
 
-def test_memory_diagnostics_mean_what_they_say() -> None:
-    """On one long episode, the ring fills up: half full on average over the first rollout, then full."""
+def test_the_fill_diagnostic_follows_the_ring() -> None:
+    """In one long episode, the ring is half full on average over the first rollout, then full."""
     env = toy_vec_env(1, lambda: ToyEnv(mean_length=10**9))
     model = toy_model(env, n_steps=8, batch_size=8, policy_kwargs={"memory": "ring", "memory_kwargs": {"num_slots": 8}})
     updates = record_updates(model)

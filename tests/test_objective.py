@@ -1,4 +1,4 @@
-"""The objective: terms are weighed and logged by name; scales are measured once an update, by one reduction."""
+"""The objective: loss terms are weighted and named; moments of a rollout are computed by one reduction."""
 
 import math
 
@@ -28,7 +28,7 @@ def make_minibatch(aux_loss: th.Tensor | None = None) -> Minibatch:
     )
 
 
-def test_terms_are_those_of_the_paper() -> None:
+def test_terms_equal_those_of_the_paper() -> None:
     m = make_minibatch(th.tensor(0.25))
     loss, parts = weighted_sum(ppo_terms(0.2, 0.3, 0.01, 0.5, 2.0, 0.03), m)
     want = {
@@ -51,12 +51,12 @@ def test_terms_are_those_of_the_paper() -> None:
     th.testing.assert_close(loss, sum(weights[name] * part for name, part in want.items()))
 
 
-def test_terms_that_do_not_apply_are_left_out() -> None:
+def test_terms_that_do_not_apply_are_omitted() -> None:
     _, parts = weighted_sum(ppo_terms(0.2, None, 0.0, 0.5, 1.0, 0.0), make_minibatch())
     assert parts.keys() == {"policy_gradient_loss", "entropy_loss", "value_loss"}
 
 
-def test_a_term_of_ones_own() -> None:
+def test_a_custom_term_is_added() -> None:
     m = make_minibatch()
     terms = ppo_terms(0.2, None, 0.0, 0.5, 1.0, 0.0)
     before, _ = weighted_sum(terms, m)
@@ -68,8 +68,8 @@ def test_a_term_of_ones_own() -> None:
 # --- scales -------------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_reduced_at_once_and_equals_all_samples_together() -> None:
-    """Two processes whose sums are added measure what one process with all samples does."""
+def test_moments_of_two_processes_equal_those_of_all_samples() -> None:
+    """The summed moments of two processes equal those of one process with all samples."""
     generator = th.Generator().manual_seed(0)
     halves = [
         (
@@ -116,7 +116,7 @@ def test_moments_are_those_of_the_samples() -> None:
     assert measured.count.item() == 1000
 
 
-def test_the_learning_rate_scale_compares_with_all_rollouts_that_count() -> None:
+def test_the_learning_rate_scale_uses_the_running_std() -> None:
     scales, returns = UpdateScales(), th.zeros(4, 2)
     base = th.tensor([[1.0, -1.0]] * 4)
     scales.update(base, returns, {})

@@ -1,8 +1,8 @@
 """
-States are honest: before anything has been learned from a rollout, replaying it gives the probabilities it was acted with.
+The probability ratio in the first minibatch of an update is 1: training starts from the states stored during the rollout.
 
-Looked at on the third update, with several environments and random episode ends: on the first rollout, or with one
-environment, faults of the state cannot be seen (cf. sb3-contrib #290).
+The third update is tested, with several environments and random episode ends. On the first rollout, or with one environment,
+faults of the stored state have no effect (cf. sb3-contrib #290).
 """
 
 from collections.abc import Callable, Iterator
@@ -79,7 +79,7 @@ def test_ratio_is_one_with_the_last_action(action_space: str, burn_in: int) -> N
 
 @pytest.mark.parametrize("burn_in", [0, 9])
 @pytest.mark.parametrize("memory", ["none", "ring"])
-def test_ratio_is_one_with_the_time(memory: str, burn_in: int) -> None:
+def test_ratio_is_one_with_use_time(memory: str, burn_in: int) -> None:
     errors = ratio_errors("gru", memory, burn_in, "discrete", use_time=True, use_last_action=True)
     assert max(errors) <= RATIO_TOLERANCE, errors
 
@@ -93,7 +93,7 @@ def test_ratio_is_one_with_gsde(burn_in: int) -> None:
 @pytest.mark.parametrize("burn_in", [0, 9])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_ratio_stays_near_one_with_amp(encoder: str, burn_in: int) -> None:
-    """bf16 rounds to three digits, and not alike for one step and for many."""
+    """bf16 has three digits, and rounding differs between step and sequence form."""
     errors = ratio_errors(encoder, "ring", burn_in, "discrete", amp=True)
     assert errors[-1] <= 0.05, errors
 
@@ -118,7 +118,7 @@ def _never_reset(batch: TrainingBatch) -> None:
 @pytest.mark.parametrize("burn_in", [0, 9])
 @pytest.mark.parametrize(("encoder", "memory"), [("gru", "none"), ("lstm", "ring"), ("mamba", "slot"), ("gru", "pmm")])
 @pytest.mark.parametrize("fault", [_zero_states, _swap_environments, _reset_one_step_late, _never_reset])
-def test_a_planted_fault_shows(
+def test_a_planted_fault_changes_the_ratio(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[TrainingBatch], None], encoder: str, memory: str, burn_in: int
 ) -> None:
     minibatches = RolloutBufferV7.minibatches
@@ -133,8 +133,8 @@ def test_a_planted_fault_shows(
     assert errors[-1] > 10 * RATIO_TOLERANCE, errors
 
 
-def test_a_state_stored_one_step_late_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state after the step in place of the one before it."""
+def test_a_state_stored_one_step_late_changes_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffer stores the state after the step instead of the one before it."""
     add: Callable[..., None] = RolloutBufferV7.add
     states: list[State] = []
 

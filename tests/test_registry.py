@@ -1,4 +1,4 @@
-"""Registries: options are read from signatures, and a class whose options cannot be read is refused."""
+"""Registries: options are read from signatures; classes with other signatures are refused."""
 
 import inspect
 from typing import Any
@@ -14,7 +14,7 @@ from sb3_cyborg.memories.none import NoMemory
 from sb3_cyborg.registry import Registry, with_options_of
 
 
-def test_all_of_the_package_are_there() -> None:
+def test_all_models_of_the_package_are_registered() -> None:
     assert set(ENCODERS) == {"gru", "lstm", "mamba", "hybrid", "fusion"}
     assert set(MEMORIES) == {"pmm", "slot", "kv", "ring", "none"}
 
@@ -75,7 +75,7 @@ def test_unknown_names_and_options_are_refused_with_the_nearest() -> None:
         MemoryV7(3, "ring", num_slot=4)
 
 
-def test_options_can_be_passed_on() -> None:
+def test_with_options_of_shows_the_inner_options() -> None:
     registry = Registry("thing", ("input_dim",))
 
     def inner(input_dim: int, *, size: int = 3, shape: str = "a") -> NoMemory:
@@ -91,9 +91,9 @@ def test_options_can_be_passed_on() -> None:
     assert registry.build("outer", 4, size=5).input_dim == 9
 
 
-def test_a_memory_of_a_user_is_one_class_and_one_call() -> None:
+def test_a_custom_memory_needs_one_class_and_one_call() -> None:
     class Last(NoMemory):
-        """Gives the input back, scaled."""
+        """Returns the scaled input."""
 
         def __init__(self, input_dim: int, scale: float = 2.0) -> None:
             super().__init__(input_dim)

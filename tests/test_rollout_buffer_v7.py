@@ -1,4 +1,4 @@
-"""``RolloutBufferV7``: what goes in comes out once, in its place, with the state that it was acted with."""
+"""``RolloutBufferV7``: each transition is sampled once, at its position, with the state stored during acting."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ from sb3_cyborg.memory_ppo.rollout_buffer_v7 import SequenceBatch, plan_minibatc
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES
 
 DISCRETE = spaces.Discrete(7)
-PLACE = spaces.Box(-np.inf, np.inf, (3,))  # an observation that says where it is: step, environment, rollout
+PLACE = spaces.Box(-np.inf, np.inf, (3,))  # an observation that encodes its step, environment and rollout
 
 few = settings(max_examples=60, deadline=None)
 
@@ -36,9 +36,9 @@ def make_buffer(n_steps: int, n_envs: int, **kwargs: Any) -> RolloutBufferV7:
 
 def fill(buffer: RolloutBufferV7, seed: int = 0, rollout: int = 0) -> dict[str, np.ndarray]:
     """
-    Fill a buffer so that every number says where it belongs.
+    Fill a buffer with numbers that encode their step, environment and rollout.
 
-    :return: All that was added, (T, N, ...); the state's leaves are ``code`` everywhere.
+    :return: The added arrays, (T, N, ...); all elements of the state's leaves are ``code``.
     """
     steps, envs = buffer.n_steps, buffer.n_envs
     rng = np.random.default_rng(seed)
@@ -129,7 +129,7 @@ def batches_of(shape: dict[str, int]) -> tuple[RolloutBufferV7, dict[str, np.nda
 
 @few
 @given(shapes())
-def test_every_transition_comes_exactly_once_an_epoch(shape: dict[str, int]) -> None:
+def test_each_transition_is_sampled_exactly_once_per_epoch(shape: dict[str, int]) -> None:
     _, _, batches = batches_of(shape)
     seen: Counter[tuple[int, int]] = Counter()
     for batch in batches:
@@ -144,7 +144,7 @@ def test_every_transition_comes_exactly_once_an_epoch(shape: dict[str, int]) -> 
 
 @few
 @given(shapes())
-def test_every_field_is_of_its_step_and_environment(shape: dict[str, int]) -> None:
+def test_every_field_matches_its_step_and_environment(shape: dict[str, int]) -> None:
     buffer, data, batches = batches_of(shape)
     for batch in batches:
         obs = batch["obs"]
@@ -152,7 +152,7 @@ def test_every_field_is_of_its_step_and_environment(shape: dict[str, int]) -> No
         rows, length = batch["masks"].shape
         assert obs.shape == (rows, length, 3)
         for row in range(rows):
-            first = length - shape["seq_len"] - batch["prefix_lens"][row]  # what is before is padding
+            first = length - shape["seq_len"] - batch["prefix_lens"][row]  # earlier columns are padding
             start, env, _ = map(int, obs[row, first].tolist())
             part = slice(start, start + length - first)
             want = {
@@ -184,7 +184,7 @@ def test_the_prefix_ends_at_the_sequence_and_stays_in_the_rollout(shape: dict[st
         starts = batch["obs"][:, burn_in, 0].int().tolist()
         assert batch["prefix_lens"] == [min(start, burn_in) for start in starts]
         assert all(start % seq_len == 0 for start in starts)
-        # Padding included, nothing comes from the rollout before: its weights were older.
+        # No step, padding included, belongs to the previous rollout, whose weights were older.
         assert (batch["obs"][..., 2] == 2).all()
         assert all((leaf >= 2e6).all() for leaf in batch["state"].values())
         assert (batch["old_values"] >= 2e6).all()
@@ -206,14 +206,14 @@ def test_epochs_are_shuffled_and_repeat_with_the_seed() -> None:
     assert order(0) != sorted(order(0))
 
 
-def test_the_defaults_are_one_sequence_an_environment_and_one_minibatch() -> None:
+def test_the_defaults_are_one_sequence_per_environment_and_one_minibatch() -> None:
     buffer = make_buffer(6, 3)
     fill(buffer)
     (batch,) = buffer.sample_sequences()
     assert batch["masks"].shape == (3, 6)
 
 
-# --- what is stored -----------------------------------------------------------------------------------------------------
+# --- storage ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("burn_in", [0, 3, 4, 6, 100])
@@ -226,7 +226,7 @@ def test_states_are_stored_at_anchors_only(burn_in: int) -> None:
     assert th.equal(buffer.states["count"], want)
 
 
-def test_what_add_is_given_is_copied() -> None:
+def test_add_copies_its_arguments() -> None:
     buffer = make_buffer(1, 2)
     obs, state = np.ones((2, 3), np.float32), toy_state(2)
     values, log_probs, actions = th.ones(2), th.ones(2), th.ones(2, dtype=th.int64)
@@ -245,7 +245,7 @@ def test_what_add_is_given_is_copied() -> None:
 @pytest.mark.parametrize("observations", OBSERVATION_SPACES)
 @pytest.mark.parametrize("actions", ACTION_SPACES)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_all_spaces_come_out_as_they_went_in(observations: str, actions: str, channels_last: bool) -> None:
+def test_all_spaces_are_sampled_as_stored(observations: str, actions: str, channels_last: bool) -> None:
     obs_space, action_space = OBSERVATION_SPACES[observations], ACTION_SPACES[actions]
     obs_space.seed(0)
     action_space.seed(0)
@@ -280,7 +280,7 @@ def test_all_spaces_come_out_as_they_went_in(observations: str, actions: str, ch
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_images_lie_in_memory_as_wanted(channels_last: bool) -> None:
+def test_channels_last_sets_the_memory_layout_of_images(channels_last: bool) -> None:
     space = spaces.Dict({"image": spaces.Box(0, 255, (3, 9, 8), np.uint8), "map": spaces.Box(-1, 1, (3, 9, 8))})
     buffer = RolloutBufferV7(4, space, DISCRETE, {}, n_envs=2, seq_len=2, burn_in=1, channels_last=channels_last)
     buffer.pos = 4
@@ -289,7 +289,7 @@ def test_images_lie_in_memory_as_wanted(channels_last: bool) -> None:
     assert batch["obs"]["image"].shape == batch["obs"]["map"].shape == (4, 3, 3, 9, 8)
     wanted = th.channels_last if channels_last else th.contiguous_format
     assert batch["obs"]["image"].flatten(0, 1).is_contiguous(memory_format=wanted)
-    assert batch["obs"]["map"].is_contiguous(), "no image, so it is not what a convolution reads"
+    assert batch["obs"]["map"].is_contiguous(), "only images are stored channels-last"
 
 
 def test_double_precision_observations_are_stored_in_single() -> None:
@@ -323,7 +323,7 @@ def test_states_take_less_than_a_tenth_of_the_memory_of_sb3_contrib(encoder: str
 # --- misuse -------------------------------------------------------------------------------------------------------------
 
 
-def test_add_when_full_and_sample_when_not() -> None:
+def test_adding_to_a_full_buffer_and_sampling_an_incomplete_one_are_refused() -> None:
     buffer = make_buffer(3, 1)
     with pytest.raises(ValueError, match="not complete: 0 of 3 steps"):
         buffer.sample_sequences()
@@ -340,11 +340,11 @@ def test_add_when_full_and_sample_when_not() -> None:
         ({"batch_size": 6}, "`batch_size`=6 is not a multiple of `seq_len`=4"),
         ({"batch_size": 2}, "`batch_size`=2 is not a multiple of `seq_len`=4"),
         ({"batch_size": 0}, "`batch_size`=0"),
-        ({"seq_len": 2}, "kept for `seq_len`=4, so `seq_len`=2 cannot"),
-        ({"burn_in": 1}, "kept for `burn_in`=2, so `burn_in`=1 cannot"),
+        ({"seq_len": 2}, "stored for `seq_len`=4, so `seq_len`=2 cannot"),
+        ({"burn_in": 1}, "stored for `burn_in`=2, so `burn_in`=1 cannot"),
     ],
 )
-def test_samples_that_cannot_be_are_refused(arguments: dict[str, int], message: str) -> None:
+def test_invalid_sample_sizes_are_refused(arguments: dict[str, int], message: str) -> None:
     buffer = make_buffer(8, 2, seq_len=4, burn_in=2)
     fill(buffer)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -362,7 +362,7 @@ def test_samples_that_cannot_be_are_refused(arguments: dict[str, int], message: 
         ({"burn_in": True}, "`burn_in` must be a whole number of at least 0, got True"),
     ],
 )
-def test_buffers_that_cannot_be_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_buffer_sizes_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         RolloutBufferV7(16, PLACE, DISCRETE, {}, **arguments)
 
@@ -383,7 +383,7 @@ def test_buffers_that_cannot_be_are_refused(arguments: dict[str, Any], message: 
         (3, 32, 768),
     ],
 )
-def test_a_rollout_holds_2048_steps(n_envs: int, seq_len: int | None, n_steps: int) -> None:
+def test_a_default_rollout_has_at_least_2048_transitions(n_envs: int, seq_len: int | None, n_steps: int) -> None:
     assert plan_n_steps(n_envs, seq_len) == n_steps
 
 
@@ -416,7 +416,7 @@ def assert_works(n_steps: int, n_envs: int, seq_len: int, batch_size: int) -> No
 
 @few
 @given(n_steps=st.integers(1, 400), n_envs=st.integers(1, 200))
-def test_what_is_left_open_always_adapts_in_silence(n_steps: int, n_envs: int) -> None:
+def test_default_sizes_always_work_without_a_warning(n_steps: int, n_envs: int) -> None:
     if n_steps * n_envs < 2:
         n_envs = 2
     seq_len, batch_size, caught = plan(n_steps, n_envs, None, None)
@@ -453,7 +453,7 @@ def test_an_explicit_batch_size_is_kept_or_adapted_with_a_warning_or_refused_wit
 
 @few
 @given(n_steps=st.integers(1, 200), n_envs=st.integers(1, 20), seq_len=st.integers(1, 200), batch_size=st.integers(2, 600))
-def test_explicit_sequences_are_kept_or_refused_with_ones_that_work(
+def test_an_explicit_seq_len_is_kept_or_refused_with_ones_that_work(
     n_steps: int, n_envs: int, seq_len: int, batch_size: int
 ) -> None:
     if n_steps * n_envs < 2:
@@ -484,13 +484,13 @@ def test_explicit_sequences_are_kept_or_refused_with_ones_that_work(
         (128, 64, None, (128, 1024)),
         (128, 64, 512, (64, 512)),
         (2048, 1, 64, (64, 64)),  # PPO's defaults
-        (127, 1, None, (127, 127)),  # a prime has no shorter sequences worth the name
-        (16, 11, None, (16, 176)),  # a prime number of environments: all at once, rather than one at a time
+        (127, 1, None, (127, 127)),  # a prime has no other divisor in the range
+        (16, 11, None, (16, 176)),  # a prime number of environments: one minibatch instead of 11
         (1, 131, None, (1, 131)),
         (100, 1, 20, (20, 20)),
     ],
 )
-def test_lengths_by_hand(n_steps: int, n_envs: int, batch_size: int | None, want: tuple[int, int]) -> None:
+def test_planned_lengths_by_hand(n_steps: int, n_envs: int, batch_size: int | None, want: tuple[int, int]) -> None:
     assert plan(n_steps, n_envs, None, batch_size) == (*want, [])
 
 

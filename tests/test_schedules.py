@@ -1,4 +1,4 @@
-"""Schedules as text, and the default learning rate over one and over several calls of ``learn``."""
+"""Schedules as text, and the default learning rate over one or several calls of ``learn``."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_the_default_rate_falls_to_a_tenth_over_one_call() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_the_default_rate_stays_at_its_middle_in_calls_that_go_on() -> None:
+def test_the_default_rate_stays_at_its_middle_in_continued_calls() -> None:
     calls = rates_of(toy_model(), [(1, False)] * 5)
     assert [rate for rates in calls for rate in rates] == pytest.approx([3.85e-4] * 5)
     calls = rates_of(toy_model(), [(4, True), (4, False)])
@@ -65,8 +65,8 @@ def test_the_default_rate_stays_at_its_middle_in_calls_that_go_on() -> None:
     assert min(calls[1]) == pytest.approx(3.85e-4)
 
 
-def test_a_schedule_that_was_given_is_sb3s() -> None:
-    """It goes on from where the steps of all calls are in the new total."""
+def test_an_explicit_schedule_behaves_as_in_sb3() -> None:
+    """Its progress is the share of the steps of all calls in the new total."""
     calls = rates_of(toy_model(learning_rate="lin_1e-3"), [(2, True), (2, False)])
     assert calls[0] == pytest.approx([5e-4, 0.0])
     assert calls[1] == pytest.approx([2.5e-4, 0.0])
@@ -83,7 +83,7 @@ def test_the_algorithm_refuses_text_that_is_no_schedule(settings: dict[str, Any]
 
 
 class HParamCallback(BaseCallback):
-    """SB3's documentation, "Logging Hyperparameters", unchanged."""
+    """The callback of SB3's documentation, section "Logging Hyperparameters", unchanged."""
 
     def _on_training_start(self) -> None:
         hparam_dict = {

@@ -1,4 +1,4 @@
-"""The form without a branch on values: it equals the other one, exports, and never makes a GPU wait."""
+"""The select-only form: it equals the branching form, can be exported, and does not synchronize with the device."""
 
 from collections import defaultdict
 from typing import Any
@@ -42,7 +42,7 @@ def test_memories_keep_the_contract(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ENCODERS)
 @pytest.mark.parametrize("kind", MEMORIES)
-def test_both_forms_agree(mode: str, kind: str) -> None:
+def test_select_only_and_branching_forms_agree(mode: str, kind: str) -> None:
     model = make_stack(mode, kind)
     x, masks = th.randn(4, STEPS, 3), th.rand(4, STEPS) > 0.2
     first = model.get_initial_state(4)
@@ -60,7 +60,7 @@ def test_both_forms_agree(mode: str, kind: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 4), slots=st.integers(1, 6), steps=st.integers(1, 20), seed=st.integers(0, 10**6))
-def test_evictions_on_tensors_are_those_on_arrays(rows: int, slots: int, steps: int, seed: int) -> None:
+def test_tensor_and_numpy_evictions_agree(rows: int, slots: int, steps: int, seed: int) -> None:
     generator = th.Generator().manual_seed(seed)
     shape = (rows, slots)
     occupied = th.rand(shape, generator=generator) > 0.5
@@ -84,7 +84,7 @@ def test_evictions_on_tensors_are_those_on_arrays(rows: int, slots: int, steps: 
         th.testing.assert_close(tensors.age, expected.age)
 
 
-def test_the_tensor_form_of_a_long_sequence_evicts_as_the_array_form() -> None:
+def test_tensor_and_numpy_evictions_agree_on_a_long_sequence() -> None:
     th.manual_seed(0)
     memory = PersistentMemory(3, memory_dim=8, num_slots=5, num_heads=2).eval()
     x, masks, first = th.randn(3, 150, 3) * 3, th.rand(3, 150) > 0.03, memory.get_initial_state(3)
@@ -100,7 +100,7 @@ def test_the_tensor_form_of_a_long_sequence_evicts_as_the_array_form() -> None:
 
 
 class Step(th.nn.Module):
-    """The step of a model, without its diagnostics."""
+    """The step form of a model as ``forward``, without diagnostics."""
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Step(th.nn.Module):
 
 
 def check_export(model: SequenceModel, strict: bool) -> None:
-    """The exported step equals the model's, for any number of rows, along episodes that end at random."""
+    """Assert that the exported step equals the model's, for any number of rows, with random resets."""
     model = model.eval()
     example = th.randn(4, model.input_dim), model.get_initial_state(4), th.tensor([True, False, True, True])
     rows = {0: th.export.Dim("rows", min=1, max=4096)}
@@ -144,7 +144,7 @@ def test_the_step_of_every_stack_exports_in_strict_mode(mode: str, kind: str) ->
     check_export(make_stack(mode, kind), strict=True)
 
 
-# --- waits of a GPU -----------------------------------------------------------------------------------------------------
+# --- synchronization with a GPU ---------------------------------------------------------------------------------------
 
 
 def waiting_model(mode: str, kind: str, action_space: str, **settings: Any) -> MemoryPPO:
@@ -162,7 +162,7 @@ def waiting_model(mode: str, kind: str, action_space: str, **settings: Any) -> M
 
 
 def update_waits(model: MemoryPPO) -> DeviceWaits:
-    """:return: What waits in the minibatches of an update, the fetching of each included."""
+    """:return: Operations that wait for the device in the minibatches of an update, including their sampling."""
     model = rollout(model)
     model.policy.set_training_mode(True)
     batches = model.rollout_buffer.minibatches(model.batch_size)
@@ -177,13 +177,13 @@ def update_waits(model: MemoryPPO) -> DeviceWaits:
 @pytest.mark.parametrize("action_space", ["discrete", "box"])
 @pytest.mark.parametrize("kind", MEMORIES)
 @pytest.mark.parametrize("mode", ENCODERS)
-def test_no_minibatch_waits(mode: str, kind: str, action_space: str) -> None:
+def test_minibatches_do_not_wait_for_the_device(mode: str, kind: str, action_space: str) -> None:
     with select_only():
         assert not update_waits(waiting_model(mode, kind, action_space)).found
 
 
 def acting_waits(model: MemoryPPO) -> DeviceWaits:
-    """:return: What waits in a rollout, without its beginning."""
+    """:return: Operations that wait for the device in a rollout, without its setup."""
     _, callback = model._setup_learn(model.n_steps * model.n_envs, None)
     assert model.env is not None
     with DeviceWaits() as waits:
@@ -193,8 +193,8 @@ def acting_waits(model: MemoryPPO) -> DeviceWaits:
 
 @pytest.mark.parametrize("action_space", ["discrete", "box", "multi_discrete", "multi_binary"])
 @pytest.mark.parametrize(("mode", "kind"), [("gru", "ring"), ("lstm", "pmm"), ("mamba", "slot"), ("fusion", "kv")])
-def test_a_step_of_acting_waits_for_its_actions_alone(mode: str, kind: str, action_space: str) -> None:
-    """Episodes end in it by termination and by truncation. A rollout ends with one look at all log-probabilities."""
+def test_a_step_of_acting_waits_only_for_its_actions(mode: str, kind: str, action_space: str) -> None:
+    """Episodes terminate and are truncated. One check of all log-probabilities at the end of a rollout does not count."""
     found = []
     with select_only():
         for n_steps in (12, 24):
@@ -202,7 +202,7 @@ def test_a_step_of_acting_waits_for_its_actions_alone(mode: str, kind: str, acti
     assert found[1] - found[0] == {"cpu": 12, "numpy": 12}, found
 
 
-def test_ratios_are_one_in_this_form() -> None:
+def test_ratios_are_one_in_the_select_only_form() -> None:
     with select_only():
         for mode, kind in (("gru", "ring"), ("lstm", "pmm"), ("hybrid", "slot"), ("fusion", "kv")):
             model = waiting_model(mode, kind, "discrete")
@@ -227,13 +227,13 @@ def test_ratios_are_one_in_this_form() -> None:
         lambda x: x.double().to("cpu", th.float32),
     ],
 )
-def test_the_counter_finds(wait: Any) -> None:
+def test_the_counter_detects_the_wait(wait: Any) -> None:
     with DeviceWaits() as waits:
         wait(th.randn(5))
     assert waits.found
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("gru", "none"), ("lstm", "none"), ("mamba", "none"), ("gru", "pmm")])
-def test_the_counter_finds_the_branches_of_a_cpu(mode: str, kind: str) -> None:
+def test_the_counter_detects_branches_on_a_cpu(mode: str, kind: str) -> None:
     assert update_waits(waiting_model(mode, kind, "discrete")).found
     assert acting_waits(waiting_model(mode, kind, "discrete")).found["_local_scalar_dense"] > 1

@@ -1,4 +1,4 @@
-"""The state-space recurrence: chunks against one step after the other, and episodes against each other."""
+"""The state-space recurrence: chunks against the step-by-step reference, and isolation of episodes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from sb3_cyborg.ops import ssd
 from sb3_cyborg.ops.ssd import ssd_step
 
 Run = Callable[..., tuple[th.Tensor, th.Tensor]]
-# So that they can be given lists of tensors.
+# Wrappers without type checks, for calls with lists of tensors.
 ssd_chunked: Run = ssd.ssd_chunked
 ssd_reference: Run = ssd.ssd_reference
 
@@ -125,7 +125,7 @@ def test_chunks_equal_steps_for_any_shape(
     assert_near(run(case, chunk_size), run(case, None), 1e-10)
 
 
-def test_one_step_by_hand() -> None:
+def test_one_step_equals_the_hand_computed_values() -> None:
     """h = exp(2 * -0.5) * 3 + 2 * 5 * 7, y = 11 h + 13 * 5."""
     one = th.ones(1, dtype=th.float64)
     y, state = ssd_step(
@@ -140,12 +140,12 @@ def test_one_step_by_hand() -> None:
 @pytest.mark.parametrize("dt_scale", [1e-3, 0.1, 5.0])
 @pytest.mark.parametrize("steps", [64, 512])
 def test_fp32_error_does_not_grow(steps: int, dt_scale: float) -> None:
-    """Against fp64 on the same numbers: chunks are as precise as stepping, however long and whatever the decay."""
+    """Compared with fp64, chunks are as precise as the reference, for long sequences and any decay."""
     case = make_case(steps, rows=2, heads=2, width=16, size=16, groups=1, resets=0.02, dt_scale=dt_scale).to(th.float32)
     assert_near({name: value.double() for name, value in run(case, 32).items()}, run(case.to(th.float64), 32), 2e-6)
 
 
-def test_dt_of_zero_writes_and_fades_nothing() -> None:
+def test_dt_of_zero_keeps_the_state() -> None:
     case = make_case(9, resets=0.0)
     case = case._replace(dt=th.zeros_like(case.dt))
     y, state = ssd_chunked(*case, chunk_size=4)
@@ -157,8 +157,8 @@ def test_dt_of_zero_writes_and_fades_nothing() -> None:
 @pytest.mark.parametrize("chunk_size", [4, 32])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e6, 3e38])  # the last overflows in fp32
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
-def test_nothing_passes_a_reset(leaf: str, poison: float, chunk_size: int, dtype: th.dtype) -> None:
-    """Not one bit of what follows a reset depends on what was before it, gradients included."""
+def test_a_reset_blocks_values_and_gradients_exactly(leaf: str, poison: float, chunk_size: int, dtype: th.dtype) -> None:
+    """Outputs and gradients after a reset are bit-exact independent of the values before it."""
     reset_at = 6
     case = make_case(13, resets=0.0).to(dtype)
     masks = th.ones(3, 13, dtype=th.bool)
@@ -188,8 +188,8 @@ def test_nothing_passes_a_reset(leaf: str, poison: float, chunk_size: int, dtype
 @pytest.mark.parametrize("chunk_size", [1, 4, 32])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c"])
-def test_what_is_not_finite_shows_in_its_own_episode_alone(leaf: str, poison: float, chunk_size: int) -> None:
-    """Row 0 resets at 5 and 11 and is poisoned at 7; row 1 is not."""
+def test_a_nan_stays_in_its_own_episode(leaf: str, poison: float, chunk_size: int) -> None:
+    """Row 0 has resets at 5 and 11 and a NaN at 7; row 1 has none."""
     case = make_case(16, rows=2, resets=0.0)
     masks = th.ones(2, 16, dtype=th.bool)
     masks[:, 5] = masks[:, 11] = 0
@@ -208,7 +208,7 @@ def test_what_is_not_finite_shows_in_its_own_episode_alone(leaf: str, poison: fl
 
 @pytest.mark.parametrize("chunk_size", [2, 4, 32])
 def test_a_state_stays_nan_until_its_episode_ends(chunk_size: int) -> None:
-    """No silent repair: neither of the first state, nor of one that an input broke."""
+    """Both for a first state that is NaN and for an input that is."""
     case = make_case(9, rows=3, resets=0.0)
     case.state[0, 0, 0, 0] = float("nan")
     case.x[1, 3, 0, 0] = float("inf")
@@ -218,8 +218,8 @@ def test_a_state_stays_nan_until_its_episode_ends(chunk_size: int) -> None:
     assert (~state.flatten(1).isfinite().all(-1)).tolist() == [True, True, False]
 
 
-def test_gradients_through_both_ends_of_the_sequence() -> None:
-    """Two halves, joined by their state, have the gradients of the whole; a reset at the start cuts them."""
+def test_gradients_through_first_and_final_state() -> None:
+    """Two halves connected by their state have the gradients of the whole sequence; a reset at the start blocks them."""
     case = make_case(12)
     assert case.masks is not None
     leaf = case.state.clone().requires_grad_()
@@ -255,7 +255,7 @@ def test_gradcheck() -> None:
     assert th.autograd.gradcheck(function, leaves)
 
 
-def test_arguments_are_left_alone() -> None:
+def test_arguments_are_not_changed_in_place() -> None:
     case = make_case(8)
     before = [tensor.clone() for tensor in case.tensors()]
     _, state = ssd_chunked(*case, chunk_size=4)

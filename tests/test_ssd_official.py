@@ -1,5 +1,5 @@
 """
-What surrounds the official kernels, without them: the choice of backend, the import, and what is not finite.
+The wrapper of the official kernels, without the kernels: choice of backend, import, and non-finite values.
 
 The kernels themselves: ``make test-official`` (in Triton's interpreter) and ``make test-cuda``.
 """
@@ -29,10 +29,10 @@ CACHED = (ssd_official.load_kernels, ssd_official._log_once)
 
 @pytest.fixture(autouse=True)
 def fixture_fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing was imported or logged yet, and ``mamba_ssm`` is not installed."""
+    """Clear the caches of imports and logs, and hide an installed ``mamba_ssm``."""
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     for name in ("TRITON_F32_DEFAULT", "TRITON_INTERPRET"):
-        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
         monkeypatch.delenv(name)
     for function in CACHED:
         function.cache_clear()
@@ -42,7 +42,7 @@ def fixture_fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class OnCuda(th.Tensor):
-    """A tensor that says it is on a GPU."""
+    """A CPU tensor that reports to be on a GPU."""
 
     is_cuda = True
 
@@ -60,7 +60,7 @@ def multiplying_kernel(
     seq_idx: th.Tensor | None,
     return_final_states: bool,
 ) -> tuple[th.Tensor, th.Tensor]:
-    """The official arguments; it multiplies by zero what is of another episode, so that what is not finite spreads."""
+    """A function with the official arguments; as the kernels, it masks by multiplication, so a NaN spreads."""
     assert return_final_states
     assert chunk_size >= 1
     episode = th.zeros(x.shape[:2], dtype=th.int32) if seq_idx is None else seq_idx
@@ -89,8 +89,8 @@ def gradients(results: tuple[th.Tensor, th.Tensor], leaves: list[th.Tensor]) -> 
 
 @pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
 @pytest.mark.usefixtures("kernel")
-def test_the_arguments_are_the_official_ones(resets: float) -> None:
-    """Outputs, state and gradients of the torch path, from a function with the signature of the official one."""
+def test_arguments_have_the_official_meaning(resets: float) -> None:
+    """A function with the official signature gives the outputs, state and gradients of the torch backend."""
     case = make_case(13, resets=resets)
     leaves = [tensor.requires_grad_() for tensor in case.tensors()]
     got = run_official(*leaves, case.masks, 4)
@@ -102,8 +102,8 @@ def test_the_arguments_are_the_official_ones(resets: float) -> None:
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e9])
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
-def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> None:
-    """As in the torch path, row by row and step by step; row 0 resets at 5 and 11, is poisoned at 7 or in its state."""
+def test_a_nan_stays_in_its_own_episode(leaf: str, poison: float) -> None:
+    """As in the torch backend. Row 0 has resets at 5 and 11, and a NaN at 7 or in its state."""
     masks = th.ones(2, 16, dtype=th.bool)
     masks[:, 5] = masks[:, 11] = 0
     case = make_case(16, rows=2, resets=0.0)._replace(masks=masks)
@@ -149,13 +149,13 @@ def test_official_without_a_gpu_names_the_command() -> None:
     model.forward_step(th.zeros(1, 8), model.get_initial_state(1))  # acting needs no kernels
 
 
-def test_unknown_backend() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Unknown mamba_backend 'oficial'\. Did you mean 'official'"):
         Mamba2(8, mamba_backend="oficial")
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-def test_backend_of_a_policy(backend: str, tmp_path: Path) -> None:
+def test_the_backend_is_an_option_of_the_policy(backend: str, tmp_path: Path) -> None:
     kwargs = {"encoder": "mamba", "encoder_kwargs": {"mamba_backend": backend, "headdim": 4, "d_state": 3}}
     model = toy_model(policy_kwargs=kwargs)
     model.learn(36)
@@ -164,7 +164,7 @@ def test_backend_of_a_policy(backend: str, tmp_path: Path) -> None:
     assert {module.mamba_backend for module in loaded.policy.modules() if isinstance(module, Mamba2)} == {backend}
 
 
-def test_auto_says_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
     x = th.zeros(1, 2, 1, 1)
     with caplog.at_level(logging.INFO, logger="sb3_cyborg"):
         for backend in ("auto", "auto", "torch"):
@@ -176,7 +176,7 @@ def test_auto_says_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_auto_warns_where_a_gpu_lacks_the_package(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_warns_if_the_package_is_missing_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
     x = th.zeros(1, 2, 1, 1).as_subclass(OnCuda)
     for _ in range(2):
         assert choose_ssd("auto", x) is ssd_chunked
@@ -186,7 +186,7 @@ def test_auto_warns_where_a_gpu_lacks_the_package(caplog: pytest.LogCaptureFixtu
 
 
 def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ``mamba_ssm`` that cannot be imported, like the real one without its compiled parts, around one that can."""
+    """A ``mamba_ssm`` whose ``__init__`` fails, as without its compiled parts, with an importable submodule."""
     inner = folder / "mamba_ssm" / "ops" / "triton"
     inner.mkdir(parents=True)
     (folder / "mamba_ssm" / "__init__.py").write_text("import selective_scan_cuda\n")
@@ -196,7 +196,7 @@ def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-def test_auto_takes_the_kernels_on_a_gpu(
+def test_auto_uses_the_kernels_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_package(tmp_path, monkeypatch)
@@ -216,11 +216,11 @@ def test_the_package_itself_is_not_imported(tmp_path: Path, monkeypatch: pytest.
     module: Any = import_without_package("mamba_ssm.ops.triton.ssd_combined")
     assert ssd_official.load_kernels() is module.mamba_chunk_scan_combined
     assert "mamba_ssm" not in sys.modules
-    with pytest.raises(ImportError, match="selective_scan_cuda"):  # whoever imports it gets the real one
+    with pytest.raises(ImportError, match="selective_scan_cuda"):  # another import runs its `__init__`
         importlib.import_module("mamba_ssm")
 
 
-def test_a_package_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_imported_package_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert import_without_package("torch.nn.functional") is th.nn.functional
     monkeypatch.delitem(sys.modules, "mamba_ssm")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -235,7 +235,7 @@ def test_a_package_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_precision_of_the_kernels(
     chosen: str | None, matmul: str, want: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """IEEE, unless TF32 is allowed for PyTorch's matmuls, or the user says otherwise."""
+    """IEEE, unless TF32 is allowed for PyTorch's matmuls or the user has set another value."""
     fake_package(tmp_path, monkeypatch)
     if chosen:
         monkeypatch.setenv("TRITON_F32_DEFAULT", chosen)

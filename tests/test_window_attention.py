@@ -1,4 +1,4 @@
-"""The banded form against the plain loop, and what may be seen."""
+"""Sliding-window attention against the reference loop, and visibility of entries."""
 
 import torch as th
 from hypothesis import given, settings
@@ -18,7 +18,7 @@ from sb3_cyborg.ops.window_attention import ExtraEntries, block_starts, window_a
     extras=st.integers(0, 3),
     seed=st.integers(0, 10**6),
 )
-def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, extras: int, seed: int) -> None:
+def test_equals_the_reference_loop(steps: int, window: int, heads: int, ages: bool, extras: int, seed: int) -> None:
     generator = th.Generator().manual_seed(seed)
 
     def random(*shape: int) -> th.Tensor:
@@ -52,21 +52,21 @@ def test_equals_the_loop(steps: int, window: int, heads: int, ages: bool, extras
         th.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_nothing_beyond_reach_is_seen() -> None:
+def test_entries_beyond_reach_have_no_effect() -> None:
     steps, window = 6, 4
     query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps, 1, 2)
     reach = th.tensor([[0.0, 1, 2, 0, 1, 2]])
     read = window_attention(query, keys, keys, reach, th.zeros(1, 2), th.zeros(1, 2))
     weights, null = read.weights(), read.null()
-    assert th.equal((weights[0, :, 0] > 0).sum(-1).float(), reach[0]), "as many entries have weight as may be seen"
+    assert th.equal((weights[0, :, 0] > 0).sum(-1).float(), reach[0]), "the number of entries with weight is not the reach"
     assert th.equal(null[0, :, 0] == 1, reach[0] == 0), "an empty past reads the null entry alone"
     th.testing.assert_close(weights.sum(-1) + null, th.ones(1, steps, 1))
 
 
-def test_an_invisible_nan_does_not_show_but_a_visible_one_does() -> None:
+def test_only_a_visible_nan_reaches_the_output() -> None:
     steps, window = 5, 3
     query, keys = th.randn(1, steps, 1, 2), th.randn(1, window + steps, 1, 2)
-    keys[:, window] = float("nan")  # the entry of step 0, which step t sees if it reaches t back
+    keys[:, window] = float("nan")  # the entry of step 0, visible to step t if its reach is at least t
     reach = th.tensor([[3.0, 0, 1, 3, 3]])
     context, *_ = window_attention(query, keys, keys, reach, th.zeros(1, 2), th.zeros(1, 2))
     assert context[0, [0, 1, 2, 4]].isfinite().all()
@@ -80,7 +80,7 @@ def test_steps_since_start() -> None:
     assert steps_since_start(count, None, 2).tolist() == [[5, 6], [0, 1]]
 
 
-def test_masked_softmax_of_nothing_is_the_null_entry() -> None:
+def test_masked_softmax_without_visible_entries_is_the_null_entry() -> None:
     weights, null = masked_softmax(th.full((2, 3), float("nan")), th.zeros(2, 3, dtype=th.bool), th.zeros(2))
     assert weights.tolist() == [[0, 0, 0]] * 2
     assert null.tolist() == [1, 1]

@@ -125,7 +125,7 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
         seq_len = _fitting_seq_len(n_steps, batch_size, longest)
         if batch_size is not None and batch_size < SHORT_SEQ_LEN <= n_steps:
             warn_caller(
-                f"`batch_size`={batch_size} leaves sequences of {seq_len} steps, too few to learn what to remember: use a "
+                f"`batch_size`={batch_size} leaves sequences of {seq_len} steps, too few to train a memory: use a "
                 f"`batch_size` of at least {SHORT_SEQ_LEN}, or give `seq_len`."
             )
     rows = max(1, min(wanted, total) // seq_len)

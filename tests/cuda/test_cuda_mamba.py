@@ -1,6 +1,6 @@
 """
-Mamba-2 on a GPU: the official kernels against the CPU, against stepping, and in training. ``make test-cuda`` runs this;
-nothing else does.
+Mamba-2 on a GPU: the official kernels against the CPU, against the step form, and in training. Only ``make test-cuda`` runs
+these tests.
 """
 
 import copy
@@ -18,14 +18,14 @@ from sb3_cyborg.ops import ssd_official
 from sb3_cyborg.ops.ssd_official import choose_ssd, load_kernels
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State
 from sb3_cyborg.testing import assert_close, outcome, run_full, run_stepped, verify_contract, warm_state
-from tests.helpers import ACTION_SPACES, ToyEnv, assert_honest, predict, record_updates, toy_model, toy_vec_env
+from tests.helpers import ACTION_SPACES, ToyEnv, assert_exact_ratios, predict, record_updates, toy_model, toy_vec_env
 from tests.test_ssd import NAMES, Case, Run, make_case, ssd_chunked
 
 run_official: Run = ssd_official.ssd_official
 
 
 def missing() -> str:
-    """:return: Why these tests cannot run here, or nothing."""
+    """:return: The reason to skip these tests, or an empty string."""
     if not th.cuda.is_available():
         return f"needs a GPU: torch {th.__version__} finds no CUDA device"
     try:
@@ -38,15 +38,15 @@ def missing() -> str:
 REASON = missing()
 pytestmark = [
     pytest.mark.skipif(bool(REASON), reason=REASON or "-"),
-    pytest.mark.timeout(1200),  # the first call of each kernel compiles it and times its settings
+    pytest.mark.timeout(1200),  # the first call of each kernel compiles and tunes it
 ]
 
 
 class OnCuda(SequenceModel):
     """
-    A model on the GPU that takes and returns tensors of the CPU, so that it can be given to the contract.
+    A model on the GPU with inputs and outputs on the CPU, for the contract.
 
-    :param model: It is moved.
+    :param model: The model; it is moved to the GPU.
     """
 
     def __init__(self, model: SequenceModel) -> None:
@@ -96,7 +96,7 @@ def test_the_torch_backend_runs_on_cuda_too() -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
-def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> None:
+def test_a_nan_stays_in_its_own_episode(leaf: str, poison: float) -> None:
     masks = th.ones(3, 40, dtype=th.bool)
     masks[:, 16] = 0
     case = make_case(40, resets=0.0, width=32, size=32).to(th.float32)._replace(masks=masks)
@@ -109,7 +109,7 @@ def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> No
     assert th.allclose(got[1], clean[1], atol=1e-5)
 
 
-def test_auto_takes_the_kernels() -> None:
+def test_auto_uses_the_kernels() -> None:
     x = th.zeros(1, 1, 1, 1, device="cuda")
     assert choose_ssd("auto", x) is run_official
     assert choose_ssd("auto", x.double()) is ssd_chunked
@@ -131,7 +131,7 @@ def test_step_equals_sequence(sizes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mode", ["mamba", "hybrid", "fusion"])
 def test_contract(mode: str) -> None:
-    """The whole of it: fp32 in the official kernels, fp64 in PyTorch, both on the GPU."""
+    """The whole contract: fp32 in the official kernels, fp64 in PyTorch, both on the GPU."""
     th.manual_seed(0)
     verify_contract(OnCuda(EncoderV7(3, 32, mode=mode, d_state=16, headdim=16, chunk_size=8)), steps=29)
 
@@ -161,12 +161,12 @@ def test_ratio_is_one(action_space: str, backend: str) -> None:
     model = cuda_model(backend, action_space)
     updates = record_updates(model)
     model.learn(3 * 256)
-    assert_honest(updates, 3)
+    assert_exact_ratios(updates, 3)
 
 
 @pytest.mark.parametrize("action_space", ["discrete", "box"])
-def test_trained_on_cuda_acts_the_same_on_a_cpu(action_space: str, tmp_path: Path) -> None:
-    """And goes on acting the same, from the states that each has made itself."""
+def test_a_model_trained_on_cuda_acts_the_same_on_a_cpu(action_space: str, tmp_path: Path) -> None:
+    """Both start from the same state and then use their own."""
     model = cuda_model("auto", action_space)
     model.learn(3 * 256)
     model.save(tmp_path / "model.zip")

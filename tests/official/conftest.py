@@ -1,4 +1,4 @@
-"""Triton interprets its kernels on the CPU; what they ask a GPU for is answered here. Comes before Triton is imported."""
+"""Triton interprets kernels on the CPU, and its queries of a GPU are replaced. It must precede the import of Triton."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import pytest
 import torch as th
 
 os.environ["TRITON_INTERPRET"] = "1"
-os.environ["MAMBA_DETERMINISTIC"] = "1"  # otherwise each kernel is timed with each of its settings
+os.environ["MAMBA_DETERMINISTIC"] = "1"  # no autotuning, which would time every configuration of each kernel
 th.set_num_threads(1)
 
 
 class NoDevice:
-    """``torch.cuda.device``, of which there is none."""
+    """A replacement of ``torch.cuda.device`` without effect."""
 
     def __init__(self, device: object) -> None:
         pass

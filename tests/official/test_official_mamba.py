@@ -1,6 +1,6 @@
 """
-The official implementation of Mamba-2 as an oracle, on a CPU: its Triton kernels in Triton's interpreter, through the very
-code that calls them on a GPU, and its ``Mamba2`` module. ``make test-official`` runs this; nothing else does.
+The official implementation of Mamba-2 as reference, on a CPU: its Triton kernels in Triton's interpreter, called by the same
+code as on a GPU, and its ``Mamba2`` module. Only ``make test-official`` runs these tests.
 """
 
 import sys
@@ -16,7 +16,7 @@ from sb3_cyborg.ops import ssd_official
 from sb3_cyborg.ops.ssd_official import choose_ssd, import_without_package, load_kernels
 from sb3_cyborg.sequence_model import State
 from sb3_cyborg.testing import outcome, run_full, run_stepped, verify_isolation, verify_state, warm_state
-from tests.helpers import assert_honest, record_updates, toy_model
+from tests.helpers import assert_exact_ratios, record_updates, toy_model
 from tests.test_ssd import NAMES, Case, Run, make_case, ssd_chunked, ssd_reference
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-5
@@ -70,8 +70,8 @@ def run(function: Run, case: Case, chunk_size: int) -> dict[str, th.Tensor]:
         (70, 64, {"resets": 0.05, "dt_scale": 0.001}),
     ],
 )
-def test_core(steps: int, chunk_size: int, sizes: dict[str, Any]) -> None:
-    """Outputs, final state and every gradient, with first states, resets and lengths that are no multiple of a chunk."""
+def test_core_equals_the_official_kernels(steps: int, chunk_size: int, sizes: dict[str, Any]) -> None:
+    """Outputs, final state and all gradients, with first states, resets and lengths that are no multiple of a chunk."""
     case = make_case(steps, **({"width": 16, "size": 16} | sizes)).to(th.float32)
     assert choose_ssd("official", case.x) is run_official
     title = f"T={steps}, chunk {chunk_size}, {sizes}"
@@ -87,8 +87,8 @@ def test_a_reset_at_the_start_cuts_the_gradient_of_the_first_state() -> None:
     assert not th.autograd.grad(y.sum(), state)[0].any()
 
 
-def test_the_step_size_is_handed_over_after_the_softplus() -> None:
-    """Why: the kernels' own softplus loses digits of a small step size."""
+def test_the_step_size_is_passed_after_the_softplus() -> None:
+    """The softplus of the kernels loses precision at small step sizes."""
     case = make_case(64, width=16, size=16)
     bias, raw = th.linspace(-6.9, -2.3, 4).double(), 0.3 * th.randn(3, 64, 4, dtype=th.float64)
     case = case._replace(dt=th.nn.functional.softplus(raw + bias))
@@ -108,8 +108,8 @@ def test_the_step_size_is_handed_over_after_the_softplus() -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e9])
 @pytest.mark.parametrize("leaf", ["x", "dt", "b", "c", "state"])
-def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> None:
-    """Bit for bit: what follows the reset, the last state, and all gradients of both are those without the poison."""
+def test_a_nan_stays_in_its_own_episode(leaf: str, poison: float) -> None:
+    """Outputs after the reset, the last state, and the gradients of both are bit-exact those without the NaN."""
     reset_at = 6
     case = make_case(13, resets=0.0).to(th.float32)
     masks = th.ones(3, 13, dtype=th.bool)
@@ -117,7 +117,7 @@ def test_what_is_not_finite_stays_in_its_episode(leaf: str, poison: float) -> No
     case = case._replace(masks=masks)
     dirty = getattr(case, leaf).clone()
     dirty[(slice(None),) if leaf == "state" else (slice(None), slice(0, reset_at))] = poison
-    if leaf == "dt":  # zeros, as the dirty ones become: steps of other sizes leave other rounding errors behind
+    if leaf == "dt":  # zeros, as the replaced values: other step sizes would have other rounding errors
         case.dt[:, :reset_at] = 0
 
     def after(case: Case) -> list[th.Tensor]:
@@ -151,14 +151,14 @@ def official_block(ours: Mamba2) -> Any:
         headdim=ours.headdim,
         ngroups=ours.ngroups,
         chunk_size=ours.chunk_size,
-        use_mem_eff_path=False,  # the other one needs causal_conv1d
+        use_mem_eff_path=False,  # the other path needs causal_conv1d
     )
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("d_model", [64, 128])
-def test_weights_in_and_out(d_model: int, sizes: dict[str, Any]) -> None:
-    """Strictly both ways, bit for bit."""
+def test_weights_load_and_save_exactly(d_model: int, sizes: dict[str, Any]) -> None:
+    """Weights are loaded strictly and bit-exact in both directions."""
     th.manual_seed(0)
     ours, other = Mamba2(d_model, **sizes), Mamba2(d_model, **sizes)
     theirs = official_block(ours)
@@ -173,7 +173,7 @@ def test_weights_in_and_out(d_model: int, sizes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_block_equals_the_official_block(sizes: dict[str, Any]) -> None:
-    """A sequence from the start, and its continuation by steps: ours in plain PyTorch, theirs in their kernels."""
+    """A sequence and its continuation by steps: ours in PyTorch, theirs in their kernels."""
     th.manual_seed(0)
     ours = Mamba2(64, mamba_backend="torch", **sizes)
     theirs = official_block(ours)
@@ -197,7 +197,7 @@ def test_block_equals_the_official_block(sizes: dict[str, Any]) -> None:
 
 
 def test_gradients_of_the_block() -> None:
-    """Of the parameters, the input and both first states, with resets, through the official backend of our own block."""
+    """Gradients of parameters, input and both first states, with resets, by the official backend of our block."""
     th.manual_seed(0)
     ours, official = Mamba2(64, mamba_backend="torch"), Mamba2(64, mamba_backend="official")
     official.load_state_dict(ours.state_dict())
@@ -215,7 +215,7 @@ def encoder(mode: str = "mamba") -> EncoderV7:
 
 @pytest.mark.parametrize("mode", ["mamba", "hybrid", "fusion"])
 def test_contract(mode: str) -> None:
-    """What the contract asks, in fp32: sequences in the official kernels against steps in PyTorch."""
+    """The contract in fp32: sequences in the official kernels against steps in PyTorch."""
     model = encoder(mode)
     generator = th.Generator().manual_seed(0)
     x = th.randn(3, 13, 3, generator=generator)
@@ -231,7 +231,7 @@ def test_contract(mode: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_ratio_is_one() -> None:
-    """Acting steps in PyTorch, training runs the official kernels: before the first step of each update, the same policy."""
+    """Acting runs in PyTorch, training in the official kernels; the ratio in the first minibatch of an update is 1."""
     kwargs = {"d_state": 4, "headdim": 8, "chunk_size": 4, "mamba_backend": "official"}
     model = toy_model(
         n_steps=16,
@@ -244,11 +244,11 @@ def test_ratio_is_one() -> None:
     updates = record_updates(model)
     model.learn(3 * 48)
     report("ratio_error", {str(index): update["train/ratio_error"] for index, update in enumerate(updates)})
-    assert_honest(updates, 3)
+    assert_exact_ratios(updates, 3)
 
 
 def test_error_growth() -> None:
-    """Against fp64 on the same numbers; the table of ``docs/mamba.md``."""
+    """Errors against fp64 on the same numbers, the table of ``docs/mamba.md``."""
     functions = {"stepped": ssd_reference, "chunked": ssd_chunked, "official": run_official}
     rows = error_table(functions, steps=(64, 256), rows=1, heads=2)
     for row in rows:
@@ -257,7 +257,7 @@ def test_error_growth() -> None:
         assert row["official gradient"] <= 1e-4
 
 
-def test_the_package_is_left_alone() -> None:
-    """What had to be bypassed to import the kernels is not left behind."""
+def test_the_package_can_be_imported_afterwards() -> None:
+    """The import of the kernels leaves no replaced modules behind."""
     load_kernels()
     assert "mamba_ssm" not in sys.modules
