@@ -4,6 +4,9 @@
 // The sources that the library was built from, as a number: see `abi` in build.py.
 EXPORT int sb3_cyborg_abi() { return SB3_CYBORG_ABI; }
 
+// The same as text, which build.py finds in the file without loading it.
+EXPORT const char* sb3_cyborg_marker() { return SB3_CYBORG_MARKER; }
+
 // The best instruction set that both this processor and its operating system support.
 EXPORT const char* sb3_cyborg_best_isa() {
 #if defined(__x86_64__)
