@@ -20,9 +20,6 @@ SOURCES = (Path(__file__).resolve(), *sorted((FOLDER / "src").glob("*.[ch]*")))
 """All files that decide what is compiled. This one has the flags."""
 LIBRARY = FOLDER / {"win32": "_kernels.dll", "darwin": "_kernels.dylib"}.get(sys.platform, "_kernels.so")
 
-MARKER = "sb3_cyborg_abi="
-"""Text in the library, before its checksum."""
-
 COMPILERS = ("c++", "g++", "clang++")
 # Not -ffast-math: NaN and inf must stay, and the compiler must not change the order of sums.
 COMMON_FLAGS = (
@@ -50,15 +47,15 @@ def isa_flags() -> dict[str, tuple[str, ...]]:
     return FLAGS.get(ARCHITECTURES.get(machine, machine), {"base": ()})
 
 
-def abi() -> int:
+def abi() -> str:
     """
-    :return: A checksum of the sources and the architecture. The library has it, too, so that one built from other sources,
-        whose functions may take other arguments, is recognized.
+    :return: A text in the library with a checksum of the sources and the architecture. A library of other sources lacks it:
+        its functions may take other arguments.
     """
     checksum = zlib.crc32(platform.machine().encode())
     for path in SOURCES:
         checksum = zlib.crc32(path.read_bytes(), checksum)
-    return checksum & 0x7FFFFFFF  # a positive int
+    return f"sb3_cyborg_abi={checksum:08x}"
 
 
 def find_compiler() -> list[str]:
@@ -80,10 +77,10 @@ def find_compiler() -> list[str]:
 def is_current(library: Path = LIBRARY) -> bool:
     """
     :param library: A file that need not exist.
-    :return: Whether it is a library for this machine, built from the present sources. It is not loaded: a process that has
-        loaded a file would not load another one that replaces it.
+    :return: Whether it is a library for this machine, built from the present sources. It is not loaded for that: no code of
+        other sources is, and a process that has loaded a file cannot load the one that replaces it.
     """
-    return library.is_file() and f"{MARKER}{abi()};".encode() in library.read_bytes()
+    return library.is_file() and abi().encode() in library.read_bytes()
 
 
 def build(library: Path = LIBRARY) -> Path:
@@ -109,7 +106,7 @@ def build(library: Path = LIBRARY) -> Path:
 
 def _compile(compiler: list[str], folder: Path) -> list[Path]:
     source = FOLDER / "src"
-    units = {"dispatch": (source / "dispatch.cpp", [f"-DSB3_CYBORG_ABI={abi()}", f'-DSB3_CYBORG_MARKER="{MARKER}{abi()};"'])}
+    units = {"dispatch": (source / "dispatch.cpp", [f'-DSB3_CYBORG_ABI="{abi()}"'])}
     for isa, flags in isa_flags().items():
         units[isa] = (source / "kernels.cpp", [*flags, f"-DKERNEL_SUFFIX={isa}"])
     objects = []
@@ -139,7 +136,7 @@ def _run(command: list[str]) -> None:
         lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
         # The compiler precedes an error with its context; the linker ends with a line that only says that it failed.
         errors = [line for line in lines if "error: " in line and not line.startswith("collect2")]
-        raise BuildError(f"`{shlex.join(command)}` fails: {(errors or lines)[0]}")
+        raise BuildError(f"`{command[0]}` fails: {(errors or lines)[0]}")
 
 
 def main() -> None:

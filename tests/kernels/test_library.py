@@ -35,10 +35,10 @@ def make_library(compiler: list[str], folder: Path, source: str) -> Path:
     return path
 
 
-def fake(abi_number: int, best_isa: str) -> str:
+def fake(abi_text: str, best_isa: str) -> str:
     """:return: Source text of a library without kernels."""
     return (
-        f'extern "C" int sb3_cyborg_abi() {{ return {abi_number}; }}\n'
+        f'extern "C" const char* sb3_cyborg_abi() {{ return "{abi_text}"; }}\n'
         f'extern "C" const char* sb3_cyborg_best_isa() {{ return "{best_isa}"; }}\n'
     )
 
@@ -101,10 +101,10 @@ def test_an_instruction_set_of_another_processor_is_an_error(compiler: list[str]
 
 
 def test_a_library_of_other_sources_is_not_used(compiler: list[str], tmp_path: Path) -> None:
-    path = make_library(compiler, tmp_path, fake(abi() + 1, "base"))
+    path = make_library(compiler, tmp_path, fake("sb3_cyborg_abi=00000000", "base"))
     status, handle = load(path)
     assert (status.isa, handle) == (None, None)
-    assert status.reason == f"{path} was built from other sources than {tmp_path / 'src'}"
+    assert status.reason == f"{path} was built from other sources than {FOLDER / 'src'}"
     assert "python -m sb3_cyborg.kernels" in status.remedy
     with pytest.raises(ValueError, match=r"SB3_CYBORG_KERNELS='base' needs compiled kernels, but .* other sources"):
         load(path, "base")
@@ -121,7 +121,7 @@ def test_a_missing_or_broken_library_is_not_used(tmp_path: Path) -> None:
     assert load(path)[0].reason == f"{path} is missing: it could not be built when the package was installed"
     with pytest.raises(ValueError, match=r"SB3_CYBORG_KERNELS='base' needs compiled kernels, but .* is missing"):
         load(path, "base")
-    path.write_text("not a library")
+    path.write_text(f"not a library, but {abi()}")
     status, handle = load(path)
     assert (status.isa, handle) == (None, None)
     assert str(path) in status.reason

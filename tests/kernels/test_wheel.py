@@ -143,7 +143,7 @@ def test_kernels_that_are_required_and_cannot_be_built_are_an_error(checkout: Pa
 def test_a_failing_compiler_does_not_fail_the_installation(checkout: Path) -> None:
     wheel, output = build_wheel(checkout, "--wheel", environment={"CXX": "false"})
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert "works without: `false " in output
+    assert "works without: `false` fails: exit code 1" in output
 
 
 def test_an_editable_installation_has_the_library_in_the_checkout(compiler: list[str], checkout: Path, tmp_path: Path) -> None:
