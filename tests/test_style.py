@@ -20,7 +20,7 @@ LAYERS = (
     {"memory_ppo"},
     {"trainers"},
     {"viewers"},
-    {"zoo"},
+    {"info", "zoo"},
     {"cli"},
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""

@@ -5,7 +5,6 @@ Compile the kernels into one shared library inside the package.
 the sources. It imports the standard library alone: at that time no dependency need be installed.
 """
 
-import ctypes
 import os
 import platform
 import shlex
@@ -48,15 +47,15 @@ def isa_flags() -> dict[str, tuple[str, ...]]:
     return FLAGS.get(ARCHITECTURES.get(machine, machine), {"base": ()})
 
 
-def abi() -> int:
+def abi() -> str:
     """
-    :return: A checksum of the sources. The library has it, too, so that one built from other sources, whose functions may take
-        other arguments, is recognized.
+    :return: A text in the library with a checksum of the sources and the architecture. A library of other sources lacks it:
+        its functions may take other arguments.
     """
-    checksum = 0
+    checksum = zlib.crc32(platform.machine().encode())
     for path in SOURCES:
         checksum = zlib.crc32(path.read_bytes(), checksum)
-    return checksum & 0x7FFFFFFF  # a positive int
+    return f"sb3_cyborg_abi={checksum:08x}"
 
 
 def find_compiler() -> list[str]:
@@ -78,12 +77,10 @@ def find_compiler() -> list[str]:
 def is_current(library: Path = LIBRARY) -> bool:
     """
     :param library: A file that need not exist.
-    :return: Whether it is a library for this machine, built from the present sources.
+    :return: Whether it is a library for this machine, built from the present sources. It is not loaded for that: no code of
+        other sources is, and a process that has loaded a file cannot load the one that replaces it.
     """
-    try:
-        return int(ctypes.CDLL(str(library)).sb3_cyborg_abi()) == abi()
-    except (OSError, AttributeError):
-        return False
+    return library.is_file() and abi().encode() in library.read_bytes()
 
 
 def build(library: Path = LIBRARY) -> Path:
@@ -109,7 +106,7 @@ def build(library: Path = LIBRARY) -> Path:
 
 def _compile(compiler: list[str], folder: Path) -> list[Path]:
     source = FOLDER / "src"
-    units = {"dispatch": (source / "dispatch.cpp", [f"-DSB3_CYBORG_ABI={abi()}"])}
+    units = {"dispatch": (source / "dispatch.cpp", [f'-DSB3_CYBORG_ABI="{abi()}"'])}
     for isa, flags in isa_flags().items():
         units[isa] = (source / "kernels.cpp", [*flags, f"-DKERNEL_SUFFIX={isa}"])
     objects = []
@@ -133,11 +130,13 @@ def _link(compiler: list[str], objects: list[Path], library: Path) -> Path:
 
 
 def _run(command: list[str]) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        first_error = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip())
-        raise BuildError(f"`{shlex.join(command)}` fails: {first_error}") from error
+    english = {**os.environ, "LC_ALL": "C"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=english)
+    if result.returncode:
+        lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
+        # The compiler precedes an error with its context; the linker ends with a line that only says that it failed.
+        errors = [line for line in lines if "error: " in line and not line.startswith("collect2")]
+        raise BuildError(f"`{command[0]}` fails: {(errors or lines)[0]}")
 
 
 def main() -> None:

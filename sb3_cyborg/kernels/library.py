@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sb3_cyborg.kernels.build import LIBRARY, abi
+from sb3_cyborg.kernels.build import FOLDER, LIBRARY, is_current
 
 VARIABLE = "SB3_CYBORG_KERNELS"
 OFF = "off"
@@ -103,10 +103,9 @@ def _open(path: Path) -> ctypes.CDLL:
     """:raises OSError: with the reason, if there is no library, it does not load, or it was built from other sources."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it could not be built when the package was installed")
-    library = ctypes.CDLL(str(path))
-    if not hasattr(library, "sb3_cyborg_abi") or library.sb3_cyborg_abi() != abi():
-        raise OSError(f"{path} was built from other sources than {path.parent / 'src'}")
-    return library
+    if not is_current(path):
+        raise OSError(f"{path} was built from other sources than {FOLDER / 'src'}")
+    return ctypes.CDLL(str(path))
 
 
 def _best_isa(library: ctypes.CDLL) -> str:

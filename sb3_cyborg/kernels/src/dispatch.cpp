@@ -1,8 +1,8 @@
 // Queries of the loader, library.py. Compiled once, without flags for an instruction set.
 #include "kernels.h"
 
-// The sources that the library was built from, as a number: see `abi` in build.py.
-EXPORT int sb3_cyborg_abi() { return SB3_CYBORG_ABI; }
+// A checksum of the sources, which the loader finds in the file before it loads it: see `abi` in build.py.
+EXPORT const char* sb3_cyborg_abi() { return SB3_CYBORG_ABI; }
 
 // The best instruction set that both this processor and its operating system support.
 EXPORT const char* sb3_cyborg_best_isa() {
