@@ -12,7 +12,7 @@ from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.masking import masked_softmax
 from sb3_cyborg.ops.window_attention import Read
-from sb3_cyborg.sequence_model import Logs, SequenceModel
+from sb3_cyborg.sequence_model import Logs, SequenceModel, wants_diagnostics
 
 QUERY_EPS = 1e-6
 """Added to the mean square of a query before it is normalized."""
@@ -157,7 +157,7 @@ class AttentionMemory(SequenceModel):
         :param fill: Number of entries in use, any shape, in [0, num_slots].
         :return: ``read_entropy`` in nats, ``usage`` (total weight of all entries but the null entry) and ``fill``, in [0, 1].
         """
-        if not self.training:
+        if not wants_diagnostics(self):
             return {}
         with th.no_grad():
             entropy = th.special.entr(weights).sum(-1) + th.special.entr(null_weights)
@@ -171,7 +171,7 @@ class AttentionMemory(SequenceModel):
         :param reach: Number of entries in use, (B, T), in [0, num_slots].
         :return: The diagnostics.
         """
-        if not self.training:
+        if not wants_diagnostics(self):
             return {}
         with th.no_grad():
             return self._logs_of(read.entropy(), read.null(), reach)

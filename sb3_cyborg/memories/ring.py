@@ -118,12 +118,14 @@ class RingMemory(AttentionMemory):
         entries = th.cat([state["entries"], x], dim=1)
         blocks = th.tensor(block_starts(steps, self.num_slots), device=x.device)
         firsts = self._firsts(x, state["first"], since[:, blocks], blocks)  # (B, n, F, D)
-        projected = linear(th.cat([entries, firsts.flatten(1, 2)], dim=1), th.cat([self.key.weight, self.value.weight]), None)
-        projected = projected.view(len(x), -1, 2, self.num_heads, self.head_dim)
-        keys, values = projected[:, : entries.shape[1]].unbind(2)
+        weight = th.cat([self.key.weight, self.value.weight])
+        stored = linear(state["entries"], weight, None)  # in a product of their own: in training they need no gradient
+        projected = linear(th.cat([x, firsts.flatten(1, 2)], dim=1), weight, None)
+        halves = 2, self.num_heads, self.head_dim
+        keys, values = th.cat([stored, projected[:, :steps]], dim=1).unflatten(-1, halves).unbind(2)
         extra = None
         if self.num_first:
-            first_keys, first_values = projected[:, entries.shape[1] :].unflatten(1, firsts.shape[1:3]).unbind(3)
+            first_keys, first_values = projected[:, steps:].unflatten(1, firsts.shape[1:3]).unflatten(-1, halves).unbind(3)
             extra = ExtraEntries(first_keys + self.first_key, first_values, self.first_bias, self._visible_firsts(since))
         ages = self.age_key, self.age_bias
         read = window_attention(self.queries(x), keys, values, since, self.null_key, self.null_value, *ages, extra)

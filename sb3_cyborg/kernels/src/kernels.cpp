@@ -856,8 +856,3 @@ EXPORT void KERNEL(kv_step)(const float* query, const float* keys, const float* 
     }
   }
 }
-
-// y += a x. x and y have n elements and do not overlap.
-EXPORT void KERNEL(scale_add)(const float* x, float a, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
-}
