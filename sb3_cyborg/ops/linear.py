@@ -1,10 +1,10 @@
 """
 Matrix products by MKL or oneDNN, whichever is faster.
 
-PyTorch computes fp32 products on a CPU with MKL, which on AMD processors with AVX-512 is half as fast as oneDNN (110 against 230
-GFLOP/s on one core of a Zen 5). oneDNN is part of the same build, as a separate operator. It is used there for large fp32 products,
-if the operator exists and its results are correct. Without AVX-512, MKL makes a minibatch 1.10 to 1.18 times faster. All other
-products use ``torch.nn.functional.linear``.
+PyTorch computes fp32 products on a CPU with MKL, which on AMD processors with AVX-512 is half as fast as oneDNN (110 against
+230 GFLOP/s on one core of a Zen 5). oneDNN is part of the same build, as a separate operator. It is used there for large fp32
+products, if the operator exists and its results are correct. Without AVX-512, MKL makes a minibatch 1.10 to 1.18 times faster.
+All other products use ``torch.nn.functional.linear``.
 """
 
 import functools

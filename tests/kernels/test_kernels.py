@@ -191,8 +191,9 @@ def test_attention_of_any_size(
 
     def run(dtype: th.dtype, attention: Callable[..., Any]) -> tuple[th.Tensor, dict[str, th.Tensor], Any]:
         leaves = {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
-        names = ("extra_keys", "extra_values", "extra_bias")
-        extra = ExtraEntries(*(leaves[name] for name in names), visible) if extras else None
+        extra = None
+        if extras:
+            extra = ExtraEntries(leaves["extra_keys"], leaves["extra_values"], leaves["extra_bias"], visible)
         arguments = [leaves[name] for name in ("query", "keys", "values")]
         nulls = leaves["null_key"], leaves["null_value"]
         read = attention(*arguments, reach.to(dtype), *nulls, leaves.get("age_key"), leaves.get("age_bias"), extra)
