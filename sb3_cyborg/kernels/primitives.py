@@ -229,10 +229,11 @@ def gru_forward(
     :param first: First state, (B, H).
     :param packed: Recurrent weights, packed by :func:`pack_gates`.
     :param bias: Bias of the recurrent part, (3 H,).
-    :param keep: Keep-masks, bool, (T, B), contiguous, or ``None``.
+    :param keep: Keep-masks, bool, (T, B), or ``None``.
     :return: States, the first included, (T + 1, B, H), and the recurrent part of the new gate, (T, B, H).
     """
     steps, rows, size = gates.shape[0], *first.shape
+    keep = None if keep is None else keep.contiguous()
     states, new_h, scratch = th.empty(steps + 1, rows, size), th.empty(steps, rows, size), th.empty(rows, size)
     states[0] = first
     _kernels.gru_forward(
@@ -253,11 +254,12 @@ def gru_backward(
     :param new_h: (T, B, H).
     :param packed: The transposed recurrent weights (H, 3 H), packed by :func:`pack`.
     :param grad: Gradient of the states after each step, (T, B, H).
-    :param keep: Keep-masks, bool, (T, B), contiguous, or ``None``.
+    :param keep: Keep-masks, bool, (T, B), or ``None``.
     :return: Gradient of the first state (B, H), of the gates' pre-activations, of the new gate its recurrent part (T, B, 3 H),
         and of the input part of the new gate (T, B, H).
     """
     steps, rows, size = grad.shape
+    keep = None if keep is None else keep.contiguous()
     grad_h = th.cat([grad.new_zeros(1, rows, size), grad])
     grad_gates, grad_new, scratch = th.empty_like(gates), th.empty_like(new_h), th.empty(2, rows, size)
     _kernels.gru_backward(
@@ -284,10 +286,11 @@ def lstm_forward(
     :param first_cell: First cell state, (B, H).
     :param packed: Recurrent weights, packed by :func:`pack_gates`.
     :param bias: Bias of the recurrent part, (4 H,).
-    :param keep: Keep-masks, bool, (T, B), contiguous, or ``None``.
+    :param keep: Keep-masks, bool, (T, B), or ``None``.
     :return: Hidden states and cell states, the first included, (T + 1, B, H).
     """
     steps, rows, size = gates.shape[0], *first.shape
+    keep = None if keep is None else keep.contiguous()
     states, cells = th.empty(steps + 1, rows, size), th.empty(steps + 1, rows, size)
     states[0], cells[0] = first, first_cell
     scratch = th.empty(2, rows, size)
@@ -314,11 +317,12 @@ def lstm_backward(
     :param packed: The transposed recurrent weights (H, 4 H), packed by :func:`pack`.
     :param grad: Gradient of the hidden states after each step, (T, B, H).
     :param grad_cell: Gradient of the last cell state, (B, H).
-    :param keep: Keep-masks, bool, (T, B), contiguous, or ``None``.
+    :param keep: Keep-masks, bool, (T, B), or ``None``.
     :return: Gradients of the first hidden state and the first cell state (B, H), and of the gates' pre-activations
         (T, B, 4 H).
     """
     steps, rows, size = grad.shape
+    keep = None if keep is None else keep.contiguous()
     grad_h, grad_c = th.cat([grad.new_zeros(1, rows, size), grad]), grad_cell.clone(memory_format=th.contiguous_format)
     grad_gates, scratch = th.empty_like(gates), th.empty(2, rows, size)
     _kernels.lstm_backward(
