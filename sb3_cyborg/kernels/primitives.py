@@ -7,6 +7,7 @@ Each function here is a faster form of operations that exist in PyTorch; the mod
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -160,6 +161,19 @@ def pack_gates(weight: th.Tensor, num_gates: int) -> th.Tensor:
     packed = th.empty(_kernels.packed_gates_size(num_gates, size))
     _kernels.pack_gates(weight.contiguous().data_ptr(), num_gates, size, packed.data_ptr())
     return packed
+
+
+def pack_heads(weight: th.Tensor, num_heads: int, transposed: bool) -> th.Tensor:
+    """
+    Pack the weight of each head by itself, for :func:`attend_projected` and :func:`ring_step`.
+
+    :param weight: (H d, E).
+    :param num_heads: H.
+    :param transposed: Whether the product is from d to E features, as for keys, or from E to d, as for values.
+    :return: The packed weights of the heads, one after the other.
+    """
+    by_head = weight.unflatten(0, (num_heads, -1))
+    return th.cat([pack(head.t() if transposed else head) for head in by_head])
 
 
 def affine(
@@ -432,8 +446,8 @@ def attend_projected(
     :param query: (B, H, d).
     :param first: Further entries before the others, (B, F, E), or ``None``.
     :param entries: (B, S, E).
-    :param key: Weight of the keys, (H d, E).
-    :param value: Weight of the values, (H d, E).
+    :param key: Weight of the keys (H d, E), packed by :func:`pack_heads`, transposed.
+    :param value: Weight of the values (H d, E), packed by :func:`pack_heads`.
     :param visible: Bool, (B, F + S).
     :param bias: Added to the scores, (B, H, F + S).
     :param null_logits: Scores of the null entry, (B, H).
@@ -442,10 +456,11 @@ def attend_projected(
     batch, heads, size = query.shape
     slots, width = entries.shape[1:]
     firsts = 0 if first is None else first.shape[1]
-    query, entries, visible, bias, null_logits = (t.contiguous() for t in (query, entries, visible, bias, null_logits))
+    query = query / math.sqrt(size)
+    entries, visible, bias, null_logits = (tensor.contiguous() for tensor in (entries, visible, bias, null_logits))
     first = None if first is None else first.contiguous()
     context, weights = th.empty(batch, heads, size), th.empty(batch, heads, firsts + slots)
-    null_weights, scratch = th.empty(batch, heads), th.empty(2, width)
+    null_weights, scratch = th.empty(batch, heads), th.empty(2 * batch * heads * width)
     _kernels.attend_projected(
         *map(_pointer, (query, first, entries, key, value, visible, bias, null_logits)),
         *map(_pointer, (context, weights, null_weights, scratch)),
@@ -475,8 +490,8 @@ def ring_step(
     :param first: The first inputs of the episode, (B, F, E).
     :param entries: The last inputs, oldest first, (B, S, E).
     :param since: Steps of the episode so far, (B,).
-    :param key: Weight of the keys, (H d, E).
-    :param value: Weight of the values, (H d, E).
+    :param key: Weight of the keys (H d, E), packed by :func:`pack_heads`, transposed.
+    :param value: Weight of the values (H d, E), packed by :func:`pack_heads`.
     :param age_key: (H, S, d), age 1 first.
     :param age_bias: (H, S).
     :param first_key: (F, H, d).
@@ -487,9 +502,10 @@ def ring_step(
     """
     batch, heads, size = query.shape
     (firsts, width), slots = first.shape[1:], entries.shape[1]
-    query, first, entries, since = (tensor.contiguous() for tensor in (query, first, entries, since))
+    query = query / math.sqrt(size)
+    first, entries, since = (tensor.contiguous() for tensor in (first, entries, since))
     context, weights = th.empty(batch, heads, size), th.empty(batch, heads, firsts + slots)
-    null_weights, scratch = th.empty(batch, heads), th.empty(2 * width)
+    null_weights, scratch = th.empty(batch, heads), th.empty(2 * batch * heads * width)
     visible = th.empty(firsts + slots, dtype=th.bool)
     parameters = (key, value, age_key, age_bias, first_key, first_bias, null_key, null_value)
     _kernels.ring_step(

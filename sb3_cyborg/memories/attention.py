@@ -1,5 +1,6 @@
 """Base class of memories that are read by multi-head attention."""
 
+import functools
 import math
 
 import torch as th
@@ -42,6 +43,9 @@ class AttentionMemory(SequenceModel):
         self.null_key = nn.Parameter(th.zeros(num_heads, self.head_dim))
         self.null_value = nn.Parameter(th.zeros(num_heads, self.head_dim))
         self.out = Linear(memory_dim, memory_dim)
+        pack = functools.partial(kernels.pack_heads, num_heads=num_heads)
+        self._packed_key = kernels.Packed(functools.partial(pack, transposed=True))
+        self._packed_value = kernels.Packed(functools.partial(pack, transposed=False))
         for layer in (self.query, self.out):
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -122,9 +126,8 @@ class AttentionMemory(SequenceModel):
         """
         if kernels.usable_without_gradient(query, entries, key.weight):
             bias = bias.expand(len(query), self.num_heads, entries.shape[1])
-            return kernels.attend_projected(
-                query, None, entries, key.weight, value.weight, visible, bias, self.null_logits(query)
-            )
+            packed = self._packed_key(key.weight), self._packed_value(value.weight)
+            return kernels.attend_projected(query, None, entries, *packed, visible, bias, self.null_logits(query))
         key_weight, value_weight = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (key, value))
         projected = (query.transpose(0, 1) @ key_weight).transpose(0, 1)  # (B, H, E)
         logits = projected @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + bias

@@ -98,7 +98,7 @@ class RingMemory(AttentionMemory):
         if kernels.usable_without_gradient(query, entries, self.key.weight):
             ages, firsts = (self.age_key, self.age_bias), (self.first_key, self.first_bias)
             null_entry = self.null_key, self.null_value
-            weights = self.key.weight, self.value.weight
+            weights = self._packed_key(self.key.weight), self._packed_value(self.value.weight)
             return kernels.ring_step(query, first, entries, count, *weights, *ages, *firsts, *null_entry)
         place = th.arange(self.num_first, device=query.device)
         ages_of = th.arange(self.num_slots, 0, -1, device=query.device)

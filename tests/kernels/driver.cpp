@@ -145,9 +145,10 @@ void window_case(int64_t n) {
 void step_case(int64_t n) {
     const int64_t batch = n % 3 + 1, heads = n % 4 + 1, size = size_of(n), firsts = n % 4, slots = n % 21 + 1, width = size_of(2 * n);
     const int64_t count = firsts + slots;
-    Buffer query(batch * heads * size), first(batch * firsts * width), entries(batch * slots * width), key(heads * size * width);
-    Buffer value(heads * size * width), bias(batch * heads * count), null_logits(batch * heads), context(batch * heads * size);
-    Buffer weights(batch * heads * count), null_weights(batch * heads), scratch(2 * width), since(batch);
+    Buffer query(batch * heads * size), first(batch * firsts * width), entries(batch * slots * width);
+    Buffer key(heads * KERNEL(packed_size)(width, size)), value(heads * KERNEL(packed_size)(size, width));
+    Buffer bias(batch * heads * count), null_logits(batch * heads), context(batch * heads * size);
+    Buffer weights(batch * heads * count), null_weights(batch * heads), scratch(2 * batch * heads * width), since(batch);
     Buffer age_key(heads * slots * size), age_bias(heads * slots), first_key(firsts * heads * size), first_bias(heads * firsts);
     Buffer null_key(heads * size), null_value(heads * size), keys(batch * slots * heads * size), values(batch * slots * heads * size);
     std::vector<uint8_t> visible = mask_of(batch * count), scratch_mask(count);

@@ -704,25 +704,64 @@ struct Entries {
   const float* operator[](int64_t c) const { return c < firsts ? first + c * width : window + (c - firsts) * width; }
 };
 
-// wanted (E) = scale * q (d) W (d, E): the score of an entry is wanted . entry.
-inline void project_query(const float* q, const float* weight, int64_t size, int64_t width, float scale, float* wanted) {
-  for (int64_t i = 0; i < width; i += 2 * VL) {
-    const int64_t left = width - i, more = left - VL;
-    vec a0 = {}, a1 = {}, b0 = {}, b1 = {};
-    for (int64_t k = 0; k < size; ++k) {
-      const float* w = weight + k * width + i;
-      if (k & 1) {
-        b0 += load_n(w, left) * q[k];
-        if (more > 0) b1 += load_n(w + VL, more) * q[k];
-      } else {
-        a0 += load_n(w, left) * q[k];
-        if (more > 0) a1 += load_n(w + VL, more) * q[k];
-      }
+// scores[h * count + c] = wanted[h] (E) . entry[c] for G heads and the visible entries.
+template <int G>
+inline void score(const float* wanted, const Entries& entries, const uint8_t* visible, int64_t count, float* scores) {
+  const int64_t width = entries.width;
+  for (int64_t c = 0; c < count; ++c) {
+    if (!visible[c]) {
+      for (int h = 0; h < G; ++h) scores[h * count + c] = 0.0f;
+      continue;
     }
-    store_n(wanted + i, (a0 + b0) * scale, left);
-    if (more > 0) store_n(wanted + i + VL, (a1 + b1) * scale, more);
+    const float* entry = entries[c];
+    vec sums[G] = {};
+    for (int64_t i = 0; i < width; i += VL) {
+      const int64_t left = width - i;
+      const vec e = load_n(entry + i, left);
+      for (int h = 0; h < G; ++h) sums[h] += e * load_n(wanted + h * width + i, left);
+    }
+    for (int h = 0; h < G; ++h) scores[h * count + c] = sum(sums[h]);
   }
 }
+
+// mixed[h] (E) = sum_c p[h * count + c] entry[c] for G heads and the visible entries.
+template <int G>
+inline void mix(const float* p, const Entries& entries, const uint8_t* visible, int64_t count, float* mixed) {
+  const int64_t width = entries.width;
+  for (int64_t i = 0; i < width; i += 2 * VL) {
+    const int64_t left = width - i, more = left - VL;
+    vec sums[G][2] = {};
+    for (int64_t c = 0; c < count; ++c) {
+      if (!visible[c]) continue;
+      const float* entry = entries[c] + i;
+      const vec e0 = load_n(entry, left), e1 = more > 0 ? load_n(entry + VL, more) : vec{};
+      for (int h = 0; h < G; ++h) {
+        sums[h][0] += e0 * p[h * count + c];
+        sums[h][1] += e1 * p[h * count + c];
+      }
+    }
+    for (int h = 0; h < G; ++h) {
+      store_n(mixed + h * width + i, sums[h][0], left);
+      if (more > 0) store_n(mixed + h * width + i + VL, sums[h][1], more);
+    }
+  }
+}
+
+// The heads in groups of four, which share the loads of the entries.
+inline void score_heads(const float* wanted, const Entries& entries, const uint8_t* visible, int64_t heads, int64_t count,
+                        float* scores) {
+  int64_t h = 0;
+  for (; h + 4 <= heads; h += 4) score<4>(wanted + h * entries.width, entries, visible, count, scores + h * count);
+  for (; h < heads; ++h) score<1>(wanted + h * entries.width, entries, visible, count, scores + h * count);
+}
+inline void mix_heads(const float* p, const Entries& entries, const uint8_t* visible, int64_t heads, int64_t count, float* mixed) {
+  int64_t h = 0;
+  for (; h + 4 <= heads; h += 4) mix<4>(p + h * count, entries, visible, count, mixed + h * entries.width);
+  for (; h < heads; ++h) mix<1>(p + h * count, entries, visible, count, mixed + h * entries.width);
+}
+
+// Floats of the packed weights of one head from `depth` to `columns` features.
+inline int64_t head_size(int64_t columns, int64_t depth) { return (columns + 2 * VL - 1) / (2 * VL) * 2 * VL * depth; }
 
 // Softmax of the scores p of the entries from..count - 1, those that are invisible set to zero, and of the null entry's score.
 inline float attention_weights(float* p, const uint8_t* visible, int64_t from, int64_t count, float null) {
@@ -742,93 +781,75 @@ inline float attention_weights(float* p, const uint8_t* visible, int64_t from, i
   return own * norm;
 }
 
-// context (d) = W (d, E) sum_c p[c] entry[c], over the visible entries. mixed (E) is scratch.
-inline void project_mix(const float* p, const uint8_t* visible, const Entries& entries, int64_t from, int64_t count,
-                        const float* weight, int64_t size, float* mixed, float* context) {
-  const int64_t width = entries.width;
-  for (int64_t i = 0; i < width; i += 4 * VL) {
-    vec sums[4] = {};
-    const int64_t left = width - i;
-    if (left >= 4 * VL) {
-      for (int64_t c = from; c < count; ++c) {
-        if (!visible[c]) continue;
-        const float* entry = entries[c] + i;
-        for (int v = 0; v < 4; ++v) sums[v] += load(entry + v * VL) * p[c];
-      }
-      for (int v = 0; v < 4; ++v) store(mixed + i + v * VL, sums[v]);
-    } else {
-      for (int64_t v = 0; v * VL < left; ++v) {
-        for (int64_t c = from; c < count; ++c)
-          if (visible[c]) sums[v] += load_n(entries[c] + i + v * VL, left - v * VL) * p[c];
-        store_n(mixed + i + v * VL, sums[v], left - v * VL);
-      }
-    }
-  }
-  for (int64_t k = 0; k < size; ++k) context[k] = dot(weight + k * width, mixed, width);
-}
-
 }  // namespace
 
 // One step of attention to keys and values that two linear layers make of entries, without making them: see
-// AttentionMemory.attend_projected. query (B, H, d). first (B, F, E) and entries (B, S, E), both contiguous. key, value (H d, E).
-// visible (B, F + S); bias (B, H, F + S); null_logits (B, H), with 1/sqrt(d) in it already. context (B, H, d); weights (B, H, F + S);
-// null_weights (B, H). scratch (2, E).
+// AttentionMemory.attend_projected. query (B, H, d), of a product with 1/sqrt(d). first (B, F, E) and entries (B, S, E), both
+// contiguous. key, value: weights of the heads one after the other, packed from d to E and from E to d features. visible (B, F + S);
+// bias (B, H, F + S); null_logits (B, H). context (B, H, d); weights (B, H, F + S); null_weights (B, H). scratch (2 B H E).
 EXPORT void KERNEL(attend_projected)(const float* query, const float* first, const float* entries, const float* key,
                                      const float* value, const uint8_t* visible, const float* bias, const float* null_logits,
                                      float* context, float* weights, float* null_weights, float* scratch, int64_t batch,
                                      int64_t heads, int64_t size, int64_t firsts, int64_t slots, int64_t width) {
-  const int64_t count = firsts + slots;
-  const float scale = 1.0f / std::sqrt((float)size);
+  const int64_t count = firsts + slots, row_width = heads * width;
+  float *wanted = scratch, *mixed = scratch + batch * row_width;
+  for (int64_t h = 0; h < heads; ++h)
+    affine<NONE>(query + h * size, heads * size, key + h * head_size(width, size), nullptr, wanted + h * width, row_width, batch,
+                 size, width);
   for (int64_t b = 0; b < batch; ++b) {
     const Entries row = {first + b * firsts * width, entries + b * slots * width, firsts, width};
     const uint8_t* seen = visible + b * count;
-    for (int64_t h = 0; h < heads; ++h) {
-      const int64_t place = b * heads + h;
-      float* p = weights + place * count;
-      project_query(query + place * size, key + h * size * width, size, width, scale, scratch);
-      for (int64_t c = 0; c < count; ++c) p[c] = seen[c] ? dot(scratch, row[c], width) + bias[place * count + c] : 0.0f;
-      null_weights[place] = attention_weights(p, seen, 0, count, null_logits[place]);
-      project_mix(p, seen, row, 0, count, value + h * size * width, size, scratch + width, context + place * size);
-    }
+    float* p = weights + b * heads * count;
+    score_heads(wanted + b * row_width, row, seen, heads, count, p);
+    for (int64_t i = 0; i < heads * count; ++i)
+      if (seen[i % count]) p[i] += bias[b * heads * count + i];
+    for (int64_t h = 0; h < heads; ++h)
+      null_weights[b * heads + h] = attention_weights(p + h * count, seen, 0, count, null_logits[b * heads + h]);
+    mix_heads(p, row, seen, heads, count, mixed + b * row_width);
   }
+  for (int64_t h = 0; h < heads; ++h)
+    affine<NONE>(mixed + h * width, row_width, value + h * head_size(size, width), nullptr, context + h * size, heads * size, batch,
+                 width, size);
 }
 
-// One step of the ring memory. query (B, H, d). first (B, F, E): the first inputs of the episode; entries (B, S, E): the last ones,
-// oldest first. since (B): steps of the episode so far. key, value (H d, E). age_key (H, S, d), age 1 first; age_bias (H, S).
-// first_key (F, H, d); first_bias (H, F). null_key, null_value (H, d). context (B, H, d), with the null entry's part; weights
-// (B, H, F + S); null_weights (B, H). scratch (2 E + F + S), visible (F + S).
+// One step of the ring memory. query (B, H, d), of a product with 1/sqrt(d). first (B, F, E): the first inputs of the episode; entries
+// (B, S, E): the last ones, oldest first. since (B): steps of the episode so far. key, value: as in attend_projected. age_key
+// (H, S, d), age 1 first; age_bias (H, S). first_key (F, H, d); first_bias (H, F). null_key, null_value (H, d). context (B, H, d),
+// with the null entry's part; weights (B, H, F + S); null_weights (B, H). scratch (2 B H E), visible (F + S).
 EXPORT void KERNEL(ring_step)(const float* query, const float* first, const float* entries, const float* since, const float* key,
                               const float* value, const float* age_key, const float* age_bias, const float* first_key,
                               const float* first_bias, const float* null_key, const float* null_value, float* context,
                               float* weights, float* null_weights, float* scratch, uint8_t* visible, int64_t batch, int64_t heads,
                               int64_t size, int64_t firsts, int64_t slots, int64_t width) {
-  const int64_t count = firsts + slots;
-  const float scale = 1.0f / std::sqrt((float)size);
+  const int64_t count = firsts + slots, row_width = heads * width;
+  float *wanted = scratch, *mixed = scratch + batch * row_width;
+  for (int64_t h = 0; h < heads; ++h)
+    affine<NONE>(query + h * size, heads * size, key + h * head_size(width, size), nullptr, wanted + h * width, row_width, batch,
+                 size, width);
   for (int64_t b = 0; b < batch; ++b) {
     const Entries row = {first + b * firsts * width, entries + b * slots * width, firsts, width};
     for (int64_t c = 0; c < firsts; ++c) visible[c] = since[b] - (float)c > (float)slots;
     for (int64_t c = 0; c < slots; ++c) visible[firsts + c] = (float)(slots - c) <= since[b];
+    float* p = weights + b * heads * count;
+    score_heads(wanted + b * row_width, row, visible, heads, count, p);
     for (int64_t h = 0; h < heads; ++h) {
-      const int64_t place = b * heads + h;
-      const float* q = query + place * size;
-      float* p = weights + place * count;
-      project_query(q, key + h * size * width, size, width, scale, scratch);
+      const float* q = query + (b * heads + h) * size;
       for (int64_t c = 0; c < count; ++c) {
-        if (!visible[c]) {
-          p[c] = 0.0f;
-          continue;
-        }
+        if (!visible[c]) continue;
         const int64_t age = count - c;  // of an entry of the window
-        const float own = c < firsts ? dot(q, first_key + (c * heads + h) * size, size) * scale + first_bias[h * firsts + c]
-                                     : dot(q, age_key + (h * slots + age - 1) * size, size) * scale + age_bias[h * slots + age - 1];
-        p[c] = dot(scratch, row[c], width) + own;
+        p[h * count + c] += c < firsts ? dot(q, first_key + (c * heads + h) * size, size) + first_bias[h * firsts + c]
+                                       : dot(q, age_key + (h * slots + age - 1) * size, size) + age_bias[h * slots + age - 1];
       }
-      const float null = attention_weights(p, visible, 0, count, dot(q, null_key + h * size, size) * scale);
-      null_weights[place] = null;
-      project_mix(p, visible, row, 0, count, value + h * size * width, size, scratch + width, context + place * size);
-      add_scaled(context + place * size, null_value + h * size, null, size);
+      null_weights[b * heads + h] = attention_weights(p + h * count, visible, 0, count, dot(q, null_key + h * size, size));
     }
+    mix_heads(p, row, visible, heads, count, mixed + b * row_width);
   }
+  for (int64_t h = 0; h < heads; ++h)
+    affine<NONE>(mixed + h * width, row_width, value + h * head_size(size, width), nullptr, context + h * size, heads * size, batch,
+                 width, size);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t h = 0; h < heads; ++h)
+      add_scaled(context + (b * heads + h) * size, null_value + h * size, null_weights[b * heads + h], size);
 }
 
 // One step of attention to stored keys and values. query (B, H, d); keys, values (B, S, H, d), oldest first; since (B). null_key,
