@@ -1,9 +1,13 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# 1 makes it an error if the kernels cannot be compiled, as in CI; otherwise PyTorch's operations run instead of them.
+export SB3_CYBORG_REQUIRE_KERNELS ?= 0
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+PACKAGES_STAMP := .venv/.packages
+KERNEL_SOURCES := sb3_cyborg/kernels/build.py $(wildcard sb3_cyborg/kernels/src/*)
 # One thread per process: policies of this size run slower with several, and the tests run in $(WORKERS) processes.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 OFFICIAL := .venv-official/bin
@@ -20,14 +24,19 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-venv: $(STAMP)  ## create .venv and install the package and its tools with the pinned versions
+venv: $(STAMP)  ## create .venv, install the package and its tools with the pinned versions, compile the kernels
 
 # The build backends are installed first, with the versions of constraints.txt: hatchling for this package, setuptools for
 # Crafter, which is a source archive (the setuptools of a new venv may be too old for it).
-$(STAMP): pyproject.toml constraints.txt
+$(PACKAGES_STAMP): pyproject.toml constraints.txt hatch_build.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@
+
+# The installation compiles the kernels; this compiles them again when their sources have changed since.
+$(STAMP): $(PACKAGES_STAMP) $(KERNEL_SOURCES)
+	$(BIN)/python sb3_cyborg/kernels/build.py || test "$(SB3_CYBORG_REQUIRE_KERNELS)" = 0
 	touch $@
 
 demo: $(STAMP)  ## train MemoryPPO on a memory task and print its return (minutes)

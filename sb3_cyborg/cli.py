@@ -1,5 +1,5 @@
 """
-The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, envs, zoo.
+The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, envs, info, zoo.
 
 It needs ``pip install "sb3-cyborg[train]"``. Errors are one line. The exit code is 2 for bad input, 1 for a failure while
 running, and 130 for Ctrl-C.
@@ -304,7 +304,7 @@ def inspect_memory(
         print(f"{output}: {episode.steps} steps of {episode.name}, return {episode.rewards.sum():.3f}")
 
 
-# --- environments and RL Zoo ------------------------------------------------------------------------------------------
+# --- environments, installation and RL Zoo ----------------------------------------------------------------------------
 
 
 class Requirement(NamedTuple):
@@ -378,6 +378,21 @@ def envs(
                 print(f"  {env_id}  ({requirement})" if requirement else f"  {env_id}")
         if not shown:
             raise ValueError(f"No environment of this package has {pattern!r} in its id; `sb3-cyborg envs` lists all.")
+
+
+@app.command()
+def info() -> None:
+    """
+    Print versions, processor, compiled kernels and missing extras. Paste it into a bug report.
+
+    \b
+    Examples:
+      sb3-cyborg info
+    """
+    with errors_as_lines():
+        from sb3_cyborg.info import report
+
+        print(report())
 
 
 @app.command(

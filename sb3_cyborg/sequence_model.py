@@ -48,6 +48,27 @@ def select_only() -> Iterator[None]:
         _select_only.reset(token)
 
 
+_without_diagnostics: ContextVar[bool] = ContextVar("without_diagnostics", default=False)
+
+
+@contextmanager
+def without_diagnostics() -> Iterator[None]:
+    """:return: A context in which models compute no diagnostics: their ``Logs`` hold at most the auxiliary loss."""
+    token = _without_diagnostics.set(True)
+    try:
+        yield
+    finally:
+        _without_diagnostics.reset(token)
+
+
+def wants_diagnostics(model: nn.Module) -> bool:
+    """
+    :param model: A model.
+    :return: Whether it computes diagnostics: in training mode, outside of :func:`without_diagnostics`.
+    """
+    return model.training and not _without_diagnostics.get()
+
+
 def keep_mask(episode_starts: th.Tensor) -> th.Tensor:
     """
     Convert episode starts to the keep-mask of sequence models. This is the only function that converts them.

@@ -328,8 +328,8 @@ def test_zoo_is_passed_through() -> None:
 
 
 def test_every_command_has_help_with_examples() -> None:
-    for command in ("train", "eval", "enjoy", "plot", "inspect", "envs"):
-        assert f"sb3-cyborg {command} " in run(command, "-h").stdout.split("Examples:")[1]
+    for command in ("train", "eval", "enjoy", "plot", "inspect", "envs", "info"):
+        assert re.search(rf"sb3-cyborg {command}\b", run(command, "-h").stdout.split("Examples:")[1])
 
 
 @pytest.mark.parametrize(

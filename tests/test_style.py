@@ -15,12 +15,13 @@ PACKAGE = "sb3_cyborg"
 LAYERS = (
     {"checks", "files", "packages"},
     {"sequence_model"},
+    {"kernels"},
     {"ops", "registry", "testing"},
     {"encoders", "memories"},
     {"memory_ppo"},
     {"trainers"},
     {"viewers"},
-    {"zoo"},
+    {"info", "zoo"},
     {"cli"},
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from torch import nn
 
 from sb3_cyborg.checks import check_positive
 from sb3_cyborg.encoders import fusion, gru, hybrid, lstm, mamba  # noqa: F401  # each registers itself
-from sb3_cyborg.ops.linear import Linear
+from sb3_cyborg.ops.linear import Projection
 from sb3_cyborg.registry import ENCODERS as ENCODERS
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
 
@@ -59,9 +58,9 @@ class EncoderV7(SequenceModel):
         check_positive(input_dim=input_dim, hidden_dim=hidden_dim, latent_dim=latent_dim, num_layers=num_layers)
         self.mode = mode
         self.input_dim, self.output_dim = input_dim, latent_dim
-        self.input_projection = nn.Sequential(Linear(input_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.SiLU())
+        self.input_projection = Projection(input_dim, hidden_dim, silu=True)
         self.core = ENCODERS.build(mode, hidden_dim, num_layers, **options)
-        self.output_projection = nn.Sequential(Linear(self.core.output_dim, latent_dim), nn.LayerNorm(latent_dim))
+        self.output_projection = Projection(self.core.output_dim, latent_dim)
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return self.core.get_initial_state(batch_size, device)
@@ -73,9 +72,7 @@ class EncoderV7(SequenceModel):
         return self._run("forward_sequence", x, state, masks)
 
     def _run(self, method: str, x: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State, Logs]:
-        first = self.input_projection[0]
-        assert isinstance(first, Linear)
-        dtype = first.weight.dtype  # `self.dtype` iterates over all modules, which is slow in a step of acting
+        dtype = self.input_projection.dtype  # `self.dtype` iterates over all modules, which is slow in a step of acting
         hidden = self.input_projection(x)
         keep = None if mask is None else mask.bool()  # numbers are accepted here; cores expect bool masks
         with full_precision(x.device):  # autocast applies to the projections, not to the recurrence and its state

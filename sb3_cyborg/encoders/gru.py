@@ -11,6 +11,7 @@ import torch as th
 from torch.autograd.function import once_differentiable
 
 from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, Resets, find_resets, stack_layers
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.ops.linear import matmul_t
 from sb3_cyborg.registry import ENCODERS
 from sb3_cyborg.sequence_model import Logs, Serial, State
@@ -103,6 +104,51 @@ class _GRUSequence(th.autograd.Function):
 _gru_sequence: Callable[..., th.Tensor] = _GRUSequence.apply  # torch gives it no types
 
 
+class _GRUKernel(th.autograd.Function):
+    """:class:`_GRUSequence` whose loops over the steps are compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: th.Tensor,
+        h: th.Tensor,
+        weight_ih: th.Tensor,
+        weight_hh: th.Tensor,
+        bias_ih: th.Tensor,
+        bias_hh: th.Tensor,
+        keep: th.Tensor | None,
+    ) -> th.Tensor:
+        """
+        Parameters and result are those of :class:`_GRUSequence`.
+
+        :param keep: Keep-masks, bool, (T, B), contiguous, or ``None``.
+        """
+        steps, batch_size, _ = x.shape
+        gates = matmul_t(x.flatten(0, 1), weight_ih, bias_ih).view(steps, batch_size, -1)
+        states, new_h = kernels.gru_forward(gates, h, kernels.pack_gates(weight_hh, 3), bias_hh, keep)
+        ctx.save_for_backward(x, gates, new_h, states, weight_ih, weight_hh, keep)
+        return states[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_outputs: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        x, gates, new_h, states, weight_ih, weight_hh, keep = ctx.saved_tensors
+        size = new_h.shape[2]
+        grad_h, grad_gates, grad_new = kernels.gru_backward(
+            gates, states, new_h, kernels.pack(weight_hh.t()), grad_outputs, keep
+        )
+        previous = states[:-1] if keep is None else th.where(keep.unsqueeze(-1), states[:-1], 0.0)
+        flat = grad_gates.view(-1, 3 * size)
+        grad_weight_hh, grad_bias_hh = matmul_t(flat.t(), previous.flatten(0, 1).t()), flat.sum(0)
+        grad_gates[..., 2 * size :] = grad_new  # from here on, of the input part of `new`
+        grad_x = matmul_t(flat, weight_ih.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight_ih = matmul_t(flat.t(), x.flatten(0, 1).t())
+        return grad_x, grad_h, grad_weight_ih, grad_weight_hh, flat.sum(0), grad_bias_hh, None
+
+
+_gru_kernel: Callable[..., th.Tensor] = _GRUKernel.apply
+
+
 class GRU(RecurrentLayer):
     """
     One GRU layer. Its parameters have the names (without the suffix ``_l0``), shapes and meaning of ``torch.nn.GRU``'s.
@@ -118,6 +164,11 @@ class GRU(RecurrentLayer):
     leaves = ("h",)
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        if kernels.usable_without_gradient(x, state["h"], self.weight_hh):
+            gates = kernels.affine(x, self._packed_ih(self.weight_ih), 3 * self.output_dim, self.bias_ih)
+            keep, packed = None if mask is None else mask.unsqueeze(0), self._packed_hh(self.weight_hh)
+            states, _ = kernels.gru_forward(gates.unsqueeze(0), state["h"], packed, self.bias_hh, keep)
+            return states[1], {"h": states[1]}, {}
         if mask is not None:
             state = self.reset_states(state, mask)
         h = th.gru_cell(x, state["h"], self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -125,7 +176,11 @@ class GRU(RecurrentLayer):
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        outputs = _gru_sequence(x.transpose(0, 1).contiguous(), state["h"], *weights, find_resets(masks))
+        by_step = x.transpose(0, 1).contiguous()
+        if kernels.usable(x, state["h"], self.weight_hh):
+            outputs = _gru_kernel(by_step, state["h"], *weights, None if masks is None else masks.t().contiguous())
+        else:
+            outputs = _gru_sequence(by_step, state["h"], *weights, find_resets(masks))
         return outputs.transpose(0, 1), {"h": outputs[-1]}, {}
 
 

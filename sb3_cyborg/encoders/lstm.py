@@ -5,14 +5,70 @@ Long short-term memory: Hochreiter & Schmidhuber 1997, with forget gate (Gers et
 parameter layout.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch as th
+from torch.autograd.function import once_differentiable
 
 from sb3_cyborg.encoders.recurrent_layer import RecurrentLayer, stack_layers
+from sb3_cyborg.kernels import primitives as kernels
+from sb3_cyborg.ops.linear import matmul_t
 from sb3_cyborg.registry import ENCODERS
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, may_branch
 
 CLOSED_GATE_LOGIT = -1e4
 """Pre-activation of a closed gate: its sigmoid is 0. With ``-CLOSED_GATE_LOGIT`` the gate is open: its sigmoid is 1."""
+
+
+class _LSTMKernel(th.autograd.Function):
+    """The layer over a sequence, as one autograd node; its loops over the steps are compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: th.Tensor,
+        h: th.Tensor,
+        c: th.Tensor,
+        weight_ih: th.Tensor,
+        weight_hh: th.Tensor,
+        bias_ih: th.Tensor,
+        bias_hh: th.Tensor,
+        keep: th.Tensor | None,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param x: Inputs, (T, B, D), contiguous.
+        :param h: First hidden state, (B, H).
+        :param c: First cell state, (B, H).
+        :param weight_ih: Input weights, (4 H, D); gates in the order input, forget, cell, output.
+        :param weight_hh: Recurrent weights, (4 H, H).
+        :param bias_ih: (4 H,).
+        :param bias_hh: (4 H,).
+        :param keep: Keep-masks, bool, (T, B), contiguous, or ``None``.
+        :return: Hidden states (T, B, H) and the last cell state (B, H).
+        """
+        gates = matmul_t(x.flatten(0, 1), weight_ih, bias_ih).view(*x.shape[:2], -1)
+        states, cells = kernels.lstm_forward(gates, h, c, kernels.pack_gates(weight_hh, 4), bias_hh, keep)
+        ctx.save_for_backward(x, gates, states, cells, weight_ih, weight_hh, keep)
+        ctx.set_materialize_grads(False)
+        return states[1:], cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor | None, grad_cell: th.Tensor | None) -> tuple[th.Tensor | None, ...]:
+        x, gates, states, cells, weight_ih, weight_hh, keep = ctx.saved_tensors
+        grad = th.zeros_like(states[1:]) if grad is None else grad
+        grad_cell = th.zeros_like(cells[0]) if grad_cell is None else grad_cell
+        grad_h, grad_c, grad_gates = kernels.lstm_backward(gates, cells, kernels.pack(weight_hh.t()), grad, grad_cell, keep)
+        previous = states[:-1] if keep is None else th.where(keep.unsqueeze(-1), states[:-1], 0.0)
+        flat = grad_gates.view(-1, gates.shape[-1])
+        grad_weight_hh, grad_bias = matmul_t(flat.t(), previous.flatten(0, 1).t()), flat.sum(0)
+        grad_x = matmul_t(flat, weight_ih.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight_ih = matmul_t(flat.t(), x.flatten(0, 1).t())
+        return grad_x, grad_h, grad_c, grad_weight_ih, grad_weight_hh, grad_bias, grad_bias, None
+
+
+_lstm_kernel: Callable[..., tuple[th.Tensor, th.Tensor]] = _LSTMKernel.apply  # torch gives it no types
 
 
 class LSTM(RecurrentLayer):
@@ -39,6 +95,12 @@ class LSTM(RecurrentLayer):
             self.bias_ih[hidden_dim : 2 * hidden_dim] = 1.0
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        if kernels.usable_without_gradient(x, state["h"], self.weight_hh):
+            gates = kernels.affine(x, self._packed_ih(self.weight_ih), 4 * self.output_dim, self.bias_ih)
+            keep = None if mask is None else mask.unsqueeze(0)
+            recurrent = self._packed_hh(self.weight_hh), self.bias_hh
+            h_states, c_states = kernels.lstm_forward(gates.unsqueeze(0), state["h"], state["c"], *recurrent, keep)
+            return h_states[1], {"h": h_states[1], "c": c_states[1]}, {}
         if mask is not None:
             state = self.reset_states(state, mask)
         states = (state["h"], state["c"])
@@ -46,6 +108,11 @@ class LSTM(RecurrentLayer):
         return h, {"h": h, "c": c}, {}
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
+        if kernels.usable(x, state["h"], self.weight_hh):
+            keep = None if masks is None else masks.t().contiguous()
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            outputs, c = _lstm_kernel(x.transpose(0, 1).contiguous(), state["h"], state["c"], *weights, keep)
+            return outputs.transpose(0, 1), {"h": outputs[-1], "c": c}, {}
         if masks is not None and not may_branch(x.device):
             return SequenceModel.forward_sequence(self, x, state, masks)
         first = state if masks is None else self.reset_states(state, masks[:, 0])

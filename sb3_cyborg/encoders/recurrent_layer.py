@@ -1,5 +1,6 @@
 """Base class of GRU and LSTM layers, and their resets within a sequence."""
 
+import functools
 from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
@@ -7,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.checks import check_positive
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.sequence_model import SequenceModel, State, may_branch
 
 
@@ -34,6 +36,8 @@ class RecurrentLayer(SequenceModel):
         self.weight_hh = nn.Parameter(th.empty(self.num_gates * hidden_dim, hidden_dim))
         self.bias_ih = nn.Parameter(th.zeros(self.num_gates * hidden_dim))
         self.bias_hh = nn.Parameter(th.zeros(self.num_gates * hidden_dim))
+        self._packed_ih = kernels.Packed(kernels.pack)
+        self._packed_hh = kernels.Packed(functools.partial(kernels.pack_gates, num_gates=self.num_gates))
         with th.no_grad():
             for weight in (self.weight_ih, self.weight_hh):
                 for gate in weight.chunk(self.num_gates):

@@ -1,5 +1,6 @@
 """Base class of memories that are read by multi-head attention."""
 
+import functools
 import math
 
 import torch as th
@@ -7,11 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.masking import masked_softmax
 from sb3_cyborg.ops.window_attention import Read
-from sb3_cyborg.sequence_model import Logs, SequenceModel
+from sb3_cyborg.sequence_model import Logs, SequenceModel, wants_diagnostics
+
+QUERY_EPS = 1e-6
+"""Added to the mean square of a query before it is normalized."""
 
 
 class AttentionMemory(SequenceModel):
@@ -38,6 +43,9 @@ class AttentionMemory(SequenceModel):
         self.null_key = nn.Parameter(th.zeros(num_heads, self.head_dim))
         self.null_value = nn.Parameter(th.zeros(num_heads, self.head_dim))
         self.out = Linear(memory_dim, memory_dim)
+        pack = functools.partial(kernels.pack_heads, num_heads=num_heads)
+        self._packed_key = kernels.Packed(functools.partial(pack, transposed=True))
+        self._packed_value = kernels.Packed(functools.partial(pack, transposed=False))
         for layer in (self.query, self.out):
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -59,7 +67,10 @@ class AttentionMemory(SequenceModel):
         :param x: Inputs, (..., input_dim).
         :return: Queries with root mean square 1, (..., H, d).
         """
-        return F.rms_norm(self.heads(self.query(x)), (self.head_dim,), eps=1e-6)
+        query = self.heads(self.query(x))
+        if kernels.usable_without_gradient(query):
+            return kernels.rms_norm(query, QUERY_EPS)
+        return F.rms_norm(query, (self.head_dim,), eps=QUERY_EPS)
 
     def null_logits(self, query: th.Tensor) -> th.Tensor:
         """
@@ -113,6 +124,10 @@ class AttentionMemory(SequenceModel):
         :param bias: Added to the scores, broadcastable to (B, H, S).
         :return: The results of :meth:`attend`.
         """
+        if kernels.usable_without_gradient(query, entries, key.weight):
+            bias = bias.expand(len(query), self.num_heads, entries.shape[1])
+            packed = self._packed_key(key.weight), self._packed_value(value.weight)
+            return kernels.attend_projected(query, None, entries, *packed, visible, bias, self.null_logits(query))
         key_weight, value_weight = (layer.weight.unflatten(0, (self.num_heads, self.head_dim)) for layer in (key, value))
         projected = (query.transpose(0, 1) @ key_weight).transpose(0, 1)  # (B, H, E)
         logits = projected @ entries.transpose(1, 2) / math.sqrt(self.head_dim) + bias
@@ -145,7 +160,7 @@ class AttentionMemory(SequenceModel):
         :param fill: Number of entries in use, any shape, in [0, num_slots].
         :return: ``read_entropy`` in nats, ``usage`` (total weight of all entries but the null entry) and ``fill``, in [0, 1].
         """
-        if not self.training:
+        if not wants_diagnostics(self):
             return {}
         with th.no_grad():
             entropy = th.special.entr(weights).sum(-1) + th.special.entr(null_weights)
@@ -159,7 +174,7 @@ class AttentionMemory(SequenceModel):
         :param reach: Number of entries in use, (B, T), in [0, num_slots].
         :return: The diagnostics.
         """
-        if not self.training:
+        if not wants_diagnostics(self):
             return {}
         with th.no_grad():
             return self._logs_of(read.entropy(), read.null(), reach)

@@ -3,6 +3,7 @@
 import torch as th
 from torch import nn
 
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.episodes import shift_steps, steps_since_start, zero_expired
@@ -51,10 +52,7 @@ class KeyValueMemory(AttentionMemory):
         if mask is not None:
             state = self.reset_states(state, mask)
         keys, values, count = state["keys"], state["values"], state["count"]
-        ages = th.arange(self.num_slots, 0, -1, device=x.device)
-        visible = ages <= count.unsqueeze(-1)
-        query = self.queries(x)
-        context, weights, null = self.attend(query, self.heads(keys), self.heads(values), visible)
+        context, weights, null = self._read_step(self.queries(x), state)
         self.record_window(weights, null, count)
         key = self.key(th.cat([x, state["previous"]], dim=-1))
         new_state = {
@@ -63,7 +61,20 @@ class KeyValueMemory(AttentionMemory):
             "previous": x,
             "count": (count + 1).clamp(max=self.num_slots),
         }
-        return self.finish(context, null), new_state, self.read_logs(weights, null, count)
+        return self.out(context.flatten(-2)), new_state, self.read_logs(weights, null, count)
+
+    def _read_step(self, query: th.Tensor, state: State) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param query: (B, H, d).
+        :param state: The state before the step.
+        :return: Weighted values, the null entry's included (B, H, d), weights (B, H, S), weights of the null entry (B, H).
+        """
+        keys, values, count = self.heads(state["keys"]), self.heads(state["values"]), state["count"]
+        if kernels.usable_without_gradient(query, keys, self.null_key):
+            return kernels.kv_step(query, keys, values, count, self.null_key, self.null_value)
+        ages = th.arange(self.num_slots, 0, -1, device=query.device)
+        context, weights, null = self.attend(query, keys, values, ages <= count.unsqueeze(-1))
+        return context + null.unsqueeze(-1) * self.null_value, weights, null
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         steps = x.shape[1]

@@ -12,7 +12,7 @@ from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.masking import finite, masked_softmax
 from sb3_cyborg.registry import MEMORIES
-from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State, may_branch
+from sb3_cyborg.sequence_model import AUX_LOSS, Logs, State, may_branch, wants_diagnostics
 
 CHUNK = 64
 """Steps in a chunk. The number of pairwise scores grows with its square."""
@@ -326,7 +326,7 @@ class PersistentMemory(AttentionMemory):
 
     def _logs(self, weights: th.Tensor, null: th.Tensor, occupied: th.Tensor, gate: th.Tensor) -> Logs:
         logs = self.read_logs(weights, null, occupied.sum(-1).to(gate.dtype))
-        if self.training:
+        if wants_diagnostics(self):
             logs["write_strength"] = gate.detach().mean()
         if self.write_rate is not None:
             logs[AUX_LOSS] = (gate.mean() - self.write_rate) ** 2

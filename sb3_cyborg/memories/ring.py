@@ -6,6 +6,7 @@ import torch as th
 from torch import nn
 
 from sb3_cyborg.checks import check_whole
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.ops.episodes import steps_since_start, zero_expired
@@ -75,23 +76,41 @@ class RingMemory(AttentionMemory):
         if mask is not None:
             state = self.reset_states(state, mask)
         entries, first, count = state["entries"], state["first"], state["count"]
-        query, place = self.queries(x), th.arange(self.num_first, device=x.device)
-        ages = th.arange(self.num_slots, 0, -1, device=x.device)
+        context, weights, null = self._read_step(self.queries(x), state)
+        self.record_window(weights, null, count)
+        place = th.arange(self.num_first, device=x.device)
+        new_state = {
+            "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
+            "first": th.where((place == count.unsqueeze(-1)).unsqueeze(-1), x.unsqueeze(1), first),
+            "count": count + 1,
+        }
+        logs = self.read_logs(weights, null, count.clamp(max=self.num_slots))
+        return self.out(context.flatten(-2)), new_state, logs
+
+    def _read_step(self, query: th.Tensor, state: State) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param query: (B, H, d).
+        :param state: The state before the step.
+        :return: Weighted values, the null entry's included (B, H, d), weights of first inputs and window (B, H, F + S),
+            weights of the null entry (B, H).
+        """
+        entries, first, count = state["entries"], state["first"], state["count"]
+        if kernels.usable_without_gradient(query, entries, self.key.weight):
+            ages, firsts = (self.age_key, self.age_bias), (self.first_key, self.first_bias)
+            null_entry = self.null_key, self.null_value
+            weights = self._packed_key(self.key.weight), self._packed_value(self.value.weight)
+            return kernels.ring_step(query, first, entries, count, *weights, *ages, *firsts, *null_entry)
+        place = th.arange(self.num_first, device=query.device)
+        ages_of = th.arange(self.num_slots, 0, -1, device=query.device)
         since = count.unsqueeze(-1)
-        visible, scores, seen = ages <= since, self.age_logits(query).flip(-1), entries
+        visible, scores, seen = ages_of <= since, self.age_logits(query).flip(-1), entries
         if self.num_first:
             by_place = (query.unsqueeze(1) * self.first_key).sum(-1).transpose(1, 2)
             by_place = by_place / math.sqrt(self.head_dim) + self.first_bias
             visible, scores = th.cat([since - place > self.num_slots, visible], -1), th.cat([by_place, scores], -1)
             seen = th.cat([first, entries], dim=1)
-        context, weights, null = self.attend_projected(query, seen, self.key, self.value, visible, scores)
-        self.record_window(weights, null, count)
-        new_state = {
-            "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
-            "first": th.where((place == since).unsqueeze(-1), x.unsqueeze(1), first),
-            "count": count + 1,
-        }
-        return self.finish(context, null), new_state, self.read_logs(weights, null, count.clamp(max=self.num_slots))
+        context, attention, null = self.attend_projected(query, seen, self.key, self.value, visible, scores)
+        return context + null.unsqueeze(-1) * self.null_value, attention, null
 
     def forward_sequence(self, x: th.Tensor, state: State, masks: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
         steps = x.shape[1]
@@ -99,12 +118,14 @@ class RingMemory(AttentionMemory):
         entries = th.cat([state["entries"], x], dim=1)
         blocks = th.tensor(block_starts(steps, self.num_slots), device=x.device)
         firsts = self._firsts(x, state["first"], since[:, blocks], blocks)  # (B, n, F, D)
-        projected = linear(th.cat([entries, firsts.flatten(1, 2)], dim=1), th.cat([self.key.weight, self.value.weight]), None)
-        projected = projected.view(len(x), -1, 2, self.num_heads, self.head_dim)
-        keys, values = projected[:, : entries.shape[1]].unbind(2)
+        weight = th.cat([self.key.weight, self.value.weight])
+        stored = linear(state["entries"], weight, None)  # in a product of their own: in training they need no gradient
+        projected = linear(th.cat([x, firsts.flatten(1, 2)], dim=1), weight, None)
+        halves = 2, self.num_heads, self.head_dim
+        keys, values = th.cat([stored, projected[:, :steps]], dim=1).unflatten(-1, halves).unbind(2)
         extra = None
         if self.num_first:
-            first_keys, first_values = projected[:, entries.shape[1] :].unflatten(1, firsts.shape[1:3]).unbind(3)
+            first_keys, first_values = projected[:, steps:].unflatten(1, firsts.shape[1:3]).unflatten(-1, halves).unbind(3)
             extra = ExtraEntries(first_keys + self.first_key, first_values, self.first_bias, self._visible_firsts(since))
         ages = self.age_key, self.age_bias
         read = window_attention(self.queries(x), keys, values, since, self.null_key, self.null_value, *ages, extra)

@@ -8,7 +8,7 @@ from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear, linear
 from sb3_cyborg.ops.linear_scan import MAX_WRITE, slot_scan
 from sb3_cyborg.registry import MEMORIES
-from sb3_cyborg.sequence_model import Logs, SequenceModel, State
+from sb3_cyborg.sequence_model import Logs, SequenceModel, State, wants_diagnostics
 
 
 @MEMORIES.register("slot")
@@ -131,7 +131,7 @@ class SlotMemory(SequenceModel):
         :return: ``write_strength`` summed over slots, ``read_entropy`` in nats, ``usage`` (share of the read that is not the
             null vector) and ``fill`` (written share of the slots), in [0, 1].
         """
-        if not self.training:
+        if not wants_diagnostics(self):
             return {}
         with th.no_grad():
             return {

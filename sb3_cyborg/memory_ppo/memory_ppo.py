@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
+from sb3_cyborg import kernels
 from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, unknown_name
 from sb3_cyborg.files import write_atomically
 from sb3_cyborg.memory_ppo import losses, model_file
@@ -41,7 +43,7 @@ from sb3_cyborg.memory_ppo.rollout_buffer_v7 import (
     plan_n_steps,
 )
 from sb3_cyborg.memory_ppo.schedules import AUTO, as_schedule, learning_rate_schedule
-from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state
+from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state, without_diagnostics
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
@@ -299,6 +301,8 @@ class MemoryPPO(RecurrentPPO):
         self._planned = {name: (given[name], getattr(self, name)) for name in given}
         check_burn_in(self.burn_in, self.n_steps)
         if self.verbose >= 1:
+            if self.device.type == "cpu":
+                print(kernels.describe())
             print(
                 f"Rollouts of n_steps={self.n_steps} in {self.n_envs} environments, minibatches of "
                 f"batch_size={self.batch_size} in sequences of seq_len={self.seq_len}, burn_in={self.burn_in}"
@@ -488,7 +492,9 @@ class MemoryPPO(RecurrentPPO):
 
     def _minibatch_loss(self, batch: TrainingBatch, terms: Sequence[LossTerm], clip_range: float, stats: Stats) -> th.Tensor:
         """:return: The loss of a minibatch, 0-d, attached to the graph; its diagnostics are appended to ``stats``."""
-        evaluation = self.policy.evaluate_sequences(batch)
+        first = not stats  # of the update, where the ratio must be 1; only here the memory computes diagnostics
+        with nullcontext() if first else without_diagnostics():
+            evaluation = self.policy.evaluate_sequences(batch)
         advantages = batch["advantages"]
         if self.normalize_advantage:
             advantages = losses.normalize_advantages(advantages, self._scales.advantages.std)
@@ -508,7 +514,7 @@ class MemoryPPO(RecurrentPPO):
         loss, parts = weighted_sum(terms, minibatch)
         with th.no_grad():
             error = (minibatch.ratio - 1).abs()
-            if not stats:  # the first minibatch of the update, where the ratio must be 1
+            if first:
                 stats["train/ratio_error"].append(error.max())
             stats["train/approx_kl"].append(losses.approximate_kl(log_ratio))
             stats["train/clip_fraction"].append((error > clip_range).float().mean())

@@ -14,10 +14,11 @@ import torch as th
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.ops.masking import finite, masked_softmax
 
 
-class Read(NamedTuple):
+class BlockRead(NamedTuple):
     """
     Result of :func:`window_attention`.
 
@@ -57,6 +58,38 @@ class Read(NamedTuple):
         logits = self.logits.clamp(min=th.finfo(self.logits.dtype).min)  # 0 * -inf would be NaN
         total = log_sum.sum() - self.probabilities.flatten().dot(logits.flatten())
         return total / self.context[..., 0].numel()  # padding steps of the last block read only the null entry: entropy 0
+
+
+class StepRead(NamedTuple):
+    """Result of :func:`window_attention` by the compiled kernels."""
+
+    context: th.Tensor
+    """Weighted sum of the values, the null entry's included, (B, T, H, d)."""
+    probabilities: th.Tensor
+    """Attention weights of the window, oldest first, of the extra entries, of the null entry, (B, H, T, S + E + 1)."""
+    window: int
+    """Window size S."""
+
+    def weights(self) -> th.Tensor:
+        """:return: Weights of the entries, (B, T, H, S), oldest first."""
+        return self.probabilities[..., : self.window].transpose(1, 2)
+
+    def extra(self) -> th.Tensor:
+        """:return: Weights of the extra entries, (B, T, H, E)."""
+        return self.probabilities[..., self.window : -1].transpose(1, 2)
+
+    def null(self) -> th.Tensor:
+        """:return: Weight of the null entry, (B, T, H)."""
+        return self.probabilities[..., -1].transpose(1, 2)
+
+    def entropy(self) -> th.Tensor:
+        """:return: Mean entropy in nats, ()."""
+        entropy: th.Tensor = th.special.entr(self.probabilities).sum(-1).mean()
+        return entropy
+
+
+Read = BlockRead | StepRead
+"""Result of :func:`window_attention`."""
 
 
 class ExtraEntries(NamedTuple):
@@ -152,13 +185,16 @@ def window_attention(
     """
     batch_size, steps = query.shape[:2]
     window = keys.shape[1] - steps
+    if kernels.usable(query, keys, null_key):
+        extras = (None,) * 4 if extra is None else tuple(extra)
+        return StepRead(*_window_kernel(query, keys, values, reach, *extras, null_key, null_value, age_key, age_bias), window)
     shape = (batch_size, len(block_starts(steps, window)), 1, *null_key.shape)
     extra_keys, extra_values, extra_bias, visible = null_key.expand(shape), null_value.expand(shape), None, None
     if extra is not None:
         extra_keys, extra_values = th.cat([extra.keys, extra_keys], dim=2), th.cat([extra.values, extra_values], dim=2)
         extra_bias, visible = extra.bias, extra.visible
     read = _window_attention(query, keys, values, reach, extra_keys, extra_values, extra_bias, visible, age_key, age_bias)
-    return Read(*read, window)
+    return BlockRead(*read, window)
 
 
 class _WindowAttention(th.autograd.Function):
@@ -243,6 +279,59 @@ class _WindowAttention(th.autograd.Function):
 
 
 _window_attention: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor]] = _WindowAttention.apply  # torch gives it no types
+
+
+class _WindowKernel(th.autograd.Function):
+    """:func:`window_attention` by compiled kernels, which compute the visible entries alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        reach: th.Tensor,
+        extra_keys: th.Tensor | None,
+        extra_values: th.Tensor | None,
+        extra_bias: th.Tensor | None,
+        visible: th.Tensor | None,
+        null_key: th.Tensor,
+        null_value: th.Tensor,
+        age_key: th.Tensor | None,
+        age_bias: th.Tensor | None,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        query, reach = (query / query.shape[-1] ** 0.5).contiguous(), reach.float().contiguous()
+        keys, values = (_heads_contiguous(tensor) for tensor in (keys, values))
+        extra_keys, extra_values, visible = (
+            None if tensor is None else tensor.contiguous() for tensor in (extra_keys, extra_values, visible)
+        )
+        extra = extra_keys, extra_values
+        context, weights = kernels.window_forward(
+            query, keys, values, reach, *extra, extra_bias, visible, null_key, null_value, age_key, age_bias
+        )
+        ctx.save_for_backward(query, keys, values, reach, *extra, visible, null_key, null_value, age_key, weights)
+        ctx.mark_non_differentiable(weights)
+        ctx.set_materialize_grads(False)
+        return context, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor | None, *_: Any) -> tuple[th.Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
+        grads = kernels.window_backward(ctx.saved_tensors, grad.contiguous())
+        query, keys, values, extra_keys, extra_values, extra_bias, null_key, null_value, age_key, age_bias = grads
+        assert query is not None
+        query = query / query.shape[-1] ** 0.5
+        return query, keys, values, None, extra_keys, extra_values, extra_bias, None, null_key, null_value, age_key, age_bias
+
+
+_window_kernel: Callable[..., tuple[th.Tensor, th.Tensor]] = _WindowKernel.apply
+
+
+def _heads_contiguous(tensor: th.Tensor) -> th.Tensor:
+    """:return: (B, N, H, d) whose heads and features are contiguous; rows and steps may have any stride."""
+    return tensor if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3] else tensor.contiguous()
 
 
 def _bias(reach: th.Tensor, keys: th.Tensor, extra_keys: th.Tensor, visible: th.Tensor | None) -> th.Tensor:

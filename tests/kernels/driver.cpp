@@ -1,0 +1,222 @@
+// Calls every kernel with many sizes, for the sanitizers. Buffers have exactly the size that the kernel may touch, and are not
+// aligned to vectors. `driver overrun`, `driver leak` and
+// `driver undefined` plant a fault instead.
+//
+// It includes the sources, so no declaration is repeated here. A new kernel gets a function and a row in CASES.
+#include "kernels.cpp"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+// A heap buffer of n values in [-1, 1) whose first byte is 4 bytes after an aligned address.
+class Buffer {
+  public:
+    explicit Buffer(int64_t n) : memory_(n + 1) {
+        for (float& value : memory_) value = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) * 2 - 1;
+    }
+    float* data() { return memory_.data() + 1; }
+    float& operator[](int64_t i) { return memory_[i + 1]; }
+
+  private:
+    std::vector<float> memory_;
+};
+
+void check(bool condition, const char* kernel, int64_t n, int64_t i) {
+    if (condition) return;
+    std::fprintf(stderr, "%s: size %ld, element %ld is wrong\n", kernel, static_cast<long>(n), static_cast<long>(i));
+    std::exit(1);
+}
+
+// Sizes that vary with n in different ways, so that remainders of vectors and of blocks of rows come together.
+int64_t rows_of(int64_t n) { return n % 15 + 1; }
+int64_t size_of(int64_t n) { return n % 41 + 1; }
+
+float* null_or(Buffer& buffer, int64_t n) { return n % 2 ? buffer.data() : nullptr; }
+
+std::vector<uint8_t> mask_of(int64_t n) {
+    std::vector<uint8_t> mask(n);
+    for (uint8_t& value : mask) value = std::rand() % 4 != 0;
+    return mask;
+}
+
+void affine_case(int64_t n) {
+    const int64_t rows = rows_of(n), depth = size_of(n), columns = size_of(3 * n);
+    Buffer x(rows * depth), weight(columns * depth), bias(columns), y(rows * columns);
+    Buffer packed(KERNEL(packed_size)(columns, depth));
+    KERNEL(pack)(weight.data(), depth, 1, columns, depth, packed.data());
+    for (int32_t activation = 0; activation < 4; ++activation) {
+        KERNEL(affine)(x.data(), depth, packed.data(), null_or(bias, n), y.data(), columns, rows, depth, columns, activation);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = 0; c < columns; ++c) {
+                double want = n % 2 ? bias[c] : 0;
+                for (int64_t k = 0; k < depth; ++k) want += double(x[r * depth + k]) * weight[c * depth + k];
+                if (activation == 1) want = std::tanh(want);
+                if (activation == 2) want = want < 0 ? 0 : want;
+                if (activation == 3) want /= 1 + std::exp(-want);
+                check(std::abs(y[r * columns + c] - want) < 1e-5, "affine", n, r * columns + c);
+            }
+    }
+}
+
+void norms_case(int64_t n) {
+    const int64_t rows = rows_of(n), size = size_of(n);
+    Buffer x(rows * size), weight(size), bias(size), y(rows * size);
+    KERNEL(layer_norm)(x.data(), weight.data(), bias.data(), y.data(), rows, size, 1e-5F, n % 2);
+    KERNEL(rms_norm)(x.data(), y.data(), rows, size, 1e-6F);
+    for (int64_t r = 0; r < rows; ++r) {
+        double square = 0, before = 0;
+        for (int64_t c = 0; c < size; ++c) square += double(y[r * size + c]) * y[r * size + c], before += double(x[r * size + c]) * x[r * size + c];
+        check(before / size < 1e-3 || std::abs(square / size - 1) < 1e-2, "rms_norm", n, r);
+    }
+}
+
+void gru_case(int64_t n) {
+    const int64_t steps = n % 5 + 1, rows = rows_of(n), size = size_of(n);
+    Buffer gates(steps * rows * 3 * size), states((steps + 1) * rows * size), weight(3 * size * size), bias(3 * size);
+    Buffer new_h(steps * rows * size), scratch(rows * size), scratch2(2 * rows * size);
+    Buffer packed(KERNEL(packed_gates_size)(3, size)), packed_t(KERNEL(packed_size)(size, 3 * size));
+    KERNEL(pack_gates)(weight.data(), 3, size, packed.data());
+    KERNEL(pack)(weight.data(), 1, size, size, 3 * size, packed_t.data());
+    std::vector<uint8_t> keep = mask_of(steps * rows);
+    const uint8_t* mask = n % 3 ? keep.data() : nullptr;
+    KERNEL(gru_forward)(gates.data(), states.data(), packed.data(), bias.data(), new_h.data(), mask, scratch.data(), steps, rows, size);
+    Buffer grad_h((steps + 1) * rows * size), grad_gates(steps * rows * 3 * size), grad_new(steps * rows * size);
+    KERNEL(gru_backward)(gates.data(), states.data(), new_h.data(), packed_t.data(), grad_h.data(), grad_gates.data(),
+                         grad_new.data(), mask, scratch2.data(), steps, rows, size);
+    for (int64_t i = 0; i < rows * size; ++i) check(std::abs(states[steps * rows * size + i]) <= 1.01F, "gru_forward", n, i);
+}
+
+void lstm_case(int64_t n) {
+    const int64_t steps = n % 5 + 1, rows = rows_of(n), size = size_of(n);
+    Buffer gates(steps * rows * 4 * size), states((steps + 1) * rows * size), cells((steps + 1) * rows * size);
+    Buffer weight(4 * size * size), bias(4 * size), scratch(2 * rows * size);
+    Buffer packed(KERNEL(packed_gates_size)(4, size)), packed_t(KERNEL(packed_size)(size, 4 * size));
+    KERNEL(pack_gates)(weight.data(), 4, size, packed.data());
+    KERNEL(pack)(weight.data(), 1, size, size, 4 * size, packed_t.data());
+    std::vector<uint8_t> keep = mask_of(steps * rows);
+    const uint8_t* mask = n % 3 ? keep.data() : nullptr;
+    KERNEL(lstm_forward)(gates.data(), states.data(), cells.data(), packed.data(), bias.data(), mask, scratch.data(), steps, rows, size);
+    Buffer grad_h((steps + 1) * rows * size), grad_c(rows * size), grad_gates(steps * rows * 4 * size);
+    KERNEL(lstm_backward)(gates.data(), cells.data(), packed_t.data(), grad_h.data(), grad_c.data(), grad_gates.data(), mask,
+                          scratch.data(), steps, rows, size);
+    for (int64_t i = 0; i < rows * size; ++i) check(std::abs(states[steps * rows * size + i]) <= 1.01F, "lstm_forward", n, i);
+}
+
+void window_case(int64_t n) {
+    const int64_t batch = n % 2 + 1, steps = n % 23 + 1, window = n % 19 + 1, heads = n % 3 + 1, size = size_of(n), extras = n % 4;
+    const int64_t block = steps < window ? steps : window, blocks = (steps + block - 1) / block, row = heads * size;
+    Buffer query(batch * steps * row), keys(batch * (steps + window) * row), values(batch * (steps + window) * row);
+    Buffer reach(batch * steps), extra_keys(batch * blocks * extras * row), extra_values(batch * blocks * extras * row);
+    Buffer extra_bias(heads * extras), null_key(row), null_value(row), age_key(heads * window * size), age_bias(heads * window);
+    Buffer context(batch * steps * row), weights(batch * heads * steps * (window + extras + 1));
+    Buffer scratch(KERNEL(window_scratch)(steps, window, size, extras));
+    std::vector<uint8_t> visible = mask_of(batch * steps * extras);
+    for (int64_t i = 0; i < batch * steps; ++i) reach[i] = float(std::rand() % (window + 3));
+    const bool aged = n % 2;
+    const int64_t stride = (steps + window) * row;
+    KERNEL(window_forward)(query.data(), keys.data(), values.data(), stride, row, stride, row, reach.data(), extra_keys.data(),
+                           extra_values.data(), extra_bias.data(), visible.data(), null_key.data(), null_value.data(),
+                           aged ? age_key.data() : nullptr, aged ? age_bias.data() : nullptr, context.data(), weights.data(),
+                           scratch.data(), batch, steps, window, heads, size, extras, block);
+    const int64_t columns = window + extras + 1;
+    for (int64_t i = 0; i < batch * heads * steps; ++i) {
+        double total = 0;
+        for (int64_t c = 0; c < columns; ++c) total += weights[i * columns + c];
+        check(std::abs(total - 1) < 1e-5, "window_forward", n, i);
+    }
+    Buffer grad(batch * steps * row), grad_query(batch * steps * row), grad_keys(batch * stride), grad_values(batch * stride);
+    Buffer grad_extra_keys(batch * blocks * extras * row), grad_extra_values(batch * blocks * extras * row);
+    Buffer grad_extra_bias(heads * extras), grad_null_key(row), grad_null_value(row), grad_age_key(heads * window * size);
+    Buffer grad_age_bias(heads * window);
+    KERNEL(window_backward)(query.data(), keys.data(), values.data(), stride, row, stride, row, reach.data(), extra_keys.data(),
+                            extra_values.data(), visible.data(), null_key.data(), null_value.data(),
+                            aged ? age_key.data() : nullptr, weights.data(), grad.data(), grad_query.data(), grad_keys.data(),
+                            grad_values.data(), grad_extra_keys.data(), grad_extra_values.data(), grad_extra_bias.data(),
+                            grad_null_key.data(), grad_null_value.data(), aged ? grad_age_key.data() : nullptr,
+                            aged ? grad_age_bias.data() : nullptr, scratch.data(), batch, steps, window, heads, size, extras, block);
+}
+
+void step_case(int64_t n) {
+    const int64_t batch = n % 3 + 1, heads = n % 4 + 1, size = size_of(n), firsts = n % 4, slots = n % 21 + 1, width = size_of(2 * n);
+    const int64_t count = firsts + slots;
+    Buffer query(batch * heads * size), first(batch * firsts * width), entries(batch * slots * width);
+    Buffer key(heads * KERNEL(packed_size)(width, size)), value(heads * KERNEL(packed_size)(size, width));
+    Buffer bias(batch * heads * count), null_logits(batch * heads), context(batch * heads * size);
+    Buffer weights(batch * heads * count), null_weights(batch * heads), scratch(2 * batch * heads * width), since(batch);
+    Buffer age_key(heads * slots * size), age_bias(heads * slots), first_key(firsts * heads * size), first_bias(heads * firsts);
+    Buffer null_key(heads * size), null_value(heads * size), keys(batch * slots * heads * size), values(batch * slots * heads * size);
+    std::vector<uint8_t> visible = mask_of(batch * count), scratch_mask(count);
+    for (int64_t b = 0; b < batch; ++b) since[b] = float(std::rand() % (2 * slots + 2));
+    auto sums_to_one = [&](const char* kernel, int64_t columns) {
+        for (int64_t i = 0; i < batch * heads; ++i) {
+            double total = null_weights[i];
+            for (int64_t c = 0; c < columns; ++c) total += weights[i * columns + c];
+            check(std::abs(total - 1) < 1e-5, kernel, n, i);
+        }
+    };
+    KERNEL(attend_projected)(query.data(), first.data(), entries.data(), key.data(), value.data(), visible.data(), bias.data(),
+                             null_logits.data(), context.data(), weights.data(), null_weights.data(), scratch.data(), batch, heads,
+                             size, firsts, slots, width);
+    sums_to_one("attend_projected", count);
+    KERNEL(ring_step)(query.data(), first.data(), entries.data(), since.data(), key.data(), value.data(), age_key.data(),
+                      age_bias.data(), first_key.data(), first_bias.data(), null_key.data(), null_value.data(), context.data(),
+                      weights.data(), null_weights.data(), scratch.data(), scratch_mask.data(), batch, heads, size, firsts, slots,
+                      width);
+    sums_to_one("ring_step", count);
+    KERNEL(kv_step)(query.data(), keys.data(), values.data(), since.data(), null_key.data(), null_value.data(), context.data(),
+                    weights.data(), null_weights.data(), scratch_mask.data(), batch, heads, size, slots);
+    sums_to_one("kv_step", slots);
+}
+
+struct Case {
+    const char* kernel;
+    void (*run)(int64_t n);
+};
+
+const Case CASES[] = {
+    {"packed_size", affine_case},       {"pack", affine_case},          {"affine", affine_case},
+    {"layer_norm", norms_case},         {"rms_norm", norms_case},       {"packed_gates_size", gru_case},
+    {"pack_gates", gru_case},           {"gru_forward", gru_case},      {"gru_backward", gru_case},
+    {"lstm_forward", lstm_case},        {"lstm_backward", lstm_case},   {"window_scratch", window_case},
+    {"window_forward", window_case},    {"window_backward", window_case}, {"attend_projected", step_case},
+    {"ring_step", step_case},           {"kv_step", step_case},
+};
+
+const int64_t SIZES[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 128, 129, 1000};
+
+// Faults that the sanitizers must find, so that a pass of the driver says something.
+void plant(const char* fault) {
+    if (std::strcmp(fault, "overrun") == 0) {
+        Buffer x(17), y(16);
+        KERNEL(rms_norm)(x.data(), y.data(), 1, 17, 1e-6F);
+    } else if (std::strcmp(fault, "leak") == 0) {
+        volatile char* lost = static_cast<char*>(std::malloc(64));
+        lost[0] = 1;
+        lost = nullptr;
+    } else if (std::strcmp(fault, "undefined") == 0) {
+        volatile int large = std::numeric_limits<int>::max();
+        large = large + 1;
+    } else {
+        std::fprintf(stderr, "unknown fault %s\n", fault);
+        std::exit(2);
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc > 1) {
+        plant(argv[1]);
+        return 0;
+    }
+    for (const Case& each : CASES) {
+        for (int64_t n : SIZES) each.run(n);
+        std::printf("%s\n", each.kernel);
+    }
+}
