@@ -187,7 +187,7 @@ def test_classes_of_modules_that_are_imported() -> None:
         spaces.Dict({"text": spaces.Text(5)}),
         UpdateScales(lambda sums: sums),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # the same in each process of pytest-xdist, as addresses are not
 )
 def test_objects_without_a_plain_form(value: Any) -> None:
     with pytest.raises(NotPlainError):
