@@ -99,8 +99,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, updates: list
     with pytest.raises(Crash):
         broken.train(callback=CrashAt(crash_at))
     run = run_folder(broken)
-    for later in list_checkpoints(run)[1:]:
-        later.unlink()  # saved at the crash itself; this test resumes from the checkpoint before it
+    # This test resumes from the first checkpoint. The best model may be newer, and so is the checkpoint of the crash itself.
+    for later in [*list_checkpoints(run)[1:], run / "best_model.zip"]:
+        later.unlink()
     th.manual_seed(99)  # as another process would
     np.random.seed(99)  # noqa: NPY002
     # TensorBoard orders files by names that hold whole seconds; a new process would start later than that.
@@ -167,14 +168,20 @@ def test_resumed_episodes_have_new_seeds(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     run = run_folder(tiny(tmp_path, **SCHEDULED).train())
     newest = checkpoint_path(run, WHOLE)
-    newest.write_bytes(newest.read_bytes()[:-100])
+    damaged = newest.read_bytes()[:-100]
+    newest.write_bytes(damaged)
+    (run / "final_model.zip").write_bytes(b"")
     (run / "checkpoints" / ".step_9.zip.1.writing").write_bytes(b"half")
-    with pytest.warns(UserWarning, match=r"not a complete checkpoint.*The one before it is used"):
+    with pytest.warns(
+        UserWarning, match=r"final_model.zip is damaged \(.*The run goes on from step_000000000128.zip"
+    ) as caught:
         resumed = TrainerV7.resume(run)
+    assert [Path(str(warning.message).split()[0]).name for warning in caught] == [newest.name, "final_model.zip"]
     assert resumed.model.num_timesteps == HALF
     assert not list(run.rglob(".*"))
     assert resumed.train().model.num_timesteps == WHOLE
     assert MemoryPPO.load(newest).num_timesteps == WHOLE
+    assert newest.with_name(f"{newest.name}.damaged_1").read_bytes() == damaged
 
 
 def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
