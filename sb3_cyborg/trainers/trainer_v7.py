@@ -76,7 +76,10 @@ class TrainerV7:
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
         env = make_training_env(self.config)
-        self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
+        try:
+            self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
+        except TypeError as error:  # of a class that gets the options as keywords, e.g. the optimizer
+            raise ValueError(f"`policy_kwargs`={self.config.policy_kwargs} cannot be used: {error}.") from error
 
     @classmethod
     def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
