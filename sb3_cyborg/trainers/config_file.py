@@ -70,9 +70,17 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 class _Dumper(yaml.SafeDumper):
-    """A safe dumper for :class:`_Loader`: it quotes text that the loader would read as a float."""
+    """
+    A safe dumper for :class:`_Loader`. It quotes text that the loader would read as a float, and text with control characters,
+    some of which PyYAML would write as they are.
+    """
+
+    def represent_text(self, value: str) -> yaml.ScalarNode:
+        """:return: A node, quoted if some character cannot be printed."""
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
 
 
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 

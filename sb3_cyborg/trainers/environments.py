@@ -82,9 +82,7 @@ def policy_for(config: TrainerConfig, env: VecEnv) -> str:
     if policy.startswith("Cnn") and not is_image_space(space):
         raise ValueError(f"`policy`={policy!r} needs images, but {config.env!r} has {space}; 'auto' picks what fits.")
     if policy.startswith("MultiInput") and not isinstance(space, spaces.Dict):
-        raise ValueError(
-            f"`policy`={policy!r} needs a Dict space, but {config.env!r} has {space}; 'auto' picks what fits."
-        )
+        raise ValueError(f"`policy`={policy!r} needs a Dict space, but {config.env!r} has {space}; 'auto' picks what fits.")
     if policy != "auto":
         return policy
     if isinstance(space, spaces.Dict):

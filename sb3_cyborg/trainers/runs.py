@@ -107,15 +107,15 @@ def file_to_resume(run: Path) -> Path | None:
             )
         return None
     remove_leftovers(run)
+    evaluated = {name for name in (EVALUATIONS, BEST) if (run / name).exists()}
+    for name in (MONITOR_FILE, SESSIONS_FILE, *({EVALUATIONS, BEST} - evaluated if evaluated else ())):
+        if not (run / name).exists():
+            warn_caller(f"{run / name} is missing: it is written anew, without what it held before.")
     for path, reason in newest.damaged.items():
         move_aside(path, reason, f"The run goes on from {newest.path.name}.")
     for name in (FOLDER, "tensorboard"):
         if (run / name).exists() and not (run / name).is_dir():
             move_aside(run / name, "it is not a folder", "A new folder is created.")
-    evaluated = {name for name in (EVALUATIONS, BEST) if (run / name).exists()}
-    for name in (MONITOR_FILE, SESSIONS_FILE, *({EVALUATIONS, BEST} - evaluated if evaluated else ())):
-        if not (run / name).exists():
-            warn_caller(f"{run / name} is missing: it is written anew, without what it held before.")
     return newest.path
 
 
