@@ -272,7 +272,7 @@ def evaluate(
 
         path = find_checkpoint(run, which)
         trainer = TrainerV7.load(path, device=device)
-        print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
+        print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training", flush=True)
         returns, lengths = trainer.evaluate_episodes(episodes, deterministic=not stochastic)
         trainer.close()
         print(f"return {np.mean(returns):.3f} +/- {np.std(returns):.3f} (std of {episodes} episodes), ", end="")

@@ -70,6 +70,35 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"device": "gpu"}, ["'gpu'", "'cuda'"]),
     ({"env_kwargs": 3}, ["`env_kwargs`", "3", "dictionary"]),
     ({"seed": -1}, ["`seed`", "-1"]),
+    *[
+        ({"run_name": name}, ["`run_name`", "plain name of a folder", repr(name)])
+        for name in (
+            "/",
+            "..",
+            ".",
+            "../x",
+            "a/b",
+            "a\\b",
+            "C:x",
+            "a\nb",
+            "a\0b",
+            "a\x7f",
+            "\u2028",
+            "\ud800",
+            " ",
+            "a.",
+            "NUL",
+            "com1.txt",
+        )
+    ],
+    ({"run_name": ""}, ["`run_name`", "at least 1"]),
+    ({"run_name": 256 * "a"}, ["`run_name`", "256 bytes", "255"]),
+    ({"run_name": 128 * "é"}, ["`run_name`", "256 bytes"]),
+    ({"n_envs": 1e12}, ["`n_envs`", "65536"]),
+    ({"torch_threads": 100_000}, ["`torch_threads`", "1024"]),
+    ({"total_timesteps": 1e300}, ["`total_timesteps`", "1000000000000000"]),
+    ({"save_freq": 1e300}, ["`save_freq`", "1000000000000000"]),
+    ({"frame_stack": 10**9}, ["`frame_stack`", "1000"]),
 ]
 
 
@@ -82,6 +111,11 @@ def test_bad_configs(given: dict[str, Any], said: list[str]) -> None:
     assert "pydantic" not in message
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize("name", ["gru", "2024", ".hidden", "a b", "é", 255 * "a", "gru-0.9_lr=1e-3,x", "console", "...a"])
+def test_run_names(name: str) -> None:
+    assert TrainerConfig.parse({"env": "CartPole-v1", "run_name": name}).run_name == name
 
 
 def test_a_line_for_each_key() -> None:
@@ -115,6 +149,45 @@ def test_bad_files(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="got list"):
         TrainerConfig.parse(["env"])  # type: ignore[arg-type]
+
+
+def test_merge_keys() -> None:
+    text = "base: &base {a: 1, b: 2}\nmore: &more {<<: *base, b: 3}\nlast: {<<: [*more, *base], c: 4}\nagain: *more\n"
+    assert parse_yaml(text, "here") == {
+        "base": {"a": 1, "b": 2},
+        "more": {"a": 1, "b": 3},
+        "last": {"a": 1, "b": 3, "c": 4},
+        "again": {"a": 1, "b": 3},
+    }
+    config = TrainerConfig.parse(
+        {"env": "CartPole-v1"} | parse_yaml("x: &x {n_steps: 64}\ny: {<<: *x, n_envs: 2}\n", "here")["y"]
+    )
+    assert (config.n_steps, config.n_envs) == (64, 2)
+    for twice in (
+        "a: {b: 1, b: 2}",
+        "x: &x {a: 1}\ny: {<<: *x, b: 1, b: 2}",
+        "x: &x {a: 1}\ny: {<<: *x, <<: *x}",
+        "{a: 1, 'a': 2}",
+    ):
+        with pytest.raises(ValueError, match="is there twice"):
+            parse_yaml(twice, "here")
+    with pytest.raises(ValueError, match="an alias is inside of its own anchor"):
+        parse_yaml("&a {<<: *a}", "here")
+
+
+def test_limits_of_yaml() -> None:
+    items = "[" + ", ".join(99 * ["1"]) + "]"
+    wide = f"a: &a {items}\nb: &b [{', '.join(99 * ['*a'])}]\n"  # 9,900 values: no bomb
+    assert len(parse_yaml(wide, "here")["b"]) == 99
+    with pytest.raises(
+        ValueError, match=r"here, line 1, column 1 is not YAML: it holds 1,\d{3},\d{3} values with its aliases"
+    ):
+        parse_yaml(f"{wide}c: [{', '.join(99 * ['*b'])}]\n", "here")
+    with pytest.raises(ValueError, match="has 1,000,001 characters, at most 1,000,000"):
+        parse_yaml("a" * 1_000_001, "here")
+    for depth in (60, 100_000):
+        with pytest.raises(ValueError, match="nested more than 50 levels deep"):
+            parse_yaml("[" * depth + "]" * depth, "here")
 
 
 def test_forms_of_numbers() -> None:
