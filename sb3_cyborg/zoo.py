@@ -94,10 +94,10 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
 
     class MemoryExperimentManager(base):  # type: ignore[misc]  # the Zoo has no types
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
-            if algo == ALGO and config is None:
-                config = str(hyperparams_file())
-            if algo == ALGO and config.endswith((".yml", ".yaml")):
-                _check_hyperparams(Path(config))
+            if algo == ALGO:
+                config = str(hyperparams_file()) if config is None else config
+                if config.endswith((".yml", ".yaml")):  # the Zoo takes modules and files of Python as well
+                    _check_hyperparams(Path(config))
             super().__init__(args, algo, *rest, config=config, **options)
 
         def create_envs(self, *args: Any, **kwargs: Any) -> Any:
