@@ -130,7 +130,7 @@ def _number(value: Any) -> Any:
         return value
     try:
         return float(value)
-    except ValueError:
+    except (OverflowError, ValueError):
         return value
 
 

@@ -174,7 +174,10 @@ def edited_config(run: Path, checkpoint: Checkpoint, changes: Mapping[str, Any])
     """
     path = run / CONFIG_FILE
     if not path.is_file():
-        warn_caller(f"{path} is missing: the settings in {checkpoint.path.name} are used.")
+        if path.exists():
+            move_aside(path, "it is not a file", f"The settings in {checkpoint.path.name} are used.")
+        else:
+            warn_caller(f"{path} is missing: the settings in {checkpoint.path.name} are used.")
         return TrainerConfig.parse(merge(checkpoint.config, changes))
     try:
         edited = read_yaml(path)
