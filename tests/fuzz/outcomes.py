@@ -40,7 +40,7 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def cases(fast: int, slow: int) -> Any:
+def cases(fast: int, slow: int) -> pytest.MarkDecorator:
     """
     :param fast: Number of cases in ``make test``.
     :param slow: Number of cases in ``make test-slow``.
