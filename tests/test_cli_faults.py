@@ -1,6 +1,7 @@
 """The command line on input that cannot work, on signals and on outputs that are closed: one line, an exit code, an end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,9 @@ BOMB += "".join(
 BAD: list[tuple[str, list[str]]] = [
     ("--policy MultiInputPolicy", ["'MultiInputPolicy' needs a Dict space", "'auto'"]),
     ("--policy-kwargs {optimizer_kwargs:{leraning_rate:1}}", ["`policy_kwargs`", "optimizer_kwargs"]),
+    ("--policy-kwargs {features_extractor_kwargs:{x:1}}", ["`policy_kwargs`", "features_extractor_kwargs"]),
+    ("--memory {type:pmm,write_rate:x}", ["write_rate", "x"]),
+    ("--learning-rate 1:30", ["`learning_rate`", "'1:30'"]),
     ("--num-envs 1e12", ["`n_envs`", "65536", "1000000000000"]),
     ("--torch-threads 100000", ["`torch_threads`", "1024", "100000"]),
     ("--timesteps 1e300", ["`total_timesteps`", "1000000000000000", "1e+300"]),
@@ -73,8 +77,8 @@ def test_input_that_cannot_work_is_refused_in_one_line(
     (folder / "raises.py").write_text("raise KeyError('boom')\n")
     (folder / "exits.py").write_text("raise SystemExit(7)\n")
     (folder / "config.yaml").write_text("")
-    arguments = flags.replace("{optimizer_kwargs:{", "{optimizer_kwargs: {").replace("rate:1", "rate: 1")
-    words = arguments.split(" ", 1)
+    name, *value = flags.split(" ", 1)
+    words = [name, *(re.sub(r"([a-z]):(?=[{a-z0-9])", r"\1: ", text) if "{" in text else text for text in value)]
     env = () if "--env " in flags else ("--env", "CartPole-v1")
     line = refused("train", *env, *words, code=1 if "--log-dir" in flags else 2)
     for part in parts:

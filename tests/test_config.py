@@ -67,6 +67,11 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"net_arch": [0]}, ["`net_arch`", "[0]", "at least one"]),
     ({"normalize": {"norm_ops": True}}, ["'norm_ops'", "'norm_obs'"]),
     ({"normalize": {"gamma": 0.9}}, ["`gamma`", "leave it out"]),
+    ({"normalize": {"clip_obs": "x"}}, ["`clip_obs`", "'x'", "positive number"]),
+    ({"normalize": {"epsilon": float("nan")}}, ["`epsilon`", "nan"]),
+    ({"normalize": {"clip_reward": 0}}, ["`clip_reward`", "0"]),
+    ({"normalize": {"norm_obs": "no"}}, ["`norm_obs`", "'no'", "true or false"]),
+    ({"normalize": {"norm_obs_keys": "vector"}}, ["`norm_obs_keys`", "'vector'", "list"]),
     ({"policy_kwargs": {"ortho": True}}, ["'ortho'", "'ortho_init'"]),
     ({"encoder": {"type": "gru", "hidden_dim": 8}, "hidden_dim": 16}, ["`hidden_dim`=16", "hidden_dim`=8", "leave one out"]),
     ({"amp": "yes"}, ["`amp`", "'yes'", "boolean"]),
@@ -172,6 +177,9 @@ def test_forms_of_numbers() -> None:
     assert values == {"learning_rate": 3e-4, "total_timesteps": 1e6, "seed": 1000, "log_dir": "1e"}
     config = TrainerConfig.parse({"env": "CartPole-v1", **values, "gamma": "9e-1", "n_steps": np.int64(64), "n_epochs": 2.0})
     assert (config.learning_rate, config.total_timesteps, config.gamma, config.n_steps) == (3e-4, 1_000_000, 0.9, 64)
+    assert parse_yaml("[1:30, 1:30.5, 'x:1']", "here") == ["1:30", "1:30.5", "x:1"], "no numbers to the base of 60"
+    with pytest.raises(ValueError, match=r"`learning_rate`.*'1:30'"):
+        TrainerConfig.parse({"env": "CartPole-v1"} | parse_yaml("learning_rate: 1:30", "here"))
     assert all(type(value) is int for value in (config.total_timesteps, config.n_steps, config.n_epochs))
 
 

@@ -363,6 +363,17 @@ class TrainerConfig(BaseModel):
             if "gamma" in value:
                 raise ValueError("VecNormalize's `gamma` is the config's `gamma`; leave it out.")
             check_options("normalize", value, NORMALIZE_OPTIONS)
+            for name in ("norm_obs", "norm_reward"):
+                if not isinstance(value.get(name, True), bool):
+                    raise ValueError(f"`{name}` must be true or false, got {value[name]!r}.")
+            for name in ("clip_obs", "clip_reward", "epsilon"):
+                number = _number(value.get(name, 1.0))
+                if isinstance(number, bool) or not isinstance(number, float) or not 0 < number < math.inf:
+                    raise ValueError(f"`{name}` must be a positive number, got {value[name]!r}.")
+                value = {**value, **({name: number} if name in value else {})}
+            keys = value.get("norm_obs_keys") or []
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise ValueError(f"`norm_obs_keys` must be a list of names of observations, got {keys!r}.")
         return value
 
     @field_validator("encoder", "memory", mode="before")

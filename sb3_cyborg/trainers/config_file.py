@@ -26,9 +26,16 @@ _FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 class _Loader(yaml.SafeLoader):
     """
-    A safe loader with the floats of YAML 1.2 (``3e-4``, ``1e6``). It refuses a key given twice, and a text that is small only
-    because of its aliases: they share their values, so whatever copies or prints these would take exponentially long.
+    A safe loader with the numbers of YAML 1.2: ``3e-4`` and ``1e6`` are floats, and ``1:30`` is text, not 90.
+
+    It refuses a key given twice, and a text that is small only because of its aliases: they share their values, so whatever
+    copies or prints these would take exponentially long.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        is_sexagesimal = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in str(value)
+        return "tag:yaml.org,2002:str" if is_sexagesimal else tag
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()

@@ -79,7 +79,9 @@ class TrainerV7:
         try:
             self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
         except TypeError as error:  # of a class that gets the options as keywords, e.g. the optimizer
-            raise ValueError(f"`policy_kwargs`={self.config.policy_kwargs} cannot be used: {error}.") from error
+            names = ("policy_kwargs", "encoder_kwargs", "memory_kwargs")
+            given = [f"`{name}`={value}" for name in names if (value := getattr(self.config, name))]
+            raise ValueError(f"The agent cannot be made with {', '.join(given) or 'these settings'}: {error}.") from error
 
     @classmethod
     def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
