@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        tag = super().resolve(kind, value, implicit)
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # the stubs of PyYAML have no types
         is_sexagesimal = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in str(value)
         return "tag:yaml.org,2002:str" if is_sexagesimal else tag
 

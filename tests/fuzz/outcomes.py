@@ -1,4 +1,4 @@
-"""What the fuzz tests share: time limits, values of all kinds, and numbers of cases."""
+"""Time limits, values of all kinds and numbers of cases, for the fuzz tests."""
 
 import contextlib
 import math
