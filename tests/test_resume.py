@@ -320,7 +320,7 @@ def killed_process(folder: Path, output: Path, seconds: float) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_killed_at_random(tmp_path: Path, kills: int) -> None:
     """Sends SIGKILL during training, evaluating and saving; the last two take a large part of the time here."""
     random = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
