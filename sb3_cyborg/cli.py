@@ -1,13 +1,15 @@
 """
 The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, envs, info, zoo.
 
-It needs ``pip install "sb3-cyborg[train]"``. Errors are one line. The exit code is 2 for bad input, 1 for a failure while
-running, and 130 for Ctrl-C.
+It needs ``pip install "sb3-cyborg[train]"``. Errors and warnings are one line. The exit code is 2 for bad input, 1 for a
+failure while running, and 130 for Ctrl-C.
 """
 
 import contextlib
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 try:
     import typer
+    from typer.core import TyperCommand, TyperGroup
 
     from sb3_cyborg.trainers.checkpoints import trust_flag
     from sb3_cyborg.trainers.config import RESUME_KEYS
@@ -46,19 +49,10 @@ Examples:
   sb3-cyborg train --config configs/memory_ppo_v7.yaml --wandb
   sb3-cyborg train --resume runs/CartPole-v1_1
   sb3-cyborg train --resume runs/CartPole-v1_1 --total-timesteps 100_000
+  sb3-cyborg train --resume runs/CartPole-v1_1 --restart
 """
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-
-app = typer.Typer(
-    name="sb3-cyborg",
-    help="Agents with memory, for Stable-Baselines3. Each command has its own --help, with examples.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
-)
 
 
 def fail(message: object, code: int) -> NoReturn:
@@ -68,29 +62,118 @@ def fail(message: object, code: int) -> NoReturn:
     :param message: The error, printed as one line on the standard error.
     :param code: The exit code.
     """
-    print(f"sb3-cyborg: error: {message}", file=sys.stderr)
+    print(f"sb3-cyborg: error: {' '.join(str(message).split())}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 @contextlib.contextmanager
 def errors_as_lines(value_error: int = BAD_INPUT) -> Iterator[None]:
     """
-    Print expected errors as one line and exit. With ``SB3_CYBORG_TRACEBACK=1`` they are raised instead.
+    Print errors as one line and exit. With ``SB3_CYBORG_TRACEBACK=1`` they are raised instead.
 
     :param value_error: Exit code for a ``ValueError``: before training its cause is the input, during training the run.
     """
     try:
         yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
     except (ValueError, AssertionError) as error:  # SB3 checks input with assertions
-        _end(error, value_error)
+        _end(error, str(error), value_error)
     except (ImportError, RuntimeError, OSError, gym.error.Error) as error:
-        _end(error, FAILED)
+        # The first line: that of a worker process is followed by its traceback.
+        _end(error, next(iter(str(error).strip().splitlines()), ""), FAILED)
+    except Exception as error:  # of environments and libraries; the type tells more than the text, which may be a mere key
+        _end(error, f"{type(error).__name__}: {error} ({TRACEBACK_VARIABLE}=1 shows where)", FAILED)
 
 
-def _end(error: Exception, code: int) -> NoReturn:
+def _end(error: Exception, text: str, code: int) -> NoReturn:
     if os.environ.get(TRACEBACK_VARIABLE):
         raise error
-    fail(str(error).strip() or type(error).__name__, code)
+    fail(text.strip() or type(error).__name__, code)
+
+
+@contextlib.contextmanager
+def output_as_lines() -> Iterator[None]:
+    """Print warnings, and errors of threads, as one line each. Characters that the output cannot show are escaped."""
+
+    def show_warning(message: object, *_: Any, **__: Any) -> None:
+        print(f"sb3-cyborg: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    def show_error(error: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread, for example. The error is raised again where training writes next.
+        print(f"sb3-cyborg: warning: a thread has failed: {' '.join(str(error.exc_value).split())}", file=sys.stderr)
+
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
+    before = warnings.showwarning, threading.excepthook
+    if not os.environ.get(TRACEBACK_VARIABLE):
+        warnings.showwarning, threading.excepthook = show_warning, show_error
+    try:
+        yield
+    finally:
+        warnings.showwarning, threading.excepthook = before
+
+
+class OneLineErrors:
+    """A mixin for commands of typer: wrong usage is one line as well, and a closed pipe is silent."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """
+        Run the command, and exit.
+
+        :param args: As in typer.
+        :param standalone_mode: Whether to exit; otherwise errors are raised, as in typer.
+        :param options: As in typer.
+        """
+        run: Any = super()
+        if not standalone_mode:
+            return run.main(*args, standalone_mode=False, **options)
+        with output_as_lines():
+            try:
+                code = run.main(*args, standalone_mode=False, **options)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # Python flushes the output once more at its end, which would print the error.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = FAILED
+            except OSError as error:
+                print(f"sb3-cyborg: error: {error}", file=sys.stderr)
+                code = FAILED
+            except Exception as error:
+                if not hasattr(error, "format_message"):  # of typer: wrong usage
+                    raise
+                code = _show_usage_error(error)
+        sys.exit(code or 0)
+
+
+def _show_usage_error(error: Any) -> int:
+    """:return: The exit code of an error of typer, which is printed."""
+    if "\n" in error.format_message() and type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # the help
+    else:
+        command = f" See `{error.ctx.command_path} --help`." if getattr(error, "ctx", None) else ""
+        print(f"sb3-cyborg: error: {' '.join(error.format_message().split())}{command}", file=sys.stderr)
+    return int(error.exit_code)
+
+
+class Group(OneLineErrors, TyperGroup):
+    """The command ``sb3-cyborg``."""
+
+
+class Command(OneLineErrors, TyperCommand):
+    """A command that is run on its own."""
+
+
+app = typer.Typer(
+    name="sb3-cyborg",
+    cls=Group,
+    help="Agents with memory, for Stable-Baselines3. Each command has its own --help, with examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
+)
 
 
 TRUST_HELP = "Also load pickled objects of the file and import the modules it names: that can run any code."
@@ -107,6 +190,9 @@ def train(
         Path | None, typer.Option("--resume", "-r", help="Folder of a run to resume.", show_default=False)
     ] = None,
     trust: Trust = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="With --resume: start the run anew; its files are moved into old_<number>.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Train an agent, or resume a run."""
@@ -116,10 +202,12 @@ def train(
         values = canonical(read_flags(given))
         if resume is not None:
             _check_resume(config, values)
-            trainer = TrainerV7.resume(resume, trust=trust, **values)
+            trainer = TrainerV7.resume(resume, restart=restart, trust=trust, **values)
         else:
             if trust:
                 raise ValueError("`--trust` is for `--resume`: leave it out, a new run loads no file of a model.")
+            if restart:
+                raise ValueError("`--restart` is for a run that exists: give its folder with `--resume`.")
             settings = merge({} if config is None else read_yaml(config), values)
             if "env" not in settings:
                 raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
@@ -144,11 +232,12 @@ def _train(trainer: "TrainerV7") -> None:
     print(f"Run: {trainer.run}", flush=True)
     try:
         with errors_as_lines(value_error=FAILED):
-            trainer.train()
+            try:
+                trainer.train()
+            finally:
+                trainer.close()
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    finally:
-        trainer.close()
     print(f"Finished after {trainer.model.num_timesteps:,} steps. Next:")
     print(f"  sb3-cyborg eval {trainer.run}{trust_flag(trainer.config)}\n  sb3-cyborg plot {trainer.run} --output curve.png")
 
@@ -192,7 +281,7 @@ def evaluate(
 
         path = find_checkpoint(run, which)
         trainer = TrainerV7.load(path, device=device, trust=trust)
-        print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
+        print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training", flush=True)
         returns, lengths = trainer.evaluate_episodes(episodes, deterministic=not stochastic)
         trainer.close()
         print(f"return {np.mean(returns):.3f} +/- {np.std(returns):.3f} (std of {episodes} episodes), ", end="")
@@ -410,7 +499,7 @@ def zoo(context: typer.Context) -> None:
 def train_main() -> None:
     """Run ``sb3-cyborg train`` as a command of its own, for ``examples/train_v7.py``."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=CONTEXT)
-    single.command("train", help=TRAIN_HELP)(train)
+    single.command("train", cls=Command, help=TRAIN_HELP)(train)
     single()
 
 

@@ -94,8 +94,10 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
 
     class MemoryExperimentManager(base):  # type: ignore[misc]  # the Zoo has no types
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
-            if algo == ALGO and config is None:
-                config = str(hyperparams_file())
+            if algo == ALGO:
+                config = str(hyperparams_file()) if config is None else config
+                if config.endswith((".yml", ".yaml")):  # the Zoo takes modules and files of Python as well
+                    _check_hyperparams(Path(config))
             super().__init__(args, algo, *rest, config=config, **options)
 
         def create_envs(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,6 +134,18 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
             return hyperparams if self.algo == ALGO else super()._preprocess_schedules(hyperparams)
 
     return MemoryExperimentManager
+
+
+def _check_hyperparams(path: Path) -> None:
+    """:raises ValueError: for a file without a mapping of environments to their hyperparameters; the Zoo expects one."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"The hyperparameters {str(path)!r} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
+        raise ValueError(f"{str(path)!r} must hold hyperparameters by environment, e.g. `CartPole-v1: {{n_timesteps: 1e5}}`.")
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from sb3_cyborg.trainers.vocabulary import ALIASES, OTHER_NAMES, canonical, merg
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
+NO_FOLDERS = ["/", "..", ".", "../x", "a/b", "a\\b", "C:x", "a\nb", "a\0b", "a\x7f", "\u2028", " ", "a.", "NUL", "com1.txt"]
+"""Names that not every operating system accepts for one folder."""
+
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     # settings beside `env`, and parts of the error: the offending value and what would work
     ({"encodr": "gru"}, ["'encodr'", "'encoder'"]),
@@ -64,12 +67,27 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"net_arch": [0]}, ["`net_arch`", "[0]", "at least one"]),
     ({"normalize": {"norm_ops": True}}, ["'norm_ops'", "'norm_obs'"]),
     ({"normalize": {"gamma": 0.9}}, ["`gamma`", "leave it out"]),
+    ({"normalize": {"clip_obs": "x"}}, ["`clip_obs`", "'x'", "positive number"]),
+    ({"normalize": {"epsilon": float("nan")}}, ["`epsilon`", "nan"]),
+    ({"normalize": {"clip_reward": 0}}, ["`clip_reward`", "0"]),
+    ({"normalize": {"norm_obs": "no"}}, ["`norm_obs`", "'no'", "true or false"]),
+    ({"normalize": {"norm_obs_keys": "vector"}}, ["`norm_obs_keys`", "'vector'", "list"]),
     ({"policy_kwargs": {"ortho": True}}, ["'ortho'", "'ortho_init'"]),
     ({"encoder": {"type": "gru", "hidden_dim": 8}, "hidden_dim": 16}, ["`hidden_dim`=16", "hidden_dim`=8", "leave one out"]),
     ({"amp": "yes"}, ["`amp`", "'yes'", "boolean"]),
     ({"device": "gpu"}, ["'gpu'", "'cuda'"]),
     ({"env_kwargs": 3}, ["`env_kwargs`", "3", "dictionary"]),
     ({"seed": -1}, ["`seed`", "-1"]),
+    *[({"run_name": name}, ["`run_name`", "plain name of a folder", repr(name)]) for name in NO_FOLDERS],
+    ({"run_name": "\ud800"}, ["`run_name`", "unicode"]),
+    ({"run_name": ""}, ["`run_name`", "at least 1"]),
+    ({"run_name": 256 * "a"}, ["`run_name`", "256 bytes", "255"]),
+    ({"run_name": 128 * "é"}, ["`run_name`", "256 bytes"]),
+    ({"n_envs": 1e12}, ["`n_envs`", "65536"]),
+    ({"torch_threads": 100_000}, ["`torch_threads`", "1024"]),
+    ({"total_timesteps": 1e300}, ["`total_timesteps`", "1000000000000000"]),
+    ({"save_freq": 1e300}, ["`save_freq`", "1000000000000000"]),
+    ({"frame_stack": 10**9}, ["`frame_stack`", "1000"]),
 ]
 
 
@@ -82,6 +100,11 @@ def test_bad_configs(given: dict[str, Any], said: list[str]) -> None:
     assert "pydantic" not in message
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize("name", ["gru", "2024", ".hidden", "a b", "é", 255 * "a", "gru-0.9_lr=1e-3,x", "console", "...a"])
+def test_run_names(name: str) -> None:
+    assert TrainerConfig.parse({"env": "CartPole-v1", "run_name": name}).run_name == name
 
 
 def test_a_line_for_each_key() -> None:
@@ -117,11 +140,46 @@ def test_bad_files(tmp_path: Path) -> None:
         TrainerConfig.parse(["env"])  # type: ignore[arg-type]
 
 
+def test_merge_keys() -> None:
+    text = "base: &base {a: 1, b: 2}\nmore: &more {<<: *base, b: 3}\nlast: {<<: [*more, *base], c: 4}\nagain: *more\n"
+    assert parse_yaml(text, "here") == {
+        "base": {"a": 1, "b": 2},
+        "more": {"a": 1, "b": 3},
+        "last": {"a": 1, "b": 3, "c": 4},
+        "again": {"a": 1, "b": 3},
+    }
+    merged = parse_yaml("x: &x {n_steps: 64}\ny: {<<: *x, n_envs: 2}\n", "here")["y"]
+    config = TrainerConfig.parse({"env": "CartPole-v1"} | merged)
+    assert (config.n_steps, config.n_envs) == (64, 2)
+    anchor = "x: &x {a: 1}\n"
+    for twice in ("a: {b: 1, b: 2}", f"{anchor}y: {{<<: *x, b: 1, b: 2}}", f"{anchor}y: {{<<: *x, <<: *x}}", "{a: 1, 'a': 2}"):
+        with pytest.raises(ValueError, match="is there twice"):
+            parse_yaml(twice, "here")
+    with pytest.raises(ValueError, match="an alias is inside of its own anchor"):
+        parse_yaml("&a {<<: *a}", "here")
+
+
+def test_limits_of_yaml() -> None:
+    items = "[" + ", ".join(99 * ["1"]) + "]"
+    wide = f"a: &a {items}\nb: &b [{', '.join(99 * ['*a'])}]\n"  # 9,900 values: no bomb
+    assert len(parse_yaml(wide, "here")["b"]) == 99
+    with pytest.raises(ValueError, match=r"here, line 1, column 1 is not YAML: it holds 990,205 values with its aliases"):
+        parse_yaml(f"{wide}c: [{', '.join(99 * ['*b'])}]\n", "here")
+    with pytest.raises(ValueError, match="has 1,000,001 characters, at most 1,000,000"):
+        parse_yaml("a" * 1_000_001, "here")
+    for depth in (60, 100_000):
+        with pytest.raises(ValueError, match="nested more than 50 levels deep"):
+            parse_yaml("[" * depth + "]" * depth, "here")
+
+
 def test_forms_of_numbers() -> None:
     values = parse_yaml("learning_rate: 3e-4\ntotal_timesteps: 1e6\nseed: 1_000\nlog_dir: 1e\n", "here")
     assert values == {"learning_rate": 3e-4, "total_timesteps": 1e6, "seed": 1000, "log_dir": "1e"}
     config = TrainerConfig.parse({"env": "CartPole-v1", **values, "gamma": "9e-1", "n_steps": np.int64(64), "n_epochs": 2.0})
     assert (config.learning_rate, config.total_timesteps, config.gamma, config.n_steps) == (3e-4, 1_000_000, 0.9, 64)
+    assert parse_yaml("[1:30, 1:30.5, 'x:1']", "here") == ["1:30", "1:30.5", "x:1"], "no numbers to the base of 60"
+    with pytest.raises(ValueError, match=r"`learning_rate`.*'1:30'"):
+        TrainerConfig.parse({"env": "CartPole-v1"} | parse_yaml("learning_rate: 1:30", "here"))
     assert all(type(value) is int for value in (config.total_timesteps, config.n_steps, config.n_epochs))
 
 

@@ -198,3 +198,15 @@ def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
     api = (tmp_path / "api.html").read_text()
     for name in ("sb3_cyborg.MemoryPPO", "sb3_cyborg.trainers.trainer_v7.TrainerV7.resume", "sb3_cyborg.register_memory"):
         assert f'id="{name}"' in api
+
+
+def test_the_tests_of_each_promise_exist() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|") and not line.startswith(("| promise", "|---"))]
+    assert len(rows) > 15
+    for row in rows:
+        file = ""
+        for name in re.findall(r"`([\w/.]+\.py(?:::\w+)?|test_\w+)`", row.split("|")[2]):
+            file, _, test = name.rpartition("::") if "::" in name else (file, "", name)
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"{file}::{test} in: {row}"
+        assert file, row

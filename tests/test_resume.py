@@ -1,9 +1,8 @@
 """Resuming: an interrupted or killed run continues as an uninterrupted one."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -99,8 +98,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, updates: list
     with pytest.raises(Crash):
         broken.train(callback=CrashAt(crash_at))
     run = run_folder(broken)
-    for later in list_checkpoints(run)[1:]:
-        later.unlink()  # saved at the crash itself; this test resumes from the checkpoint before it
+    # This test resumes from the first checkpoint. The best model may be newer, and so is the checkpoint of the crash itself.
+    for later in [*list_checkpoints(run)[1:], run / "best_model.zip"]:
+        later.unlink()
     th.manual_seed(99)  # as another process would
     np.random.seed(99)  # noqa: NPY002
     # TensorBoard orders files by names that hold whole seconds; a new process would start later than that.
@@ -167,14 +167,20 @@ def test_resumed_episodes_have_new_seeds(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     run = run_folder(tiny(tmp_path, **SCHEDULED).train())
     newest = checkpoint_path(run, WHOLE)
-    newest.write_bytes(newest.read_bytes()[:-100])
+    damaged = newest.read_bytes()[:-100]
+    newest.write_bytes(damaged)
+    (run / "final_model.zip").write_bytes(b"")
     (run / "checkpoints" / ".step_9.zip.1.writing").write_bytes(b"half")
-    with pytest.warns(UserWarning, match=r"not a complete checkpoint.*The one before it is used"):
+    with pytest.warns(
+        UserWarning, match=r"final_model.zip is damaged \(.*The run goes on from step_000000000128.zip"
+    ) as caught:
         resumed = TrainerV7.resume(run)
+    assert [Path(str(warning.message).split()[0]).name for warning in caught] == [newest.name, "final_model.zip"]
     assert resumed.model.num_timesteps == HALF
     assert not list(run.rglob(".*"))
     assert resumed.train().model.num_timesteps == WHOLE
     assert MemoryPPO.load(newest).num_timesteps == WHOLE
+    assert newest.with_name(f"{newest.name}.damaged_1").read_bytes() == damaged
 
 
 def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
@@ -261,73 +267,91 @@ def test_runs_of_earlier_versions_load_and_resume(tmp_path: Path) -> None:
 
 # --- killed at random -------------------------------------------------------------------------------------------------
 
-KILLS = 20
-SCRIPT = """
-import sys
-from pathlib import Path
-from stable_baselines3.common.callbacks import BaseCallback
-from sb3_cyborg import TrainerV7
-from tests.trainer_helpers import tiny
+INTERVAL, EVALUATION_INTERVAL = 2 * ROLLOUT, 3 * ROLLOUT
+
 
 class Report(BaseCallback):
-    def _on_training_start(self):
-        print("start", self.num_timesteps, flush=True)
-    def _on_step(self):
+    """Append to a file how many steps are done at the start of training and of each rollout."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__()
+        self.output = output
+
+    def _write(self) -> None:
+        with open(self.output, "a") as file:
+            file.write(f"{self.num_timesteps}\n")
+
+    def _on_training_start(self) -> None:
+        self._write()
+
+    def _on_step(self) -> bool:
         return True
-    def _on_rollout_start(self):
-        # The trainer's callbacks come first, so a due checkpoint is saved by now.
-        print("rollout", self.num_timesteps, flush=True)
 
-folder = Path(sys.argv[1])
-settings = dict(normalize=True, tensorboard=True, histograms=False, total_timesteps=10**7, n_eval_episodes=1)
-settings |= dict(save_freq=2 * 32, eval_freq=3 * 32, keep_checkpoints=2, run_name="killed")
-if (folder / "killed" / "config.yaml").exists():
-    trainer = TrainerV7.resume(folder / "killed")
-else:
-    trainer = tiny(folder, **settings)
-trainer.train(callback=Report())
-"""
+    def _on_rollout_start(self) -> None:
+        self._write()  # the trainer's callbacks come first, so a due checkpoint is saved by now
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_killed_at_random(tmp_path: Path) -> None:
-    """Sends SIGKILL 20 times, during training and during saving, which takes a large part of the time here."""
-    interval, random = 2 * ROLLOUT, np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+def train_until_killed(folder: Path, output: Path) -> None:
+    """Start a run, or resume it, in a process that will be killed."""
+    th.set_num_threads(1)
+    settings: dict[str, Any] = {"normalize": True, "tensorboard": True, "histograms": False, "total_timesteps": 10**7}
+    settings |= {"save_freq": INTERVAL, "eval_freq": EVALUATION_INTERVAL, "n_eval_episodes": 1, "keep_checkpoints": 2}
+    if (folder / "killed" / "config.yaml").exists():
+        trainer = TrainerV7.resume(folder / "killed")
+    else:
+        trainer = tiny(folder, **settings, run_name="killed")
+    trainer.train(callback=Report(output))
+
+
+def killed_process(folder: Path, output: Path, seconds: float) -> None:
+    """Run :func:`train_until_killed` in a process of its own, and kill it some seconds after training has begun."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_resume"])  # so that each process starts at once
+    process = context.Process(target=train_until_killed, args=(folder, output))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not output.exists():
+        assert process.is_alive(), f"it ended with {process.exitcode} instead of training"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_killed_at_random(tmp_path: Path, kills: int) -> None:
+    """Sends SIGKILL during training, evaluating and saving; the last two take a large part of the time here."""
+    random = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     run, reached, lost, torn = tmp_path / "killed", 0, [], 0
-    for kill in range(KILLS):
+    for kill in range(kills):
         output = tmp_path / f"output_{kill}"
-        with open(output, "w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=file, stderr=subprocess.STDOUT, cwd=Path.cwd()
-            )
-            deadline = time.monotonic() + 120
-            while "start" not in output.read_text():
-                assert process.poll() is None, output.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            time.sleep(random.uniform(0.0, 1.5))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, output.read_text()
-        lines = [line.split() for line in output.read_text().splitlines() if line.startswith(("start", "rollout"))]
-        steps = [int(line[1]) for line in lines if len(line) == 2]
+        # The first process makes its first checkpoint: a run without any, but with finished episodes, is refused.
+        killed_process(tmp_path, output, random.uniform(0.0, 1.5) + 3.0 * (kill == 0))
+        steps = [int(line) for line in output.read_text().splitlines(keepends=True) if line.endswith("\n")]
         # It resumed at most one interval behind the last process, which may have saved once more without printing it.
-        assert reached - interval <= steps[0] <= reached + ROLLOUT
+        assert reached - INTERVAL <= steps[0] <= reached + ROLLOUT
         lost.append(max(0, reached - steps[0]))
         reached = steps[-1]
         torn += len(list(run.rglob("*.writing")))
         for path in run.rglob("*.zip"):
             assert MemoryPPO.load(path).num_timesteps == read_checkpoint(path).progress["num_timesteps"]
         newest = [read_checkpoint(path).progress["num_timesteps"] for path in list_checkpoints(run)]
-        assert reached - max(newest, default=0) <= interval
+        assert reached - max(newest, default=0) <= INTERVAL
         assert len(newest) <= 3  # a process may be killed before it removes the oldest one
         if (run / "evaluations.npz").exists():
             with np.load(run / "evaluations.npz") as file:
                 assert len(file["results"]) == len(file["timesteps"])
-    final = TrainerV7.resume(run, total_timesteps=reached + interval).train()
-    assert final.model.num_timesteps >= reached + interval
+                assert file["timesteps"].tolist() == sorted(set(file["timesteps"].tolist()))
+    final = TrainerV7.resume(run, total_timesteps=reached + INTERVAL).train()
+    assert final.model.num_timesteps >= reached + INTERVAL
     episodes = load_results(str(run))
     assert episodes["timesteps"].is_monotonic_increasing
-    assert episodes["l"].sum() == episodes["timesteps"].iloc[-1]
+    assert episodes["l"].sum() == episodes["timesteps"].iloc[-1], "each episode is there, once"
+    with np.load(run / "evaluations.npz") as file:
+        total = final.model.num_timesteps
+        assert file["timesteps"].tolist() == sorted({*range(EVALUATION_INTERVAL, total + 1, EVALUATION_INTERVAL), total})
     assert not list(run.rglob("*.writing"))
-    print(f"{KILLS} kills, {reached} steps; lost {lost}; {torn} files were being written")
+    assert not list(run.rglob("*.damaged_*")), "no file of a killed process is damaged"
+    print(f"{kills} kills, {reached} steps; lost {lost}; {torn} files were being written")

@@ -87,6 +87,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
         "evaluations.npz",
         "final_model.zip",
         "monitor.csv",
+        "run.lock",
         "sessions.yaml",
         "tensorboard",
     }

@@ -155,8 +155,9 @@ def check_env_id(name: str) -> str:
     if module:
         try:
             import_module(module)
-        except ImportError as error:
-            raise ValueError(f"The module of environment {name!r} cannot be imported: {error}.") from error
+        except (Exception, SystemExit) as error:  # a module may raise anything, and may end the program
+            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"The module of environment {name!r} cannot be imported: {reason}.") from error
     try:
         gym.spec(env_id)
     except gym.error.Error as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing as mp
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -14,6 +15,15 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _worker
 
 POLL_SECONDS = 1.0
 """Interval at which a silent worker is checked. Its pipe may stay open after its death, because a sibling inherited it."""
+
+STEP_SECONDS = 2.0
+"""Time that all workers together have to finish a step when they are closed during it, as by a second Ctrl-C."""
+
+CLOSE_SECONDS = 30.0
+"""Time that all workers together have to close their environments, which may have programs of their own."""
+
+TERMINATE_SECONDS = 2.0
+"""Time that all workers together have to end after ``SIGTERM``, before they are killed."""
 
 
 class WorkerError(RuntimeError):
@@ -76,6 +86,13 @@ class _Remote:
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         return WorkerError(f"The worker process of {self.label} {how}. Out of memory? See what it printed before.")
 
+    def answers_before(self, deadline: float) -> bool:
+        """:return: Whether the worker answers before a time of ``time.monotonic``. The answer is discarded."""
+        if not self.connection.poll(max(0.0, deadline - time.monotonic())):
+            return False
+        self.recv()
+        return True
+
     def close(self) -> None:
         self.connection.close()
 
@@ -100,33 +117,59 @@ class WorkerVecEnv(SubprocVecEnv):
             start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
         context: Any = mp.get_context(start_method)
         self.processes = []
-        remotes = []
-        for index, env_fn in enumerate(env_fns):
-            remote, work_remote = context.Pipe()
-            process = context.Process(
-                target=_reporting_worker, args=(work_remote, remote, CloudpickleWrapper(env_fn)), daemon=True
-            )
-            process.start()
-            work_remote.close()
-            self.processes.append(process)
-            label = f"environment {index} of {len(env_fns)} ({name})"
-            remotes.append(_Remote(remote, process, label, self._terminate))
-        self.remotes = tuple(remotes)
-        for remote in remotes:  # all of them, so that an environment that cannot be made raises its error here
-            remote.send(("get_spaces", None))
-        answers = [remote.recv() for remote in remotes]
+        self.remotes: tuple[_Remote, ...] = ()
+        remotes: list[_Remote] = []
+        try:
+            for index, env_fn in enumerate(env_fns):
+                remote, work_remote = context.Pipe()
+                process = context.Process(
+                    target=_reporting_worker, args=(work_remote, remote, CloudpickleWrapper(env_fn)), daemon=True
+                )
+                process.start()
+                work_remote.close()
+                self.processes.append(process)
+                label = f"environment {index} of {len(env_fns)} ({name})"
+                remotes.append(_Remote(remote, process, label, self._terminate))
+                self.remotes = tuple(remotes)
+            for remote in remotes:  # all of them, so that an environment that cannot be made raises its error here
+                remote.send(("get_spaces", None))
+            answers = [remote.recv() for remote in remotes]
+        except BaseException:
+            if not self.closed:
+                self._terminate()
+            raise
         VecEnv.__init__(self, len(env_fns), *answers[0])
 
     def close(self) -> None:
-        """Ends the workers, and terminates those that do not answer."""
-        with contextlib.suppress(WorkerError):  # the error has terminated all workers
-            super().close()
+        """
+        Ends the workers. They are terminated if a step does not end within :data:`STEP_SECONDS`, or if an environment does not
+        close within :data:`CLOSE_SECONDS`.
+        """
+        if self.closed:
+            return
+        deadline = time.monotonic() + STEP_SECONDS
+        try:
+            if not self.waiting or all(remote.answers_before(deadline) for remote in self.remotes):
+                for remote in self.remotes:
+                    remote.send(("close", None))
+                self._join(CLOSE_SECONDS)
+        except WorkerError:  # the error has terminated all workers
+            return
+        finally:
+            if not self.closed:
+                self._terminate()
+
+    def _join(self, seconds: float) -> None:
+        """Wait for the end of all workers, for some seconds in total."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
 
     def _terminate(self) -> None:
         for process in self.processes:
             process.terminate()
+        self._join(TERMINATE_SECONDS)
         for process in self.processes:
-            process.join(timeout=5)
             if process.is_alive():
                 process.kill()
                 process.join()

@@ -20,7 +20,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
-from sb3_cyborg.trainers.checkpoints import write_atomically
+from sb3_cyborg.trainers.checkpoints import UNREADABLE_FILE_ERRORS, write_atomically
+from sb3_cyborg.trainers.side_files import move_aside
 from sb3_cyborg.trainers.write_gates import write_gates
 
 EVALUATIONS = "evaluations.npz"
@@ -85,19 +86,27 @@ class Evaluation(BaseCallback):
 
     :param run: Folder of the run.
     :param interval: Environment steps between two evaluations.
-    :param evaluate: Plays the episodes of one evaluation.
+    :param n_episodes: Episodes of one evaluation.
+    :param evaluate: Plays these episodes.
     :param save_best: Saves a model that is better than all before, given its mean return.
     :param best: Mean return of the best model so far.
     """
 
     def __init__(
-        self, run: Path, interval: int, evaluate: Evaluate, save_best: Callable[[float], None], best: float = -np.inf
+        self,
+        run: Path,
+        interval: int,
+        n_episodes: int,
+        evaluate: Evaluate,
+        save_best: Callable[[float], None],
+        best: float = -np.inf,
     ) -> None:
         super().__init__()
-        self.run, self.interval, self.evaluate, self.save_best, self.best = run, interval, evaluate, save_best, best
+        self.run, self.interval, self.n_episodes = run, interval, n_episodes
+        self.evaluate, self.save_best, self.best = evaluate, save_best, best
 
     def _on_training_start(self) -> None:
-        self.rows = read_evaluations(self.run / EVALUATIONS, self.num_timesteps)
+        self.rows = read_evaluations(self.run / EVALUATIONS, self.num_timesteps, self.n_episodes)
         self.last = self.num_timesteps
 
     def _on_step(self) -> bool:
@@ -128,17 +137,28 @@ class Evaluation(BaseCallback):
             self.save_best(mean)
 
 
-def read_evaluations(path: Path, num_timesteps: int) -> list[tuple[int, list[float], list[int]]]:
+def read_evaluations(path: Path, num_timesteps: int, n_episodes: int) -> list[tuple[int, list[float], list[int]]]:
     """
-    :param path: A file of :class:`Evaluation`; it may be missing.
+    :param path: A file of :class:`Evaluation`; it may be missing. If it is damaged, it is moved aside.
     :param num_timesteps: The last step of interest.
+    :param n_episodes: Episodes of one evaluation.
     :return: Step, returns and lengths of each evaluation up to that step.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
-    with np.load(path) as file:
-        columns = (file[name].tolist() for name in ("timesteps", "results", "ep_lengths"))
-        return [row for row in zip(*columns, strict=True) if row[0] <= num_timesteps]
+    try:
+        with open(path, "rb") as file:
+            archive = np.load(file)
+            timesteps, results, ep_lengths = (archive[name] for name in ("timesteps", "results", "ep_lengths"))
+        if not results.shape == ep_lengths.shape == (*timesteps.shape, n_episodes):
+            raise ValueError(f"the shapes are {timesteps.shape}, {results.shape} and {ep_lengths.shape}")
+        if any(array.dtype.kind not in "iuf" for array in (timesteps, results, ep_lengths)):
+            raise ValueError("it does not hold numbers")
+    except UNREADABLE_FILE_ERRORS as error:
+        move_aside(path, error, "The list of evaluations begins anew.")
+        return []
+    columns = (array.tolist() for array in (timesteps, results, ep_lengths))
+    return [row for row in zip(*columns, strict=True) if row[0] <= num_timesteps]
 
 
 class Checkpoints(BaseCallback):

@@ -10,26 +10,30 @@ import functools
 import json
 import pickle
 import random
+import re
+import struct
 import sys
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch as th
 import yaml
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_cyborg.checks import warn_caller
 from sb3_cyborg.files import TEMPORARY
 from sb3_cyborg.files import write_atomically as write_atomically
 from sb3_cyborg.files import write_text as write_text
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.model_file import from_entries, to_entries, untrusted
 from sb3_cyborg.trainers.config import TrainerConfig
+from sb3_cyborg.trainers.config_file import parse_yaml
+from sb3_cyborg.trainers.side_files import one_line
 from sb3_cyborg.trainers.vocabulary import canonical
 
 CONFIG, PROGRESS, NORMALIZE, RANDOM = "trainer_config.yaml", "trainer_progress.json", "vec_normalize.json", "random_state.json"
@@ -38,7 +42,11 @@ PICKLED_NORMALIZE, PICKLED_RANDOM = "vec_normalize.pkl", "random_state.pkl"
 
 ENTRIES = (CONFIG, PROGRESS, NORMALIZE, RANDOM, PICKLED_NORMALIZE, PICKLED_RANDOM)
 
+MODEL = "data"
+"""The entry that SB3's ``save`` writes first."""
+
 FOLDER, CONFIG_FILE = "checkpoints", "config.yaml"
+CHECKPOINT_NAME = re.compile(r"step_([0-9]{1,18})\.zip")
 BEST, FINAL = "best_model.zip", "final_model.zip"
 
 NORMALIZE_ATTRIBUTES = (
@@ -59,6 +67,22 @@ NORMALIZE_ATTRIBUTES = (
     "training",
 )
 """Attributes of ``VecNormalize`` that a checkpoint holds; ``obs_rms`` and ``obs_spaces`` are not always there."""
+UNREADABLE_FILE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+)
+"""Exceptions of ``zipfile``, ``json`` and NumPy for files that are damaged, of another kind, or not readable. A damaged length
+is a ``MemoryError`` or an ``OverflowError``."""
 
 
 def random_state() -> dict[str, Any]:
@@ -253,8 +277,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 raise zipfile.BadZipFile(f"{broken} is broken")
             names = set(archive.namelist())
             entries = {name: archive.read(name) for name in ENTRIES if name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a complete checkpoint: {error}.") from error
+    except UNREADABLE_FILE_ERRORS as error:
+        raise ValueError(f"{path} is not a complete checkpoint: {one_line(error)}.") from error
     if "data" not in names:  # the end of a truncated file may be an archive: PyTorch's files in it are zip files, too
         raise ValueError(f"{path} is not a complete checkpoint: it holds no model.")
     if not {CONFIG, PROGRESS} <= entries.keys() or not {RANDOM, PICKLED_RANDOM} & entries.keys():
@@ -274,21 +298,67 @@ def checkpoint_path(run: Path, num_timesteps: int) -> Path:
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
-    """:return: The checkpoints of a run, the oldest first."""
-    return sorted((Path(run) / FOLDER).glob("step_*.zip"))
+    """:return: The files ``step_<number>.zip`` of a run, the oldest first. Files of other names are no checkpoints."""
+    found = ((CHECKPOINT_NAME.fullmatch(path.name), path) for path in (Path(run) / FOLDER).glob("step_*.zip"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
-def newest_checkpoint(run: str | Path) -> Checkpoint | None:
+def read_progress(path: Path) -> dict[str, Any]:
     """
+    Read all of a checkpoint to see that it is whole. Nothing in it is unpickled.
+
+    :param path: A checkpoint.
+    :return: The trainer's counters, of which ``num_timesteps`` is a whole number.
+    :raises ValueError: with the reason, if the file is damaged, or if it was not written by the trainer.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"{broken} is broken")
+            if missing := {MODEL, CONFIG, PROGRESS} - set(archive.namelist()):
+                raise ValueError(f"it holds no {min(missing)}")
+            progress = json.loads(archive.read(PROGRESS))
+            settings = parse_yaml(archive.read(CONFIG).decode(), CONFIG)
+    except UNREADABLE_FILE_ERRORS as error:
+        raise ValueError(one_line(error)) from error
+    steps = progress.get("num_timesteps") if isinstance(progress, dict) else None
+    if not isinstance(settings, dict) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ValueError("its settings or its number of steps are none")
+    return dict(progress)
+
+
+class Newest(NamedTuple):
+    """
+    The result of :func:`newest_file`.
+
+    :param path: The file to go on from, or ``None``.
+    :param num_timesteps: The steps after which it was saved; 0 for ``None``.
+    :param damaged: The files that cannot be read, each with the reason.
+    """
+
+    path: Path | None
+    num_timesteps: int
+    damaged: dict[Path, str]
+
+
+def newest_file(run: str | Path) -> Newest:
+    """
+    Find the file of a run that was saved after the most steps, among its checkpoints, its final and its best model.
+
     :param run: Folder of a run.
-    :return: The newest complete checkpoint, or ``None`` if there is none. Damaged ones are skipped with a warning.
+    :return: The newest complete file; a checkpoint where several were saved after the same number of steps.
     """
-    for path in reversed(list_checkpoints(run)):
+    newest, damaged = Newest(None, 0, {}), dict[Path, str]()
+    others = [path for name in (FINAL, BEST) if (path := Path(run) / name).exists()]
+    for path in [*reversed(list_checkpoints(run)), *others]:
         try:
-            return read_checkpoint(path)
+            steps = read_progress(path)["num_timesteps"]
         except ValueError as error:
-            warnings.warn(f"{error} The one before it is used.", stacklevel=2)
-    return None
+            damaged[path] = str(error)
+            continue
+        if newest.path is None or steps > newest.num_timesteps:
+            newest = Newest(path, steps, damaged)
+    return newest._replace(damaged=damaged)
 
 
 def find_checkpoint(path: str | Path, which: str = "best") -> Path:
@@ -309,8 +379,12 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
     if which == "best" and (path / BEST).is_file():
         return path / BEST
     if which in ("best", "last"):
-        if (newest := newest_checkpoint(path)) is None:
-            raise ValueError(f"The run {str(path)!r} has no checkpoint yet.")
+        newest = newest_file(path)
+        for damaged, reason in newest.damaged.items():
+            warn_caller(f"{damaged} is not a complete checkpoint ({reason}): it is left out.")
+        if newest.path is None:
+            has = "no whole checkpoint" if newest.damaged else "no checkpoint yet"
+            raise ValueError(f"The run {str(path)!r} has {has}.")
         return newest.path
     saved = {str(int(file.stem.removeprefix("step_"))): file for file in list_checkpoints(path)}
     if which not in saved:

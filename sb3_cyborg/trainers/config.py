@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch as th
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -28,7 +27,8 @@ from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
 from sb3_cyborg.memory_ppo.schedules import AUTO_LEARNING_RATE, parse_schedule
-from sb3_cyborg.trainers.config_file import read_yaml, readable
+from sb3_cyborg.trainers.config_file import dump_yaml, read_yaml, readable
+from sb3_cyborg.trainers.folder_name import check_folder_name
 from sb3_cyborg.trainers.vocabulary import NAME_OPTIONS, canonical, merge
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -115,6 +115,12 @@ RESUME_KEYS = (
 )
 """Keys that a resumed run may change. They decide how it is carried out; all others decide what is learned."""
 
+MAX_ENVS = 65_536
+"""Largest number of environments."""
+
+MAX_STEPS = 10**15
+"""Largest number of environment steps: a float, as which schedules count them, is exact up to 9e15."""
+
 
 def _number(value: Any) -> Any:
     """:return: A float for a number and for text that holds one; YAML reads ``3e-4`` as text, as it has no point."""
@@ -124,7 +130,7 @@ def _number(value: Any) -> Any:
         return value
     try:
         return float(value)
-    except ValueError:
+    except (OverflowError, ValueError):
         return value
 
 
@@ -169,9 +175,9 @@ class TrainerConfig(BaseModel):
         description="Id of the environment; `module:id` imports the module first. `sb3-cyborg envs` lists our own."
     )
     env_kwargs: dict[str, Any] = Field({}, description="Keyword arguments of the environment.")
-    n_envs: Whole = Field(1, ge=1, description="Number of environments that run in parallel.")
+    n_envs: Whole = Field(1, ge=1, le=MAX_ENVS, description="Number of environments that run in parallel.")
     vec_env: str = Field("auto", description=f"Vectorization of the environments: {', '.join(VEC_ENVS)}.")
-    frame_stack: Whole = Field(1, ge=1, description="Number of latest observations that are stacked into one.")
+    frame_stack: Whole = Field(1, ge=1, le=1000, description="Number of latest observations that are stacked into one.")
     normalize: bool | dict[str, Any] = Field(
         False, description="VecNormalize: true, false, or its options, e.g. {norm_obs: true, norm_reward: false}."
     )
@@ -249,20 +255,26 @@ class TrainerConfig(BaseModel):
 
     # --- the run
     total_timesteps: Whole = Field(
-        1_000_000, ge=1, description="Environment steps of the whole run; schedules reach their end there."
+        1_000_000, ge=1, le=MAX_STEPS, description="Environment steps of the whole run; schedules reach their end there."
     )
     log_dir: str = Field("runs", min_length=1, description="Folder of all runs.")
     run_name: str | None = Field(
         None, min_length=1, description="Name of this run's folder in `log_dir`; null is <env>_<number>."
     )
     save_freq: Whole = Field(
-        50_000, ge=0, description="Environment steps between two checkpoints, at least a rollout; 0 saves at the end only."
+        50_000,
+        ge=0,
+        le=MAX_STEPS,
+        description="Environment steps between two checkpoints, at least a rollout; 0 saves at the end only.",
     )
-    keep_checkpoints: Whole = Field(3, ge=1, description="Number of latest checkpoints that are kept.")
+    keep_checkpoints: Whole = Field(3, ge=1, le=MAX_STEPS, description="Number of latest checkpoints that are kept.")
     eval_freq: Whole = Field(
-        50_000, ge=0, description="Environment steps between two evaluations, which select the best model; 0 turns them off."
+        50_000,
+        ge=0,
+        le=MAX_STEPS,
+        description="Environment steps between two evaluations, which select the best model; 0 turns them off.",
     )
-    n_eval_episodes: Whole = Field(10, ge=1, description="Episodes of an evaluation.")
+    n_eval_episodes: Whole = Field(10, ge=1, le=1_000_000, description="Episodes of an evaluation.")
     tensorboard: bool = Field(True, description="Log for TensorBoard.")
     histograms: bool = Field(True, description="Log histograms of the memory's write gates, with TensorBoard or W&B.")
     wandb: bool = Field(False, description="Log to Weights & Biases.")
@@ -271,7 +283,7 @@ class TrainerConfig(BaseModel):
     verbose: Whole = Field(0, ge=0, le=2, description="1 prints SB3's tables, 2 debug messages as well.")
     device: str = Field("auto", description="cpu, cuda, ...; auto takes a GPU if there is one.")
     torch_threads: Whole | None = Field(
-        1, ge=1, description="Threads of PyTorch. One is fastest for small policies; null keeps the present number."
+        1, ge=1, le=1024, description="Threads of PyTorch. One is fastest for small policies; null keeps the present number."
     )
 
     # --- construction
@@ -314,6 +326,11 @@ class TrainerConfig(BaseModel):
     def _check_env(cls, value: str) -> str:
         return check_env_id(value)
 
+    @field_validator("run_name")
+    @classmethod
+    def _check_run_name(cls, value: str | None) -> str | None:
+        return None if value is None else check_folder_name(value)
+
     @field_validator("vec_env")
     @classmethod
     def _check_vec_env(cls, value: str) -> str:
@@ -346,6 +363,17 @@ class TrainerConfig(BaseModel):
             if "gamma" in value:
                 raise ValueError("VecNormalize's `gamma` is the config's `gamma`; leave it out.")
             check_options("normalize", value, NORMALIZE_OPTIONS)
+            for name in ("norm_obs", "norm_reward"):
+                if not isinstance(value.get(name, True), bool):
+                    raise ValueError(f"`{name}` must be true or false, got {value[name]!r}.")
+            for name in ("clip_obs", "clip_reward", "epsilon"):
+                number = _number(value.get(name, 1.0))
+                if isinstance(number, bool) or not isinstance(number, float) or not 0 < number < math.inf:
+                    raise ValueError(f"`{name}` must be a positive number, got {value[name]!r}.")
+                value = {**value, **({name: number} if name in value else {})}
+            keys = value.get("norm_obs_keys") or []
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise ValueError(f"`norm_obs_keys` must be a list of names of observations, got {keys!r}.")
         return value
 
     @field_validator("encoder", "memory", mode="before")
@@ -419,8 +447,7 @@ class TrainerConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """:return: All settings as YAML, which :meth:`parse` reads."""
-        text: str = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
-        return text
+        return dump_yaml(self.model_dump())
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> str:

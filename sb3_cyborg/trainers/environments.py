@@ -76,11 +76,13 @@ def policy_for(config: TrainerConfig, env: VecEnv) -> str:
     :param config: The settings.
     :param env: The training environments.
     :return: Name of the policy: that of the config, or for ``"auto"`` the one that fits the observation space.
-    :raises ValueError: for a ``CnnPolicy`` without images.
+    :raises ValueError: for a ``CnnPolicy`` without images, and for a ``MultiInputPolicy`` without Dict observations.
     """
     policy, space = config.policy, env.observation_space
     if policy.startswith("Cnn") and not is_image_space(space):
         raise ValueError(f"`policy`={policy!r} needs images, but {config.env!r} has {space}; 'auto' picks what fits.")
+    if policy.startswith("MultiInput") and not isinstance(space, spaces.Dict):
+        raise ValueError(f"`policy`={policy!r} needs a Dict space, but {config.env!r} has {space}; 'auto' picks what fits.")
     if policy != "auto":
         return policy
     if isinstance(space, spaces.Dict):

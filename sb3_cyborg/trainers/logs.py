@@ -1,5 +1,6 @@
 """Outputs of SB3's logger: TensorBoard and Weights & Biases for runs that may be resumed."""
 
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch as th
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 from sb3_cyborg.trainers.checkpoints import write_text
+from sb3_cyborg.trainers.side_files import move_aside
 
 
 class WandbOutput(KVWriter):
@@ -78,8 +80,20 @@ def start_wandb(run: Path, project: str, config: dict[str, Any]) -> WandbOutput:
     """
     import wandb
 
-    id_file = run / "wandb_id"
-    if not id_file.is_file():
-        write_text(id_file, uuid.uuid4().hex[:8])
     settings: dict[str, Any] = {"project": project, "name": run.name, "config": config, "dir": str(run)}
-    return WandbOutput(wandb.init(**settings, id=id_file.read_text(encoding="utf-8"), resume="allow"))
+    return WandbOutput(wandb.init(**settings, id=_wandb_id(run / "wandb_id"), resume="allow"))
+
+
+def _wandb_id(path: Path) -> str:
+    """:return: The id in a file. A damaged file is moved aside, and a missing one is written with a new id."""
+    if path.exists():
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            text = str(error)
+        if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+            return text
+        move_aside(path, f"it holds no id: {text!r}", "A new run of Weights & Biases begins.")
+    new = uuid.uuid4().hex[:8]
+    write_text(path, new)
+    return new

@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import ResultsWriter
 
 from sb3_cyborg.trainers.checkpoints import write_text
+from sb3_cyborg.trainers.side_files import move_aside
 
 MONITOR_FILE = "monitor.csv"
 STEPS_COLUMN = "timesteps"
@@ -75,22 +76,37 @@ def cut_monitor(path: Path, num_timesteps: int) -> float | None:
     """
     Remove episodes that ended after a step, and an incomplete last line.
 
+    If the file is damaged, it is moved aside, and its readable rows are written anew.
+
     :param path: A ``monitor.csv``.
     :param num_timesteps: Steps of the checkpoint.
-    :return: ``t_start`` of the file, or ``None`` if it is missing or was not written by :class:`MonitorLog`.
+    :return: ``t_start`` of the file, or ``None`` if it is missing or has no header of :class:`MonitorLog`.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     try:
+        # Not `splitlines`, which also splits at control characters of damaged rows.
+        lines = [f"{line}\n" for line in path.read_bytes().decode(errors="replace").split("\n")]
+        lines[-1] = lines[-1][:-1]  # text after the last line break is an incomplete line
         header, columns = read_header(lines)
-        column = columns.index(STEPS_COLUMN)
-    except ValueError:
+        if STEPS_COLUMN not in columns:
+            raise ValueError(f"it has no column {STEPS_COLUMN}")
+    except (OSError, ValueError) as error:
+        move_aside(path, error, f"Its rows begin anew after {num_timesteps:,} steps.")
         return None
-
-    def kept(line: str) -> bool:
-        cells = line.rstrip("\n").split(",")
-        return line.endswith("\n") and len(cells) > column and int(cells[column]) <= num_timesteps
-
-    write_text(path, "".join([*lines[:2], *(line for line in lines[2:] if kept(line))]))
+    rows = [(line, _steps_of(line, columns)) for line in lines[2:] if line.endswith("\n")]
+    if broken := sum(steps is None for _, steps in rows):
+        move_aside(path, f"{broken} of {len(rows)} rows cannot be read", "The other rows are kept.")
+    kept = [line for line, steps in rows if steps is not None and steps <= num_timesteps]
+    write_text(path, "".join([*lines[:2], *kept]))
     return float(header["t_start"])
+
+
+def _steps_of(row: str, columns: Sequence[str]) -> int | None:
+    """:return: The steps at the end of an episode, or ``None`` for a row that is damaged."""
+    cells = row.rstrip("\r\n").split(",")
+    try:
+        numbers = dict(zip(columns, map(float, cells), strict=True))
+        return int(numbers[STEPS_COLUMN])
+    except (OverflowError, ValueError):
+        return None

@@ -22,6 +22,7 @@ from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
 from sb3_cyborg.trainers.config_file import read_yaml
 from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for
 from sb3_cyborg.trainers.monitor import MonitorLog
+from sb3_cyborg.trainers.run_lock import RunLock
 from sb3_cyborg.trainers.vocabulary import canonical, merge
 
 SelfTrainerV7 = TypeVar("SelfTrainerV7", bound="TrainerV7")
@@ -51,6 +52,8 @@ class TrainerV7:
     ``evaluations.npz``      the evaluations, in the format of SB3's ``EvalCallback``
     ``tensorboard/``         scalars and histograms
     ``wandb/``, ``wandb_id`` files of Weights & Biases
+    ``run.lock``             the lock of the run while it is trained: one process at a time writes into the folder
+    ``old_1/``, …            files of the run before it was restarted
     ======================== ==========================================================================================
 
     A checkpoint is one file, which ``MemoryPPO.load`` reads as well. It holds weights, optimizer, counters, the statistics of
@@ -73,7 +76,12 @@ class TrainerV7:
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
         env = make_training_env(self.config)
-        self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
+        try:
+            self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
+        except TypeError as error:  # of a class that gets the options as keywords, e.g. the optimizer
+            names = ("policy_kwargs", "encoder_kwargs", "memory_kwargs")
+            given = [f"`{name}`={value}" for name in names if (value := getattr(self.config, name))]
+            raise ValueError(f"The agent cannot be made with {', '.join(given) or 'these settings'}: {error}.") from error
 
     @classmethod
     def load(
@@ -93,41 +101,54 @@ class TrainerV7:
         """
         checkpoint = checkpoints.read_checkpoint(checkpoints.find_checkpoint(path, which))
         changes = _checked_changes(changes, (*RESUME_KEYS, "log_dir", "run_name"))
-        return cls._restore(checkpoint, {"run_name": None, **changes}, trust)
+        checkpoint.unpack(trust)
+        return cls._restore(checkpoint, TrainerConfig.parse(merge(checkpoint.config, {"run_name": None, **changes})), trust)
 
     @classmethod
-    def resume(cls: type[SelfTrainerV7], run: str | Path, *, trust: bool = False, **changes: Any) -> SelfTrainerV7:
+    def resume(
+        cls: type[SelfTrainerV7], run: str | Path, *, restart: bool = False, trust: bool = False, **changes: Any
+    ) -> SelfTrainerV7:
         """
-        Resume a run from its newest checkpoint, in its folder. A run without a checkpoint starts again with the same seed.
+        Resume a run in its folder, from the newest complete file of it: a checkpoint, the final or the best model. The file is
+        printed. Damaged files are renamed, with a warning.
+
+        Edits of the run's ``config.yaml`` are taken, and printed, for the settings that ``changes`` may hold.
+
+        A run that was stopped before it had written any result starts again with the same seed. A run that has results but no
+        complete file is refused; ``restart`` starts it anew.
 
         :param run: Folder of the run.
+        :param restart: Start the run anew from its ``config.yaml``. Its files are moved into a folder ``old_<number>`` in it.
         :param trust: As for :meth:`load`.
         :param changes: Settings to change, by key or alias: only those that decide how a run is carried out, e.g.
             ``total_timesteps``.
         :return: The trainer; :meth:`train` continues the run.
-        :raises ValueError: if there is no such run, if its files need ``trust``, or if a setting cannot change.
+        :raises ValueError: if there is no such run, if it has no complete file, if its files need ``trust``, or if a setting
+            cannot change.
+        :raises RunInUseError: if another trainer is training the run.
         """
-        run = Path(run)
-        if not (run / checkpoints.CONFIG_FILE).is_file():
-            raise ValueError(f"{str(run)!r} is not a run: it has no {checkpoints.CONFIG_FILE}.")
-        changes = _checked_changes(changes, RESUME_KEYS)
-        checkpoints.remove_leftovers(run)
-        checkpoint = checkpoints.newest_checkpoint(run)
-        if checkpoint is None:
-            checkpoints.check_modules(read_yaml(run / checkpoints.CONFIG_FILE), run / checkpoints.CONFIG_FILE, trust)
-            trainer = cls(TrainerConfig.parse(run / checkpoints.CONFIG_FILE).changed(**changes))
-        else:
-            trainer = cls._restore(checkpoint, changes, trust)
+        run, changes = Path(run), _checked_changes(changes, RESUME_KEYS)
+        runs.check_is_run(run)
+        with RunLock(run):
+            path = None if restart else runs.file_to_resume(run)
+            if path is None:
+                config = read_yaml(run / checkpoints.CONFIG_FILE)
+                checkpoints.check_modules(config, run / checkpoints.CONFIG_FILE, trust)
+                trainer = cls(TrainerConfig.parse(config).changed(**changes))
+                runs.start_anew(run)
+            else:
+                checkpoint = checkpoints.read_checkpoint(path)
+                checkpoint.unpack(trust)
+                trainer = cls._restore(checkpoint, runs.edited_config(run, checkpoint, changes, trust), trust)
+                print(f"Resuming from {path}, after {trainer.model.num_timesteps:,} steps.", file=sys.stderr)
         trainer._attach_env()
         trainer.run = run
         return trainer
 
     @classmethod
     def _restore(
-        cls: type[SelfTrainerV7], checkpoint: checkpoints.Checkpoint, changes: Mapping[str, Any], trust: bool
+        cls: type[SelfTrainerV7], checkpoint: checkpoints.Checkpoint, config: TrainerConfig, trust: bool
     ) -> SelfTrainerV7:
-        checkpoint.unpack(trust)
-        config = TrainerConfig.parse(merge(checkpoint.config, changes))
         trainer = cls.__new__(cls)
         trainer._prepare(config)
         trainer.model = MemoryPPO.load(checkpoint.path, device=config.device, trust=trust)
@@ -141,6 +162,7 @@ class TrainerV7:
             config = config.changed(seed=int(np.random.SeedSequence().generate_state(1)[0] % 2**31))
         self.config = config
         self.run: Path | None = None
+        self._lock: RunLock | None = None
         self._checkpoint: checkpoints.Checkpoint | None = None
         self._eval_env: VecEnv | None = None
         self._evaluation: callbacks.Evaluation | None = None
@@ -191,6 +213,7 @@ class TrainerV7:
         :param callback: Further callbacks, as for SB3's ``learn``.
         :return: The trainer.
         :raises ValueError: if the run has made that many steps already, and for observations that are not finite.
+        :raises RunInUseError: if another trainer is training the run.
         :raises KeyboardInterrupt: on Ctrl-C and SIGTERM, after saving.
         """
         if total_timesteps is not None:
@@ -198,12 +221,19 @@ class TrainerV7:
             self.config = self.config.changed(total_timesteps=int(total_timesteps))
         self._attach_env()
         run = self.open_run()
-        runs.describe_run(run, self.config, self.model)
+        try:
+            runs.describe_run(run, self.config, self.model)
+            self._train(run, _as_list(callback))
+        finally:
+            self._unlock()
+        return self
+
+    def _train(self, run: Path, further: list[BaseCallback]) -> None:
         total, done = self.config.total_timesteps, self.model.num_timesteps
         with contextlib.ExitStack() as stack:
             mark = callbacks.RolloutMark()
             mark.num_timesteps_kept = done
-            parts = [mark, *self._callbacks(run, stack), *_as_list(callback)]
+            parts = [mark, *self._callbacks(run, stack), *further]
             stack.enter_context(callbacks.stop_on_signals(mark))
             try:
                 self.model.learn(total - done, callback=CallbackList(parts), reset_num_timesteps=False)
@@ -220,7 +250,6 @@ class TrainerV7:
                 self._rescue(run, KeyboardInterrupt())
                 raise KeyboardInterrupt(f"saved in {run}")
             self._finish(run)
-        return self
 
     def evaluate(self, n_episodes: int = 10, deterministic: bool = True) -> tuple[float, float]:
         """
@@ -284,7 +313,8 @@ class TrainerV7:
         checkpoints.save_checkpoint(path, self.model, self.config)
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments, and release the lock of the run."""
+        self._unlock()
         if self._checkpoint is None:
             self.env.close()
         if self._eval_env is not None:
@@ -294,10 +324,12 @@ class TrainerV7:
 
     def open_run(self) -> Path:
         """
-        Create the folder of the run, if there is none yet. :meth:`train` calls this.
+        Create the folder of the run, if there is none yet, and lock it. :meth:`train` calls this, and releases the lock.
 
         :return: The folder.
-        :raises ValueError: if the run is complete, or if there is another run of this name.
+        :raises ValueError: if the run is complete, if there is another run of this name, or if another process has continued
+            the run since this trainer was loaded.
+        :raises RunInUseError: if another trainer is training the run.
         :raises ImportError: for logging whose package is missing, with the command that installs it.
         """
         config, done = self.config, self.model.num_timesteps
@@ -310,8 +342,28 @@ class TrainerV7:
                 extra = "wandb" if package == "wandb" else "train"
                 raise ImportError(f'`{package}` needs a package that is missing: pip install "sb3-cyborg[{extra}]"')
         if self.run is None:
-            self.run = runs.new_run(Path(config.log_dir), config.run_name, config.env)
+            self.run, self._lock = runs.new_run(Path(config.log_dir), config.run_name, config.env)
+        elif self._lock is None:
+            self._lock = self._locked(self.run)
         return self.run
+
+    def _locked(self, run: Path) -> RunLock:
+        """:return: The lock of an existing run, whose files are not newer than this trainer."""
+        lock = RunLock(run)
+        lock.acquire()
+        newest = checkpoints.newest_file(run)
+        if newest.num_timesteps > self.model.num_timesteps:
+            lock.release()
+            raise ValueError(
+                f"{newest.path} was saved after {newest.num_timesteps:,} steps, but this trainer has made "
+                f"{self.model.num_timesteps:,}: another process has continued the run. Resume it again."
+            )
+        return lock
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _callbacks(self, run: Path, stack: contextlib.ExitStack) -> list[BaseCallback]:
         config = self.config
@@ -337,26 +389,27 @@ class TrainerV7:
         return parts
 
     def _make_evaluation(self, run: Path) -> callbacks.Evaluation:
-        best = run / checkpoints.BEST
         return callbacks.Evaluation(
             run,
             self.config.eval_freq,
+            self.config.n_eval_episodes,
             lambda: self.evaluate_episodes(self.config.n_eval_episodes),
-            lambda mean: checkpoints.save_checkpoint(best, self.model, self.config, mean_return=mean),
-            checkpoints.read_checkpoint(best).progress["mean_return"] if best.is_file() else -np.inf,
+            lambda mean: checkpoints.save_checkpoint(run / checkpoints.BEST, self.model, self.config, mean_return=mean),
+            runs.best_mean_return(run),
         )
 
     def _save_checkpoint(self, run: Path) -> Path:
         path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
         checkpoints.save_checkpoint(path, self.model, self.config)
         for old in checkpoints.list_checkpoints(run)[: -self.config.keep_checkpoints]:
-            old.unlink()
+            if old != path:
+                old.unlink()
         return path
 
     def _finish(self, run: Path) -> None:
+        self._save_checkpoint(run)  # first: the evaluation may fail
         if self._evaluation is not None:
             self._evaluation.run_now()
-        self._save_checkpoint(run)
         checkpoints.save_checkpoint(run / checkpoints.FINAL, self.model, self.config)
 
     def _rescue(self, run: Path, error: BaseException) -> None:
