@@ -154,6 +154,24 @@ def test_a_full_disk_at_each_write(tmp_path: Path, half: Path, kinds: list[str],
         shutil.rmtree(run)
 
 
+def test_the_error_of_the_disk_is_raised_where_pytorch_raises_its_own(tmp_path: Path) -> None:
+    trainer = tiny(tmp_path, **SETTINGS)
+    trainer.save(tmp_path / "model.zip")
+    hidden = 0
+    for number in range(1, 40):
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(tmp_path, fails_at(number, lasting=False)).install(patch)
+            try:
+                trainer.save(tmp_path / "model.zip")
+            except OSError as error:
+                hidden += isinstance(error.__context__, RuntimeError)
+                assert error.errno == errno.ENOSPC  # noqa: PT017  # of several kinds of errors
+            else:
+                break
+        assert read_progress(tmp_path / "model.zip") == {"num_timesteps": 0}, "the old file, or the new one"
+    assert hidden, "some were hidden"
+
+
 def test_a_new_run_on_a_full_disk(tmp_path: Path) -> None:
     disk = Disk(tmp_path, lambda _: True)
     trainer = tiny(tmp_path, run_name="run", **SETTINGS)

@@ -308,9 +308,19 @@ class TrainerV7:
 
         :param path: The file; its folder is created if it is missing.
         :raises ValueError: for weights that are not finite.
+        :raises OSError: if the file cannot be written; an existing file of this name stays complete.
         """
         self._attach_env()
-        checkpoints.save_checkpoint(path, self.model, self.config)
+        self._write(Path(path))
+
+    def _write(self, path: Path, **progress: Any) -> None:
+        """Write a checkpoint with further counters. PyTorch hides an error of the disk behind one of its own: it is raised."""
+        try:
+            checkpoints.save_checkpoint(path, self.model, self.config, **progress)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     def close(self) -> None:
         """Close the environments, and release the lock of the run."""
@@ -394,13 +404,13 @@ class TrainerV7:
             self.config.eval_freq,
             self.config.n_eval_episodes,
             lambda: self.evaluate_episodes(self.config.n_eval_episodes),
-            lambda mean: checkpoints.save_checkpoint(run / checkpoints.BEST, self.model, self.config, mean_return=mean),
+            lambda mean: self._write(run / checkpoints.BEST, mean_return=mean),
             runs.best_mean_return(run),
         )
 
     def _save_checkpoint(self, run: Path) -> Path:
         path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
-        checkpoints.save_checkpoint(path, self.model, self.config)
+        self._write(path)
         for old in checkpoints.list_checkpoints(run)[: -self.config.keep_checkpoints]:
             if old != path:
                 old.unlink()
@@ -410,7 +420,7 @@ class TrainerV7:
         self._save_checkpoint(run)  # first: the evaluation may fail
         if self._evaluation is not None:
             self._evaluation.run_now()
-        checkpoints.save_checkpoint(run / checkpoints.FINAL, self.model, self.config)
+        self._write(run / checkpoints.FINAL)
 
     def _rescue(self, run: Path, error: BaseException) -> None:
         """Save a checkpoint and print its path. A failure is printed, not raised: it would hide the error."""
