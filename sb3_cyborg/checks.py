@@ -77,7 +77,7 @@ class Number:
     below: bool = False
 
     def problem(self, value: Any) -> str | None:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
         high_enough = self.low < number if self.above else self.low <= number
         low_enough = number < self.high if self.below else number <= self.high
         if high_enough and low_enough and math.isfinite(number):

@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_cyborg.checks import Number, OrNone, check_values
+from sb3_cyborg.checks import Number, OrNone, Rule, check_values
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
@@ -175,7 +175,10 @@ class PersistentMemory(AttentionMemory):
         write_rate: float | None = None,
     ) -> None:
         super().__init__(input_dim, memory_dim, num_slots, num_heads)
-        rules = {"usage_decay": Number(0, 1, above=True), "write_rate": OrNone(Number(0, 1, above=True, below=True))}
+        rules: dict[str, Rule] = {
+            "usage_decay": Number(0, 1, above=True),
+            "write_rate": OrNone(Number(0, 1, above=True, below=True)),
+        }
         check_values(rules, {"usage_decay": usage_decay, "write_rate": write_rate})
         self.usage_decay, self.write_rate = usage_decay, write_rate
         self.item = Linear(input_dim, memory_dim)

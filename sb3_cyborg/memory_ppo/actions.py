@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 from sb3_cyborg.sequence_model import may_branch
 
 DIVERGED = (
-    "The logits of the actions are nan: training has diverged, or numbers overflow float32. Try a smaller `learning_rate`, and "
-    "normalize observations and rewards."
+    "The logits of the actions are nan: training has diverged, or numbers overflow float32. Try a smaller `learning_rate`, "
+    "and normalize observations and rewards."
 )
 """Error message for logits, or other parameters of the distribution, that are NaN."""
 

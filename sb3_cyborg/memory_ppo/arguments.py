@@ -32,13 +32,15 @@ WEIGHT = Number(0)
 @dataclass(frozen=True)
 class Scheduled:
     """
-    A positive number, text in the notation of :func:`~sb3_cyborg.memory_ppo.schedules.parse_schedule`, or a function of the
+    A number, text in the notation of :func:`~sb3_cyborg.memory_ppo.schedules.parse_schedule`, or a function of the
     progress remaining with finite values of at least 0, which is called at 1, 0.5 and 0.
 
     :param names: Further texts that are accepted.
+    :param above: Whether a number must be above 0. RL Zoo sets a learning rate of 0 to load models for acting.
     """
 
     names: tuple[str, ...] = ()
+    above: bool = True
 
     def problem(self, value: Any) -> str | None:
         if isinstance(value, str):
@@ -50,8 +52,9 @@ class Scheduled:
             except ValueError as error:
                 return str(error)
             return None
-        works = "must be a positive number, a function of the progress remaining, or a schedule such as 'lin_3e-4'"
-        return works if Number(0, above=True).problem(value) else None
+        number = "a positive number" if self.above else "a finite number of at least 0"
+        works = f"must be {number}, a function of the progress remaining, or a schedule such as 'lin_3e-4'"
+        return works if Number(0, above=self.above).problem(value) else None
 
 
 def _problem_of_text(text: str) -> str | None:
@@ -129,7 +132,7 @@ class NetArch:
 
 
 MODEL_ARGUMENTS: dict[str, Rule] = {
-    "learning_rate": Scheduled((AUTO,)),
+    "learning_rate": Scheduled((AUTO,), above=False),
     "n_steps": OrNone(Whole(1)),
     "batch_size": OrNone(Whole(1)),  # 1 has a message of its own in `plan_minibatches`
     "n_epochs": Whole(1),
@@ -161,7 +164,7 @@ MODEL_ARGUMENTS: dict[str, Rule] = {
     "amp": Flag(),
     "n_envs": Whole(1),
 }
-"""Rules of the arguments of ``MemoryPPO``. Those that several arguments have to keep together are checked where they are used."""
+"""Rules of the arguments of ``MemoryPPO``. What several arguments have to keep together is checked where they are used."""
 
 LEARN_ARGUMENTS: dict[str, Rule] = {
     "total_timesteps": Number(0),

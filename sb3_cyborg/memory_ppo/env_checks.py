@@ -125,20 +125,18 @@ def check_rewards_and_dones(rewards: Any, dones: Any, n_envs: int, when: str) ->
                 f"{name} of the environments {when} have shape {np.shape(values)}, but {n_envs} environments must return "
                 f"({n_envs},)."
             )
-        if (kind := np.asarray(values).dtype.kind) not in kinds:
+        if np.asarray(values).dtype.kind not in kinds:
             row = next((row for row in range(n_envs) if np.asarray(values[row]).dtype.kind not in kinds), 0)
-            raise ValueError(
-                f"{name} of the environments {when} must be {what}, got {values[row]!r} of environment {row} (dtype kind {kind!r})."
-            )
+            raise ValueError(f"{name} of the environments {when} must be {what}, got {values[row]!r} of environment {row}.")
 
 
 def check_returns(env: VecEnv) -> None:
     """
     Check the values that each environment of a ``DummyVecEnv`` returns, from now on.
 
-    A ``DummyVecEnv`` assigns them to arrays, where NumPy broadcasts a wrong shape, wraps numbers that are out of range and takes
-    ``"no"`` for true. Nobody can see that in the arrays, so ``reset`` and ``step`` of each environment are replaced by functions
-    that check first.
+    A ``DummyVecEnv`` assigns them to arrays, where NumPy broadcasts a wrong shape, wraps numbers that are out of range and
+    takes ``"no"`` for true. The arrays do not show it, so ``reset`` and ``step`` of each environment are replaced by methods
+    that check what they return.
 
     :param env: Vectorized environments of any class.
     """

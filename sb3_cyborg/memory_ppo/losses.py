@@ -50,7 +50,7 @@ def value_loss(
     """
     loss = (values - returns) ** 2
     if clip_range_vf is not None:
-        clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+        clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)  # type: ignore[arg-type]  # numbers and tensors
         loss = th.max(loss, (clipped - returns) ** 2)
     return loss.mean()
 

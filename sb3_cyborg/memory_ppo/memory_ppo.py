@@ -253,6 +253,7 @@ class MemoryPPO(RecurrentPPO):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._plan_sizes()
+        assert issubclass(self.policy_class, MemoryActorCriticPolicy)
         self.policy = self.policy_class(
             self.observation_space,
             self.action_space,
@@ -344,7 +345,8 @@ class MemoryPPO(RecurrentPPO):
     def _check_log_barrier(self) -> None:
         if self.log_barrier_coef and isinstance(self.action_space, spaces.Box):
             raise ValueError(
-                f"`log_barrier_coef` is for discrete actions, got {self.log_barrier_coef} with {self.action_space}; see `use_sde`."
+                f"`log_barrier_coef` is for discrete actions, got {self.log_barrier_coef} with {self.action_space}; see "
+                "`use_sde`."
             )
 
     def _keeps_channels_last(self) -> bool:
@@ -608,8 +610,8 @@ class MemoryPPO(RecurrentPPO):
         Step the optimizer with the clipped gradient of the loss.
 
         :param loss: The loss, 0-d.
-        :raises ValueError: for a gradient that is not finite, if code may branch on values; otherwise :meth:`train` finds it in
-            the weights.
+        :raises ValueError: for a gradient that is not finite, if code may branch on values; otherwise :meth:`train` finds it
+            in the weights.
         """
         self.policy.optimizer.zero_grad()
         loss.backward()
@@ -661,9 +663,9 @@ class MemoryPPO(RecurrentPPO):
         :param reset_num_timesteps: Whether to start counting steps at 0; ``False`` continues the count.
         :param progress_bar: Whether to show a progress bar.
         :return: The model.
-        :raises ValueError: for arguments out of range; for observations, rewards and ends of episodes of another shape or dtype
-            than declared, or that are not finite; for logits that are NaN; and for an update that would make weights NaN or
-            infinite, which is undone.
+        :raises ValueError: for arguments out of range; for observations, rewards and ends of episodes of another shape or
+            dtype than declared, or that are not finite; for logits that are NaN; and for an update that would make weights
+            NaN or infinite, which is undone.
         """
         check_values(LEARN_ARGUMENTS, locals())
         self.lr_schedule = learning_rate_schedule(self.learning_rate, continued=not reset_num_timesteps)

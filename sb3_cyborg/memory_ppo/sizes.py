@@ -118,13 +118,13 @@ def _core_bytes(core: Mapping[str, Any], inputs: int) -> int:
 
     latent = core["latent_dim"] or core["hidden_dim"]
     memory = module_bytes(lambda: MemoryV7(latent + inputs, core["memory"], **core["memory_kwargs"]))
-    first, layers = encoder(1), core["num_layers"]
+    first, layers = encoder(1), int(core["num_layers"])
     return memory + first + (layers - 1) * (encoder(2) - first if layers > 1 else 0)
 
 
 def _heads_bytes(core: Mapping[str, Any], net_arch: list[int] | dict[str, list[int]], inputs: int, actions: int) -> int:
     """:return: Bytes of the parameters of both heads; the read of the memory is not counted among their inputs."""
-    features = inputs + (core["latent_dim"] or core["hidden_dim"])
+    features: int = inputs + (core["latent_dim"] or core["hidden_dim"])
     branches = (net_arch.get("pi", []), net_arch.get("vf", [])) if isinstance(net_arch, dict) else (net_arch, net_arch)
     pairs = [itertools.pairwise([features, *branch, outputs]) for branch, outputs in zip(branches, (actions, 1), strict=True)]
     return th.float32.itemsize * sum(a * b for a, b in itertools.chain(*pairs))
