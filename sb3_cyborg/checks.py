@@ -1,11 +1,15 @@
 """Validation of user input: every error is a ``ValueError`` with the given value and values that would work."""
 
 import difflib
+import math
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
-from typing import Any
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch as th
@@ -46,6 +50,185 @@ def warn_caller(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+class Rule(Protocol):
+    """Type and range of an argument."""
+
+    def problem(self, value: Any) -> str | None:
+        """
+        :param value: A value of the argument.
+        :return: The rest of the sentence "`name` ..." that says which values work; ``None`` for a value that works.
+        """
+
+
+@dataclass(frozen=True)
+class Number:
+    """
+    A finite real number; NumPy's are accepted, bools and text are not.
+
+    :param low: Lower bound.
+    :param high: Upper bound.
+    :param above: Whether the lower bound is exclusive.
+    :param below: Whether the upper bound is exclusive.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
+        high_enough = self.low < number if self.above else self.low <= number
+        low_enough = number < self.high if self.below else number <= self.high
+        if high_enough and low_enough and math.isfinite(number):
+            return None
+        if math.isfinite(self.high):
+            first, last = "(" if self.above else "[", ")" if self.below else "]"
+            return f"must be a number in {first}{self.low:g}, {self.high:g}{last}"
+        if not math.isfinite(self.low):
+            return "must be a finite number"
+        return f"must be a finite number {'above' if self.above else 'of at least'} {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """
+    An integer; NumPy's are accepted, bools are not.
+
+    :param low: Lower bound, inclusive.
+    :param high: Upper bound, inclusive; by default the largest size that PyTorch can express.
+    """
+
+    low: int
+    high: int = sys.maxsize
+
+    def problem(self, value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < self.low:
+            return f"must be a whole number of at least {self.low}"
+        return None if int(value) <= self.high else f"must be at most {self.high}"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """``True`` or ``False``; NumPy's are accepted, other values are not, whatever their truth value."""
+
+    def problem(self, value: Any) -> str | None:
+        return None if isinstance(value, (bool, np.bool_)) else "must be True or False"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """
+    An instance of a class.
+
+    :param types: The class, or several classes.
+    :param described: Noun phrase for the message, e.g. ``"a path"``.
+    """
+
+    types: type | tuple[type, ...]
+    described: str
+
+    def problem(self, value: Any) -> str | None:
+        return None if isinstance(value, self.types) else f"must be {self.described}"
+
+
+@dataclass(frozen=True)
+class Subclass:
+    """
+    A subclass of a class.
+
+    :param base: The class.
+    """
+
+    base: type
+
+    def problem(self, value: Any) -> str | None:
+        return (
+            None if isinstance(value, type) and issubclass(value, self.base) else f"must be a subclass of {self.base.__name__}"
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """A dictionary whose keys are names."""
+
+    def problem(self, value: Any) -> str | None:
+        named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        return None if named else "must be a dictionary of options by name"
+
+
+@dataclass(frozen=True)
+class OrNone:
+    """
+    ``None``, or a value of another rule.
+
+    :param rule: The other rule.
+    :param meaning: Effect of ``None``, for the message.
+    """
+
+    rule: Rule
+    meaning: str = ""
+
+    def problem(self, value: Any) -> str | None:
+        problem = None if value is None else self.rule.problem(value)
+        return problem and f"{problem}, or None{self.meaning}"
+
+
+def check_values(rules: Mapping[str, Rule], values: Mapping[str, Any]) -> None:
+    """
+    Require values that keep their rules.
+
+    :param rules: Rules by name.
+    :param values: Values by name; names without a rule are skipped.
+    :raises ValueError: for the first value that breaks its rule, with the value and what would work.
+    """
+    for name, rule in rules.items():
+        if name in values and (problem := rule.problem(values[name])) is not None:
+            raise ValueError(f"`{name}` {problem}, got {values[name]!r}.")
+
+
+def plain(value: Any) -> Any:
+    """
+    :param value: Any value.
+    :return: A Python number or bool for a NumPy scalar; any other value unchanged.
+    """
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def available_memory(device: th.device | str = "cpu") -> int:
+    """
+    :param device: A device of PyTorch.
+    :return: Bytes that can still be allocated on it. On Linux, swap is not counted, and the limit of a container is; where the
+        system cannot tell, it is the address space of a process, 128 TiB.
+    """
+    device = th.device(device)
+    if device.type == "cuda":
+        return int(th.cuda.mem_get_info(device)[0])
+    limits = [2**47]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["anon"]
+        limits.append(int((group / "memory.max").read_text()) - int(used))
+    except (OSError, ValueError, KeyError):  # another system, or no limit of a container
+        if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(limits))
+
+
+def readable_bytes(size: float) -> str:
+    """
+    :param size: A number of bytes.
+    :return: The number with a unit, e.g. ``"1.5 GiB"``.
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} PiB"
+
+
 def check_options(what: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
     """
     Reject unknown options.
@@ -69,9 +252,7 @@ def check_whole(at_least: int, /, **sizes: Any) -> None:
     :param sizes: Values by the names that messages use.
     :raises ValueError: for the first value that is not an integer or is below the bound.
     """
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < at_least:
-            raise ValueError(f"`{name}` must be a whole number of at least {at_least}, got {size!r}.")
+    check_values(dict.fromkeys(sizes, Whole(at_least)), sizes)
 
 
 def check_positive(**sizes: Any) -> None:
@@ -104,7 +285,8 @@ def divisors(size: int) -> list[int]:
     :param size: A number, >= 1.
     :return: All its divisors, in ascending order.
     """
-    return [candidate for candidate in range(1, size + 1) if size % candidate == 0]
+    small = [candidate for candidate in range(1, math.isqrt(size) + 1) if size % candidate == 0]
+    return sorted({*small, *(size // divisor for divisor in small)})
 
 
 def nearest_divisors(size: int, wanted: int) -> tuple[int, int]:
@@ -137,6 +319,14 @@ def check_finite_observations(
             env = place[0] if envs is None else envs[place[0]]
             name = f" {key!r}" if key else ""
             raise ValueError(f"Observation{name} of environment {env} {when} is not finite: it holds {tensor[place].item()}.")
+
+
+def all_finite(tensors: Iterable[th.Tensor]) -> bool:
+    """
+    :param tensors: Tensors of numbers on one device.
+    :return: Whether all numbers are finite; the device is waited for once.
+    """
+    return bool(th.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def _is_finite(values: np.ndarray | th.Tensor) -> bool:

@@ -64,7 +64,7 @@ class Registry(dict[str, Callable[..., SequenceModel]]):
         :return: The options of the class, by name, with their defaults.
         :raises ValueError: for an unknown name.
         """
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             raise unknown_name(self.what, name, self)
         parameters = inspect.signature(self[name]).parameters
         return {option: parameter for option, parameter in parameters.items() if option not in self.arguments}

@@ -69,21 +69,42 @@ class ToyEnv(gym.Env[Any, Any]):
         return self.observation_space.sample(), float(self.np_random.normal()), ended and not truncated, truncated, {}
 
 
-class DropoutBatchNorm(BaseFeaturesExtractor):
-    """Features extractor of SB3's test of training and evaluation mode; ``modes`` records the mode of each call."""
+class ModeRecorder(BaseFeaturesExtractor):
+    """
+    Features extractor that computes the same in both modes.
+
+    ``modes`` records the mode of each call, and the buffer ``updates`` counts the calls in training mode.
+    """
+
+    updates: th.Tensor
 
     def __init__(self, observation_space: spaces.Space[Any], scale: float = 1.0) -> None:
         super().__init__(observation_space, 5)
         assert observation_space.shape is not None
-        self.batch_norm = nn.BatchNorm1d(observation_space.shape[0])
         self.linear = nn.Linear(observation_space.shape[0], 5)
-        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("updates", th.zeros(()))
         self.scale = scale
         self.modes: list[bool] = []
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         self.modes.append(self.training)
-        result: th.Tensor = self.dropout(self.linear(self.batch_norm(observations))) * self.scale
+        self.updates += self.training
+        result: th.Tensor = self.linear(observations) * self.scale
+        return result
+
+
+class DropoutBatchNorm(BaseFeaturesExtractor):
+    """Features extractor of SB3's test of training and evaluation mode, with the layers that differ between them."""
+
+    def __init__(self, observation_space: spaces.Space[Any], dropout: float = 0.5, batch_norm: bool = True) -> None:
+        super().__init__(observation_space, 5)
+        assert observation_space.shape is not None
+        self.batch_norm = nn.BatchNorm1d(observation_space.shape[0]) if batch_norm else nn.Identity()
+        self.linear = nn.Linear(observation_space.shape[0], 5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        result: th.Tensor = self.dropout(self.linear(self.batch_norm(observations)))
         return result
 
 

@@ -52,13 +52,13 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"n_steps": 1024, "seq_len": 100}, ["`seq_len`=100", "`n_steps`=1024", "64 and 128"]),
     ({"n_steps": 128, "seq_len": 32, "batch_size": 100}, ["`batch_size`=100", "`seq_len`=32", "96 and 128"]),
     ({"n_steps": 1}, ["n_steps=1", "n_envs=1", "greater than 1"]),
-    ({"burn_in": -1}, ["`burn_in`", "-1", "greater than or equal to 0"]),
+    ({"burn_in": -1}, ["`burn_in`", "-1", "whole number of at least 0"]),
     ({"n_steps": 64, "burn_in": 64}, ["`burn_in`=64", "`n_steps`=64", "less than"]),
     ({"learning_rate": "fast"}, ["`learning_rate`", "'fast'", "lin_3e-4"]),
     ({"learning_rate": "lin_x"}, ["`learning_rate`", "'lin_x'", "lin_3e-4"]),
     ({"learning_rate": "lin_1e-3_x"}, ["`learning_rate`", "'lin_1e-3_x'", "lin_3e-4_1e-5"]),
     ({"clip_range": 0}, ["`clip_range`", "0", "positive"]),
-    ({"gamma": 1.2}, ["`gamma`", "1.2", "less than or equal to 1"]),
+    ({"gamma": 1.2}, ["`gamma`", "1.2", "[0, 1]"]),
     ({"ent_coef": float("nan")}, ["`ent_coef`", "nan"]),
     ({"policy": "MlpPolcy"}, ["'MlpPolcy'", "'MlpPolicy'"]),
     ({"vec_env": "subprocess"}, ["'subprocess'", "'subproc'"]),
@@ -117,7 +117,7 @@ def test_a_line_for_each_key() -> None:
 
 def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match="'cuda:0' asks for a GPU"):
+    with pytest.raises(ValueError, match=r"`device`: asks for a GPU, but .* got 'cuda:0'"):
         TrainerConfig.parse({"env": "CartPole-v1", "device": "cuda:0"})
 
 

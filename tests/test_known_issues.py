@@ -30,6 +30,7 @@ from sb3_cyborg.sequence_model import Logs
 from tests.helpers import (
     ACTION_SPACES,
     DropoutBatchNorm,
+    ModeRecorder,
     ToyEnv,
     assert_exact_ratios,
     predict,
@@ -132,14 +133,14 @@ def test_padding_has_no_effect(memory: str, actions: str) -> None:
 
 
 def test_running_statistics_exclude_burn_in() -> None:
-    """The burn-in runs in evaluation mode as acting does, for batch normalization and dropout (C75)."""
-    model = rollout(toy_model(burn_in=3, policy_kwargs={"features_extractor_class": DropoutBatchNorm}))
+    """The burn-in runs in evaluation mode as acting does, so modules with statistics of their own are not updated (C75)."""
+    model = rollout(toy_model(burn_in=3, policy_kwargs={"features_extractor_class": ModeRecorder}))
     extractor = model.policy.features_extractor
-    assert isinstance(extractor, DropoutBatchNorm)
+    assert isinstance(extractor, ModeRecorder)
     extractor.modes.clear()
     minibatch_loss(model, whole_batch(model))
     assert extractor.modes == [False, True]
-    assert extractor.batch_norm.num_batches_tracked == 1
+    assert extractor.updates == 1
     assert model.policy.training
 
 
@@ -357,9 +358,51 @@ def dropping() -> Any:
 def test_dropout_in_the_core_is_refused(layer: str) -> None:
     """Only training would apply dropout: the ratio would be wrong by 7e-3."""
     kwargs = {"memory": "dropping", "memory_kwargs": {"layer": layer}}
-    with pytest.raises(ValueError, match=r"Dropout in the core \(memory.memory.inner.*p=0.1\).*use p=0"):
+    with pytest.raises(ValueError, match=r"Dropout \(core.memory.memory.inner.*p=0.1\).*use p=0"):
         toy_model(policy_kwargs=kwargs)
     toy_model(policy_kwargs=kwargs | {"memory_kwargs": {"layer": layer, "p": 0.0}})
+
+
+class FrozenBatchNorm(DropoutBatchNorm):
+    """The same layers, kept in evaluation mode."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
+        super().train(False)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"BatchNorm1d \(features_extractor.batch_norm\) .*use LayerNorm"),
+        ({"batch_norm": False}, r"Dropout \(features_extractor.dropout, p=0.5\).*use p=0"),
+    ],
+)
+def test_dropout_and_batch_normalization_in_a_features_extractor_are_refused(options: dict[str, Any], message: str) -> None:
+    """The ratio would be wrong by 0.005 to 0.06; SB3 and sb3-contrib accept them."""
+    kwargs = {"features_extractor_class": DropoutBatchNorm, "features_extractor_kwargs": options}
+    with pytest.raises(ValueError, match=message):
+        toy_model(policy_kwargs=kwargs)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "options"), [(FrozenBatchNorm, {}), (DropoutBatchNorm, {"dropout": 0.0, "batch_norm": False})]
+)
+def test_layers_that_stay_in_evaluation_mode_are_accepted(extractor: type, options: dict[str, Any]) -> None:
+    model = toy_model(policy_kwargs={"features_extractor_class": extractor, "features_extractor_kwargs": options})
+    updates = record_updates(model)
+    model.learn(2 * 36)
+    assert_exact_ratios(updates, 2)
+
+
+class HeadDropout(nn.Dropout):
+    """Dropout as an activation of the heads."""
+
+
+@pytest.mark.parametrize("activation", [HeadDropout, nn.RReLU])
+def test_random_activations_of_the_heads_are_refused(activation: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"(Dropout|RReLU) \(mlp_extractor.policy_net.1"):
+        toy_model(policy_kwargs={"activation_fn": activation})
 
 
 # --- the update ---------------------------------------------------------------------------------------------------------

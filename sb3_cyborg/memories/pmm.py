@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_cyborg.checks import Number, OrNone, Rule, check_values
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
@@ -174,10 +175,11 @@ class PersistentMemory(AttentionMemory):
         write_rate: float | None = None,
     ) -> None:
         super().__init__(input_dim, memory_dim, num_slots, num_heads)
-        if not 0 < usage_decay <= 1:
-            raise ValueError(f"`usage_decay` must be in (0, 1], got {usage_decay!r}.")
-        if write_rate is not None and not 0 < write_rate < 1:
-            raise ValueError(f"`write_rate` must be in (0, 1) or None, got {write_rate!r}.")
+        rules: dict[str, Rule] = {
+            "usage_decay": Number(0, 1, above=True),
+            "write_rate": OrNone(Number(0, 1, above=True, below=True)),
+        }
+        check_values(rules, {"usage_decay": usage_decay, "write_rate": write_rate})
         self.usage_decay, self.write_rate = usage_decay, write_rate
         self.item = Linear(input_dim, memory_dim)
         self.key = Linear(memory_dim, memory_dim, bias=False)

@@ -11,8 +11,11 @@ from torch.distributions import Distribution
 
 from sb3_cyborg.sequence_model import may_branch
 
-DIVERGED = "The logits of the actions are nan: training has diverged. Try a smaller `learning_rate`."
-"""Error message for logits that are NaN."""
+DIVERGED = (
+    "The logits of the actions are nan: training has diverged, or numbers overflow float32. Try a smaller `learning_rate`, "
+    "and normalize observations and rewards."
+)
+"""Error message for logits, or other parameters of the distribution, that are NaN."""
 
 
 def action_encoding_dim(space: spaces.Space[Any]) -> int:
@@ -61,9 +64,15 @@ def distribution_checks(device: th.device) -> Iterator[None]:
     A context in which PyTorch's distributions validate their arguments only if code may branch on values.
 
     :param device: Device of the arguments, see :func:`~sb3_cyborg.sequence_model.may_branch`.
+    :raises ValueError: for arguments that are not finite, if they are validated.
     """
     if may_branch(device):
-        yield
+        try:
+            yield
+        except ValueError as error:
+            if "invalid values" in str(error):
+                raise ValueError(DIVERGED) from error
+            raise
         return
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)

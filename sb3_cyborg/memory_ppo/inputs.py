@@ -23,6 +23,10 @@ OBSERVATION = "observation"
 """Name of the normalizer if the observation is not a dictionary."""
 
 
+MAX_INPUT = 1e15
+"""Bound of observations without normalizer: layer normalization squares its input, which overflows float32 above 1e19."""
+
+
 class Inputs(SequenceModel):
     """
     Observation normalization and features extractor; the output is ``[features, last action, time]``.
@@ -86,27 +90,34 @@ class Inputs(SequenceModel):
         Preprocess observations for the features extractor.
 
         :param obs: Observations, (B, ...), or a dictionary of them.
-        :return: One-hot vectors for discrete observations, images in [0, 1], all others normalized.
+        :return: One-hot vectors for discrete observations, images in [0, 1], all others normalized, or clipped to
+            [-MAX_INPUT, MAX_INPUT] without normalizer.
         """
         seen: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         if isinstance(seen, dict):
-            known = self.normalizers
-            return {name: known[name](value) if name in known else value for name, value in seen.items()}
-        return self.normalizers[OBSERVATION](seen) if self.normalizers else seen
+            return {name: self._bounded(name, value) for name, value in seen.items()}
+        return self._bounded(OBSERVATION, seen)
+
+    def _bounded(self, name: str, value: th.Tensor) -> th.Tensor:
+        if name in self.normalizers:
+            normalized: th.Tensor = self.normalizers[name](value)
+            return normalized
+        return value if value.dim() == 4 else value.clamp(-MAX_INPUT, MAX_INPUT)  # images are as large as their space allows
 
     def parts(self, obs: Observations) -> dict[str, th.Tensor]:
         """
-        Observations as the normalizers receive them.
+        Observations for the moments of the normalizers.
 
         :param obs: Observations of a rollout, (T, N, ...), as stored in the buffer.
-        :return: Unnormalized observations by the name of their normalizer, (T * N, ...).
+        :return: Unnormalized observations without outliers by the name of their normalizer, (T * N, D), float64, see
+            :meth:`ObservationNormalizer.without_outliers`.
         """
         by_name = obs if isinstance(obs, dict) else {OBSERVATION: obs}
         result: dict[str, th.Tensor] = {}
         for name in self.normalizers:
             seen = preprocess_obs(by_name[name].flatten(0, 1), _parts(self.observation_space)[name])
             assert isinstance(seen, th.Tensor)
-            result[name] = seen
+            result[name] = ObservationNormalizer.without_outliers(seen)
         return result
 
     def update_normalization(self, rollout: Mapping[str, Moments]) -> None:

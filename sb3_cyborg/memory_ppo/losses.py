@@ -33,7 +33,9 @@ def clipped_policy_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: flo
     return -th.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
 
 
-def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None) -> th.Tensor:
+def value_loss(
+    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | th.Tensor | None = None
+) -> th.Tensor:
     """
     Mean squared error of the values; with ``clip_range_vf``, the maximum of the unclipped and the clipped error.
 
@@ -43,12 +45,12 @@ def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, cli
     :param values: v, current value estimates, any shape.
     :param old_values: v_old, value estimates during the rollout, same shape.
     :param returns: R, targets, same shape.
-    :param clip_range_vf: c, in units of the return, > 0; ``None`` does not clip.
+    :param clip_range_vf: c, in units of the return, > 0, a number or 0-d or (1,); ``None`` does not clip.
     :return: The loss, 0-d.
     """
     loss = (values - returns) ** 2
     if clip_range_vf is not None:
-        clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+        clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)  # type: ignore[arg-type]  # numbers and tensors
         loss = th.max(loss, (clipped - returns) ** 2)
     return loss.mean()
 

@@ -1,5 +1,6 @@
 """``MemoryPPO``: PPO for policies with an encoder and a memory, trained from the states stored during the rollout."""
 
+import copy
 import io
 import json
 import pathlib
@@ -19,15 +20,17 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr, save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
 from sb3_cyborg import kernels
-from sb3_cyborg.checks import check_finite_observations, check_options, check_positive, unknown_name
+from sb3_cyborg.checks import all_finite, check_finite_observations, check_values, plain, unknown_name
 from sb3_cyborg.files import write_atomically
 from sb3_cyborg.memory_ppo import losses, model_file
 from sb3_cyborg.memory_ppo.actions import DIVERGED
+from sb3_cyborg.memory_ppo.arguments import LEARN_ARGUMENTS, MODEL_ARGUMENTS, check_policy_arguments, scheduled_value
+from sb3_cyborg.memory_ppo.env_checks import check_observations, check_returns, check_rewards_and_dones, check_spaces
 from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, ppo_terms, weighted_sum
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
@@ -43,7 +46,8 @@ from sb3_cyborg.memory_ppo.rollout_buffer_v7 import (
     plan_n_steps,
 )
 from sb3_cyborg.memory_ppo.schedules import AUTO, as_schedule, learning_rate_schedule
-from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state, without_diagnostics
+from sb3_cyborg.memory_ppo.sizes import check_rollout_memory, check_state_memory
+from sb3_cyborg.sequence_model import AUX_LOSS, State, index_state, may_branch, without_diagnostics
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
@@ -61,6 +65,12 @@ CORRUPT_FILE_ERRORS = (
     TypeError,
 )
 """Exceptions that SB3 raises for files that are damaged or no SB3 models."""
+
+NOT_FINITE = (
+    "{what} are not finite: training has diverged. The update is undone, and the weights are those before it. Try a smaller "
+    "`learning_rate`, and normalize rewards and observations."
+)
+"""Error message for an update that would make weights NaN or infinite."""
 
 Stats = dict[str, list[th.Tensor]]
 """Diagnostics of the minibatches of an update, as tensors: a conversion to numbers would synchronize with the device."""
@@ -187,6 +197,7 @@ class MemoryPPO(RecurrentPPO):
         rollout_buffer_class: None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_values(MODEL_ARGUMENTS, locals())  # SB3's constructor uses some of them
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise ValueError(
                 "MemoryPPO supports only RolloutBufferV7: omit `rollout_buffer_class` and `rollout_buffer_kwargs`."
@@ -236,24 +247,19 @@ class MemoryPPO(RecurrentPPO):
             raise unknown_name("policy", policy_name, self.policy_aliases)
         return self.policy_aliases[policy_name]
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_spaces(env)
+        wrapped = RecurrentPPO._wrap_env(env, verbose, monitor_wrapper)
+        check_returns(wrapped)
+        return wrapped
+
     def _setup_model(self) -> None:
+        self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if not issubclass(self.policy_class, MemoryActorCriticPolicy):
-            raise ValueError(
-                f"`policy` must be a subclass of MemoryActorCriticPolicy or one of {sorted(self.policy_aliases)}, got "
-                f"{self.policy_class.__name__}; load a model of another algorithm with that algorithm."
-            )
-        if isinstance(self.observation_space, spaces.Dict) and self.policy_class in (
-            MemoryActorCriticPolicy,
-            MemoryActorCriticCnnPolicy,
-        ):
-            raise ValueError("You must use `MultiInputPolicy` when working with dict observation space.")
-        check_options("policy_kwargs", self.policy_kwargs, policy_options(self.policy_class))
-        # Sizes are checked before networks and buffer are built.
-        check_positive(n_epochs=self.n_epochs)
-        self._check_log_barrier()
         self._plan_sizes()
+        assert issubclass(self.policy_class, MemoryActorCriticPolicy)
         self.policy = self.policy_class(
             self.observation_space,
             self.action_space,
@@ -262,6 +268,7 @@ class MemoryPPO(RecurrentPPO):
             **self.policy_kwargs | ({"amp": self.amp} if self.amp or "amp" in self.policy_kwargs else {}),
         ).to(self.device)
         self._last_state = self.policy.get_initial_state(self.n_envs)
+        check_state_memory(self._last_state, self.n_steps // self.seq_len, self.device)
         self.rollout_buffer = RolloutBufferV7(
             self.n_steps,
             self.observation_space,
@@ -277,9 +284,43 @@ class MemoryPPO(RecurrentPPO):
         )
         self.clip_range = as_schedule(self.clip_range)
         if self.clip_range_vf is not None:
-            if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
-                raise ValueError(f"`clip_range_vf` must be positive, or None for no clipping, got {self.clip_range_vf}.")
             self.clip_range_vf = as_schedule(self.clip_range_vf)
+
+    def _check_arguments(self) -> None:
+        """Check the arguments, those of a loaded model, too, before anything is built, and make Python numbers of NumPy's."""
+        for name in MODEL_ARGUMENTS.keys() & vars(self).keys():
+            setattr(self, name, plain(getattr(self, name)))
+        check_values(MODEL_ARGUMENTS, vars(self))
+        check_values(
+            {"stats_window_size": MODEL_ARGUMENTS["stats_window_size"]}, {"stats_window_size": self._stats_window_size}
+        )
+        policy = self.policy_class
+        if not (isinstance(policy, type) and issubclass(policy, MemoryActorCriticPolicy)):
+            raise ValueError(
+                f"`policy` must be a subclass of MemoryActorCriticPolicy or one of {sorted(self.policy_aliases)}, got "
+                f"{getattr(policy, '__name__', repr(policy))}; load a model of another algorithm with that algorithm."
+            )
+        if not hasattr(self, "observation_space"):
+            raise ValueError("`env` must be an environment or its id, got None.")
+        if self.env is not None and self.n_envs != self.env.num_envs:
+            raise ValueError(f"`n_envs`={self.n_envs}, but `env` has {self.env.num_envs} environments; leave `n_envs` out.")
+        has_dict = isinstance(self.observation_space, spaces.Dict)
+        if has_dict and policy in (MemoryActorCriticPolicy, MemoryActorCriticCnnPolicy):
+            raise ValueError("You must use `MultiInputPolicy` when working with dict observation space.")
+        if (
+            not has_dict
+            and policy is MemoryMultiInputActorCriticPolicy
+            and "features_extractor_class" not in self.policy_kwargs
+        ):
+            raise ValueError(
+                f"`policy`='MultiInputPolicy' is for Dict observations, got {self.observation_space}; use 'MlpPolicy', or "
+                "'CnnPolicy' for images."
+            )
+        self.policy_kwargs = {name: plain(value) for name, value in self.policy_kwargs.items()}
+        check_policy_arguments(self.policy_kwargs, policy_options(policy), self.device)
+        if self.policy_kwargs.get("squash_output") and not self.use_sde:
+            raise ValueError("`squash_output`=True needs `use_sde`=True: only gSDE's actions are squashed.")
+        self._check_log_barrier()
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = learning_rate_schedule(self.learning_rate)
@@ -297,6 +338,7 @@ class MemoryPPO(RecurrentPPO):
                 given[name] = wanted
         n_steps: int | None = self.n_steps
         self.n_steps = plan_n_steps(self.n_envs, given["seq_len"]) if n_steps is None else n_steps
+        check_rollout_memory(self.n_steps, self.n_envs, self.observation_space, self.action_space, self.device)
         self.seq_len, self.batch_size = plan_minibatches(self.n_steps, self.n_envs, given["seq_len"], given["batch_size"])
         self._planned = {name: (given[name], getattr(self, name)) for name in given}
         check_burn_in(self.burn_in, self.n_steps)
@@ -309,12 +351,10 @@ class MemoryPPO(RecurrentPPO):
             )
 
     def _check_log_barrier(self) -> None:
-        coef = self.log_barrier_coef
-        if not (isinstance(coef, (int, float, np.number)) and 0 <= coef < np.inf):
-            raise ValueError(f"`log_barrier_coef` must be a finite number of at least 0, got {coef!r}.")
-        if coef and isinstance(self.action_space, spaces.Box):
+        if self.log_barrier_coef and isinstance(self.action_space, spaces.Box):
             raise ValueError(
-                f"`log_barrier_coef` is for discrete actions, got {coef} with {self.action_space}; see `use_sde`."
+                f"`log_barrier_coef` is for discrete actions, got {self.log_barrier_coef} with {self.action_space}; see "
+                "`use_sde`."
             )
 
     def _keeps_channels_last(self) -> bool:
@@ -335,8 +375,8 @@ class MemoryPPO(RecurrentPPO):
         :param rollout_buffer: Buffer to fill.
         :param n_rollout_steps: Steps of each environment, equal to the size of the buffer.
         :return: False if the callback stopped training.
-        :raises ValueError: for observations or rewards that are not finite, and for logits that are NaN. No weights are
-            changed.
+        :raises ValueError: for observations and rewards of another shape or dtype than declared, or that are not finite, for
+            returns that overflow float32, and for logits that are NaN. No weights are changed.
         """
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
@@ -344,6 +384,7 @@ class MemoryPPO(RecurrentPPO):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
+        check_observations(self._last_obs, self.observation_space, env.num_envs, f"after {self.num_timesteps} steps")
         self._check_finite(self._last_obs, np.zeros(1))
 
         for n_steps in range(n_rollout_steps):
@@ -366,6 +407,9 @@ class MemoryPPO(RecurrentPPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
+            when = f"after {self.num_timesteps} steps"
+            check_observations(new_obs, self.observation_space, env.num_envs, when)
+            check_rewards_and_dones(rewards, dones, env.num_envs, when)
             self._check_finite(new_obs, rewards)
             self._update_info_buffer(infos, dones)
             targets = th.as_tensor(rewards, dtype=th.float32, device=self.device)
@@ -384,6 +428,9 @@ class MemoryPPO(RecurrentPPO):
         if rollout_buffer.log_probs.isnan().any():  # in the select-only form, acting does not check the logits
             raise ValueError(DIVERGED)
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        if not rollout_buffer.advantages.isfinite().all():
+            largest = rollout_buffer.rewards.abs().max().item()
+            raise ValueError(f"Returns are not finite: rewards as large as {largest:g} overflow float32; scale them down.")
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -440,7 +487,26 @@ class MemoryPPO(RecurrentPPO):
     # --- update -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Update the policy with the rollout in the buffer: ``n_epochs`` passes of minibatch steps on PPO's objective."""
+        """
+        Update the policy with the rollout in the buffer: ``n_epochs`` passes of minibatch steps on PPO's objective.
+
+        :raises ValueError: if gradients or weights become NaN or infinite, and for schedules with values that are not finite
+            numbers of at least 0. The update is undone.
+        """
+        before = copy.deepcopy((self.policy.state_dict(), self.policy.optimizer.state_dict(), vars(self._scales)))
+        try:
+            self._update()
+            if not all_finite(self.policy.state_dict().values()):
+                raise ValueError(NOT_FINITE.format(what="Weights"))
+        except ValueError:
+            policy, optimizer, scales = before
+            self.policy.load_state_dict(policy)
+            self.policy.optimizer.load_state_dict(optimizer)
+            vars(self._scales).update(scales)
+            raise
+
+    def _update(self) -> None:
+        """The update of :meth:`train`."""
         self.policy.set_training_mode(True)
         buffer, policy = self.rollout_buffer, self.policy
         observed = self._scales.update(buffer.advantages, buffer.returns, policy.inputs.parts(buffer.observations))
@@ -466,10 +532,21 @@ class MemoryPPO(RecurrentPPO):
 
     def _clip_ranges(self) -> tuple[float, float | None]:
         """:return: Clip ranges of the ratio and of the value at the current progress."""
-        progress = self._current_progress_remaining
         assert callable(self.clip_range)
-        clip_range_vf = self.clip_range_vf(progress) if callable(self.clip_range_vf) else None
-        return self.clip_range(progress), clip_range_vf
+        clip_range_vf = self._scheduled("clip_range_vf", self.clip_range_vf) if callable(self.clip_range_vf) else None
+        return self._scheduled("clip_range", self.clip_range), clip_range_vf
+
+    def _scheduled(self, name: str, schedule: Schedule) -> float:
+        """:return: The value of a schedule at the current progress, checked."""
+        try:
+            return scheduled_value(schedule, self._current_progress_remaining)
+        except ValueError as error:
+            raise ValueError(f"`{name}` {error}.") from error
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # The last rollout may exceed the total, and a linear schedule would then be negative.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _loss_terms(self, clip_range: float, clip_range_vf: float | None) -> list[LossTerm]:
         """:return: The terms of the objective; a subclass may add terms."""
@@ -483,12 +560,13 @@ class MemoryPPO(RecurrentPPO):
         )
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        super()._update_learning_rate(optimizers)
-        if not self.scale_lr_by_advantage:
-            return
-        for group in self.policy.optimizer.param_groups:
-            group["lr"] *= self._scales.lr_scale
-        self.logger.record("train/lr_scale", self._scales.lr_scale)
+        rate = self._scheduled("learning_rate", self.lr_schedule)
+        self.logger.record("train/learning_rate", rate)
+        if self.scale_lr_by_advantage:
+            rate *= self._scales.lr_scale
+            self.logger.record("train/lr_scale", self._scales.lr_scale)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, rate)
 
     def _minibatch_loss(self, batch: TrainingBatch, terms: Sequence[LossTerm], clip_range: float, stats: Stats) -> th.Tensor:
         """:return: The loss of a minibatch, 0-d, attached to the graph; its diagnostics are appended to ``stats``."""
@@ -538,17 +616,30 @@ class MemoryPPO(RecurrentPPO):
         return True
 
     def _step(self, loss: th.Tensor) -> None:
-        """Step the optimizer with the clipped gradient of the loss."""
+        """
+        Step the optimizer with the clipped gradient of the loss.
+
+        :param loss: The loss, 0-d.
+        :raises ValueError: for a gradient that is not finite, if code may branch on values; otherwise :meth:`train` finds it
+            in the weights.
+        """
         self.policy.optimizer.zero_grad()
         loss.backward()
-        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        if may_branch(norm.device) and not norm.isfinite():
+            # The norm of finite gradients may overflow: then they were clipped to 0.
+            gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+            if not all_finite(gradients):
+                raise ValueError(NOT_FINITE.format(what="Gradients"))
         self.policy.optimizer.step()
 
     def _log_update(self, stats: Stats, clip_range: float, clip_range_vf: float | None) -> None:
         for name, entries in stats.items():
             self.logger.record(name, th.stack(entries).mean().item())
         buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.flatten().cpu().numpy(), buffer.returns.flatten().cpu().numpy())
+        # float64: the squares of large returns overflow float32.
+        values, returns = (tensor.flatten().double().cpu().numpy() for tensor in (buffer.values, buffer.returns))
+        explained = explained_variance(values, returns)
         self.logger.record("train/explained_variance", explained)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
@@ -582,8 +673,11 @@ class MemoryPPO(RecurrentPPO):
         :param reset_num_timesteps: Whether to start counting steps at 0; ``False`` continues the count.
         :param progress_bar: Whether to show a progress bar.
         :return: The model.
-        :raises ValueError: for observations or rewards that are not finite, and for logits that are NaN.
+        :raises ValueError: for arguments out of range; for observations, rewards and ends of episodes of another shape or
+            dtype than declared, or that are not finite; for logits that are NaN; and for an update that would make weights
+            NaN or infinite, which is undone.
         """
+        check_values(LEARN_ARGUMENTS, locals())
         self.lr_schedule = learning_rate_schedule(self.learning_rate, continued=not reset_num_timesteps)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 

@@ -117,11 +117,19 @@ class ObservationNormalizer(nn.Module):
     rollouts so far. They are updated between rollouts only, so that acting and training read the same inputs. In the first
     rollout and its update, observations are not normalized.
 
+    An outlier hardly changes the moments, see :meth:`without_outliers`, and the variance is float64: observations of 1e30 have
+    one of 1e60, which float32 cannot hold.
+
     :param size: Number of features D of an observation, >= 1.
     """
 
     CLIP: ClassVar[float] = 10.0
     """Normalized observations are clipped to [-CLIP, CLIP], as by ``clip_obs`` of ``VecNormalize``."""
+
+    USUAL_SHARE: ClassVar[float] = 0.9
+    """Share of the values of a rollout that count as usual: the smaller ones, by absolute value."""
+    OUTLIER: ClassVar[float] = 100.0
+    """Multiple of the largest usual value, or of 1 if that is smaller, at which values are clipped for the moments."""
 
     mean: th.Tensor
     var: th.Tensor
@@ -131,7 +139,7 @@ class ObservationNormalizer(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("mean", th.zeros(size))
-        self.register_buffer("var", th.ones(size))
+        self.register_buffer("var", th.ones(size, dtype=th.float64))
         self.register_buffer("scale", th.ones(size))  # 1 / std, stored because every step of acting uses it
         self.register_buffer("count", th.zeros(()))
 
@@ -143,6 +151,23 @@ class ObservationNormalizer(nn.Module):
         flat = (x.flatten(1) - self.mean) * self.scale
         return flat.clamp(-self.CLIP, self.CLIP).view_as(x)
 
+    @classmethod
+    def without_outliers(cls, observations: th.Tensor) -> th.Tensor:
+        """
+        Clip outliers of a rollout, for its moments: with the square of one observation of 1e30 among thousands around 1, all
+        others would be normalized to 0 for the rest of training.
+
+        Each feature is clipped to 100 times the larger of 1 and the 90% quantile of its absolute values. Features between -100
+        and 100 are therefore never changed, and neither are large ones unless more than 9 of 10 values are 100 times smaller.
+
+        :param observations: Observations of a rollout, (n, ...).
+        :return: The clipped observations, (n, D), float64.
+        """
+        flat = observations.flatten(1).double()
+        usual = max(1, int(cls.USUAL_SHARE * len(flat)))
+        bound = cls.OUTLIER * flat.abs().kthvalue(usual, dim=0).values.clamp(min=1.0)
+        return flat.clamp(-bound, bound)
+
     @th.no_grad()
     def update(self, rollout: Moments) -> None:
         """
@@ -151,9 +176,8 @@ class ObservationNormalizer(nn.Module):
         :param rollout: Moments of the observations, (D,).
         """
         share = (rollout.count / (self.count + rollout.count)).to(self.var.dtype)
-        mean, var = rollout.mean.to(self.mean.dtype), rollout.var.to(self.var.dtype)
-        apart = mean - self.mean
-        self.var += share * (var - self.var + (1 - share) * apart.square())
-        self.mean += share * apart
+        apart = rollout.mean - self.mean
+        self.var += share * (rollout.var - self.var + (1 - share) * apart.square())
+        self.mean += (share * apart).to(self.mean.dtype)
         self.count += rollout.count.squeeze()
         self.scale.copy_((self.var + 1e-8).rsqrt())

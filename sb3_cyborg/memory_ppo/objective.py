@@ -64,14 +64,17 @@ def ppo_terms(
     :param log_barrier_coef: Weight of the log barrier; 0 omits the term.
     :return: The terms, in the order of summation.
     """
+
+    def value_loss(m: Minibatch) -> th.Tensor:
+        # In units of `value_scale` before they are squared: the square of a return of 1e20 is no float32 number.
+        scale = m.value_scale
+        clip = None if clip_range_vf is None else clip_range_vf / scale
+        return losses.value_loss(m.values / scale, m.old_values / scale, m.returns / scale, clip)
+
     terms = [
         LossTerm("policy_gradient_loss", 1.0, lambda m: losses.clipped_policy_loss(m.ratio, m.advantages, clip_range)),
         LossTerm("entropy_loss", ent_coef, lambda m: losses.entropy_loss(m.entropy, m.log_prob)),
-        LossTerm(
-            "value_loss",
-            vf_coef,
-            lambda m: losses.value_loss(m.values, m.old_values, m.returns, clip_range_vf) / m.value_scale.square().sum(),
-        ),
+        LossTerm("value_loss", vf_coef, value_loss),
         LossTerm("memory_loss", memory_loss_coef, lambda m: m.aux_loss),
     ]
     if log_barrier_coef:

@@ -20,11 +20,18 @@ from torch import nn
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
-from sb3_cyborg.memory_ppo.actions import distribution_checks, evaluate_categorical, sample_categorical
+from sb3_cyborg.memory_ppo.actions import (
+    action_encoding_dim,
+    distribution_checks,
+    evaluate_categorical,
+    sample_categorical,
+)
+from sb3_cyborg.memory_ppo.arguments import check_keywords
 from sb3_cyborg.memory_ppo.inputs import Inputs
 from sb3_cyborg.memory_ppo.model_file import read_policy, save_policy
 from sb3_cyborg.memory_ppo.normalization import ValueHead
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, Sequences
+from sb3_cyborg.memory_ppo.sizes import COPIES, check_memory, check_network_memory, module_bytes
 from sb3_cyborg.ops.linear import FusedSequential
 from sb3_cyborg.sequence_model import Logs, Stack, State, index_state, keep_mask, may_branch
 
@@ -95,7 +102,8 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     :param enable_critic_lstm: Option of RecurrentPPO without effect: the critic uses the shared core. ``True`` warns, and so
         does ``False`` without ``shared_lstm=True``.
     :param lstm_kwargs: Option of RecurrentPPO without effect; any content warns.
-    :raises ValueError: for unknown names, sizes below 1, and dropout in the core.
+    :raises ValueError: for unknown names, sizes below 1 and sizes that no memory holds, a features extractor that cannot be
+        created, and layers that compute something else in training than in acting, see :func:`check_same_in_training`.
     """
 
     inputs: Inputs
@@ -194,6 +202,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             squash_output=self.squash_output,
         )
         input_dim = self.inputs.output_dim
+        latent_dim = settings["hidden_dim"] if settings["latent_dim"] is None else settings["latent_dim"]
+        memory_dim = latent_dim if settings["memory_dim"] is None else settings["memory_dim"]
+        memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
+        actions = action_encoding_dim(self.action_space)
+        check_network_memory(settings | {"memory_kwargs": memory_kwargs}, self.net_arch, input_dim, actions)
         encoder = EncoderV7(
             input_dim,
             settings["hidden_dim"],
@@ -202,14 +215,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             settings["num_layers"],
             **settings["encoder_kwargs"],
         )
-        memory_dim = encoder.output_dim if settings["memory_dim"] is None else settings["memory_dim"]
-        memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
         self.core = Stack(encoder, MemoryV7(encoder.output_dim + input_dim, settings["memory"], **memory_kwargs))
-        for name, module in self.core.named_modules():
-            # Acting uses evaluation mode and training uses training mode, so dropout would make their outputs differ.
-            p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
-            if isinstance(p, (int, float)) and p > 0:
-                raise ValueError(f"Dropout in the core ({name}, p={p}) would make acting and training disagree; use p=0.")
         self.lstm_output_dim = self.core.output_dim  # input size of the heads in RecurrentActorCriticPolicy
         super()._build_mlp_extractor()
         heads = self.mlp_extractor
@@ -218,6 +224,28 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.value_net = ValueHead(self.value_net)  # same parameters, which the optimizer already holds
+        self.set_training_mode(True)
+        check_same_in_training(self)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """
+        Create the features extractor.
+
+        :return: The features extractor.
+        :raises ValueError: for keyword arguments that its class does not take, and if it cannot be created.
+        """
+        extractor_class, kwargs = self.features_extractor_class, self.features_extractor_kwargs
+        check_keywords("features_extractor_kwargs", extractor_class, kwargs)
+        if extractor_class.__module__.startswith("stable_baselines3."):  # others may have effects when they are created twice
+            size = module_bytes(super().make_features_extractor)
+            check_memory(f"{extractor_class.__name__} with `features_extractor_kwargs`={kwargs}", COPIES * size)
+        try:
+            return super().make_features_extractor()
+        except Exception as error:  # code of the user, and SB3's assertions
+            raise ValueError(
+                f"`features_extractor_class` {extractor_class.__name__} cannot be created for {self.observation_space} with "
+                f"`features_extractor_kwargs`={kwargs}: {error}"
+            ) from error
 
     # --- observations -----------------------------------------------------------------------------------------------
 
@@ -521,6 +549,33 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         policy = cls(**parameters)
         policy.load_state_dict(weights)
         return policy.to(device)
+
+
+def check_same_in_training(module: nn.Module) -> None:
+    """
+    Require layers that compute the same in training mode as in evaluation mode.
+
+    Acting uses evaluation mode and updates use training mode, so other layers would make the ratio differ from 1 before the
+    first step. A layer that stays in evaluation mode when the module is in training mode is accepted.
+
+    :param module: A module in training mode.
+    :raises ValueError: for dropout with p > 0, for batch and instance normalization that use statistics of the minibatch, and
+        for ``RReLU``, with the name of the layer and what would work.
+    """
+    for name, layer in module.named_modules():
+        p = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else getattr(layer, "dropout", 0)
+        differs = layer.training and isinstance(p, (int, float)) and p > 0
+        if differs:
+            raise ValueError(f"Dropout ({name}, p={p}) would make acting and training disagree; use p=0.")
+        running = getattr(layer, "track_running_stats", False)
+        batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or not running)
+        if batch_norm or (isinstance(layer, nn.modules.instancenorm._InstanceNorm) and running and layer.training):
+            raise ValueError(
+                f"{type(layer).__name__} ({name}) normalizes by the statistics of a minibatch, which would make acting and "
+                "training disagree; use LayerNorm, or keep it in evaluation mode with its running statistics."
+            )
+        if isinstance(layer, nn.RReLU) and layer.training and layer.lower != layer.upper:
+            raise ValueError(f"RReLU ({name}) is random in training, unlike in acting; use LeakyReLU.")
 
 
 def _steps(batch: Sequences, part: slice) -> tuple[Observations, th.Tensor, th.Tensor]:

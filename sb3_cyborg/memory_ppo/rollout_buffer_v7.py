@@ -1,5 +1,6 @@
 """``RolloutBufferV7``: a rollout of ``T`` steps in ``N`` environments, with the recurrent states stored during acting."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypedDict, cast
@@ -178,12 +179,30 @@ def _refuse_single(total: int, seq_len: int, rows: int) -> None:
     """Raise a ``ValueError`` if the last minibatch would contain a single transition."""
     if total % (rows * seq_len) == 1:
         size = rows * seq_len
-        good = [candidate for candidate in range(2, total + 1) if candidate % seq_len == 0 and total % candidate != 1]
-        nearest = sorted(good, key=lambda candidate: abs(candidate - size))[:2]
+        good = (n for n in _outward(size, seq_len, total) if n >= 2 and total % n != 1)
+        nearest = list(itertools.islice(good, 2))
         raise ValueError(
             f"`batch_size`={size} leaves a last minibatch of one transition out of {total}, which has no advantage to "
             f"normalize; the nearest that work: {' and '.join(map(str, sorted(nearest)))}."
         )
+
+
+def _outward(size: int, step: int, limit: int) -> Iterator[int]:
+    """:return: Multiples of ``step`` from 1 to ``limit``, in order of their distance from ``size``, a multiple of it."""
+    for distance in range(step, limit + size, step):
+        yield from (candidate for candidate in (size - distance, size + distance) if 1 <= candidate <= limit)
+
+
+def row_bytes(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> int:
+    """
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :return: Bytes of one step of one environment in a :class:`RolloutBufferV7`, without states.
+    """
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    observations = sum(math.prod(_shape(space)) * _dtype(space).itemsize for space in parts)
+    scalars = 6 * th.float32.itemsize  # reward, value, log-probability, start, advantage, return
+    return observations + get_action_dim(action_space) * _action_dtype(action_space).itemsize + scalars
 
 
 class RolloutBufferV7:
@@ -247,8 +266,7 @@ class RolloutBufferV7:
             self.observations = {key: observations(space) for key, space in observation_space.spaces.items()}
         else:
             self.observations = observations(observation_space)
-        discrete = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
-        self.actions = steps(get_action_dim(action_space), dtype=th.int64 if discrete else th.float32)
+        self.actions = steps(get_action_dim(action_space), dtype=_action_dtype(action_space))
         self.rewards, self.values, self.log_probs = steps(), steps(), steps()
         self.episode_starts, self.advantages, self.returns = steps(), steps(), steps()
         starts = sorted({max(0, start - self.burn_in) for start in range(0, n_steps, seq_len)})
@@ -422,6 +440,11 @@ def _take(tensor: th.Tensor, places: _Places) -> th.Tensor:
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     assert space.shape is not None, space
     return space.shape
+
+
+def _action_dtype(space: spaces.Space[Any]) -> th.dtype:
+    """:return: The dtype of stored actions."""
+    return th.int64 if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else th.float32
 
 
 def _dtype(space: spaces.Space[Any]) -> th.dtype:

@@ -7,7 +7,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch as th
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,13 +19,14 @@ from pydantic import (
 )
 from torch import nn
 
-from sb3_cyborg.checks import check_options, unknown_name
+from sb3_cyborg.checks import Rule, check_options, check_values, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.vec_env import VEC_ENVS, check_env_id
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo.arguments import MODEL_ARGUMENTS, POLICY_ARGUMENTS
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
-from sb3_cyborg.memory_ppo.schedules import AUTO_LEARNING_RATE, parse_schedule
+from sb3_cyborg.memory_ppo.schedules import AUTO_LEARNING_RATE
 from sb3_cyborg.trainers.config_file import dump_yaml, read_yaml, readable
 from sb3_cyborg.trainers.folder_name import check_folder_name
 from sb3_cyborg.trainers.vocabulary import NAME_OPTIONS, canonical, merge
@@ -84,6 +84,12 @@ POLICY_KEYS = (
     "normalize_observations",
 )
 """Keys that are passed on to the policy under the same name and unchanged."""
+
+RULES: dict[str, Rule] = {
+    **{name: MODEL_ARGUMENTS[name] for name in MODEL_KEYS},
+    **{name: POLICY_ARGUMENTS[name] for name in POLICY_KEYS if name in POLICY_ARGUMENTS},
+}
+"""Rules of the values of these keys, those of ``MemoryPPO`` and of its policies."""
 
 FURTHER_POLICY_OPTIONS = (
     "ortho_init",
@@ -192,9 +198,9 @@ class TrainerConfig(BaseModel):
         "ring", description=f"Memory: {', '.join(MEMORIES)}; or with its options, {{type: pmm, num_slots: 16}}."
     )
     memory_kwargs: dict[str, Any] = Field({}, description="Options of the memory, e.g. {num_slots: 16}.")
-    hidden_dim: Whole = Field(128, ge=1, description="Width of the encoder.")
-    latent_dim: Whole | None = Field(None, ge=1, description="Output features of the encoder; null takes `hidden_dim`.")
-    num_layers: Whole = Field(1, ge=1, description="Number of layers of the encoder.")
+    hidden_dim: Whole = Field(128, description="Width of the encoder.")
+    latent_dim: Whole | None = Field(None, description="Output features of the encoder; null takes `hidden_dim`.")
+    num_layers: Whole = Field(1, description="Number of layers of the encoder.")
     net_arch: list[Whole] | dict[str, list[Whole]] | None = Field(
         None,
         description="Layers of actor and critic behind the memory: [64, 64], {pi: [64], vf: [64]}; null is SB3's default.",
@@ -208,26 +214,23 @@ class TrainerConfig(BaseModel):
     # --- the algorithm
     n_steps: Whole | None = Field(
         None,
-        ge=1,
         description="Steps of each environment per rollout; null is the smallest multiple of 128 with 2048 transitions.",
     )
     seq_len: Whole | None = Field(
         None,
-        ge=1,
         description="Steps that gradients flow back through; a divisor of `n_steps`. null takes up to 64, or 128.",
     )
     burn_in: Whole = Field(
-        0, ge=0, description="Steps before each sequence that are replayed to refresh its state; less than `n_steps`."
+        0, description="Steps before each sequence that are replayed to refresh its state; less than `n_steps`."
     )
     batch_size: Whole | None = Field(
         None,
-        ge=2,
         description="Transitions per minibatch, a multiple of `seq_len`; null is about a quarter of a rollout, at most 1024.",
     )
-    n_epochs: Whole = Field(4, ge=1, description="Passes over each rollout.")
+    n_epochs: Whole = Field(4, description="Passes over each rollout.")
     learning_rate: Scheduled = Field(AUTO_LEARNING_RATE, description="Learning rate (schedule).")
-    gamma: Number = Field(0.99, ge=0, le=1, description="Discount factor.")
-    gae_lambda: Number = Field(0.9, ge=0, le=1, description="Lambda of generalized advantage estimation.")
+    gamma: Number = Field(0.99, description="Discount factor.")
+    gae_lambda: Number = Field(0.9, description="Lambda of generalized advantage estimation.")
     clip_range: Scheduled = Field(0.2, description="Clipping of the ratio (schedule).")
     clip_range_vf: Scheduled | None = Field(None, description="Clipping of the value (schedule); null turns it off.")
     normalize_advantage: bool = Field(True, description="Normalize the advantages of each minibatch.")
@@ -235,23 +238,21 @@ class TrainerConfig(BaseModel):
     scale_lr_by_advantage: bool = Field(
         True, description="Lower the learning rate where advantages are less than half of their running size."
     )
-    ent_coef: Number = Field(0.01, ge=0, description="Weight of the entropy.")
-    vf_coef: Number = Field(0.5, ge=0, description="Weight of the value loss.")
-    max_grad_norm: Number = Field(0.5, gt=0, description="Maximum norm of the gradient.")
+    ent_coef: Number = Field(0.01, description="Weight of the entropy.")
+    vf_coef: Number = Field(0.5, description="Weight of the value loss.")
+    max_grad_norm: Number = Field(0.5, description="Maximum norm of the gradient.")
     target_kl: Number | None = Field(
-        None, gt=0, description="Stop an update once the KL divergence exceeds 1.5 times this; null turns it off."
+        None, description="Stop an update once the KL divergence exceeds 1.5 times this; null turns it off."
     )
-    memory_loss_coef: Number = Field(1.0, ge=0, description="Weight of the auxiliary loss of the memory, if it has one.")
+    memory_loss_coef: Number = Field(1.0, description="Weight of the auxiliary loss of the memory, if it has one.")
     log_barrier_coef: Number = Field(
-        0.0, ge=0, description="Weight of the log barrier, which keeps the probability of every action above zero."
+        0.0, description="Weight of the log barrier, which keeps the probability of every action above zero."
     )
     use_sde: bool = Field(False, description="State-dependent exploration, for continuous actions.")
-    sde_sample_freq: Whole = Field(-1, ge=-1, description="Steps between two noise matrices of it; -1 is one per rollout.")
-    stats_window_size: Whole = Field(100, ge=1, description="Number of episodes that logged means are taken over.")
+    sde_sample_freq: Whole = Field(-1, description="Steps between two noise matrices of it; -1 is one per rollout.")
+    stats_window_size: Whole = Field(100, description="Number of episodes that logged means are taken over.")
     amp: bool = Field(False, description="Compute features and the projections of the encoder in bf16.")
-    seed: Whole | None = Field(
-        None, ge=0, lt=2**32, description="Seed of all random numbers; null draws one, which is saved in the config."
-    )
+    seed: Whole | None = Field(None, description="Seed of all random numbers; null draws one, which is saved in the config.")
 
     # --- the run
     total_timesteps: Whole = Field(
@@ -280,7 +281,7 @@ class TrainerConfig(BaseModel):
     wandb: bool = Field(False, description="Log to Weights & Biases.")
     wandb_project: str = Field("sb3_cyborg", min_length=1, description="Project on Weights & Biases.")
     progress_bar: bool = Field(True, description="Show steps, steps per second, mean return and remaining time.")
-    verbose: Whole = Field(0, ge=0, le=2, description="1 prints SB3's tables, 2 debug messages as well.")
+    verbose: Whole = Field(0, description="1 prints SB3's tables, 2 debug messages as well.")
     device: str = Field("auto", description="cpu, cuda, ...; auto takes a GPU if there is one.")
     torch_threads: Whole | None = Field(
         1, ge=1, le=1024, description="Threads of PyTorch. One is fastest for small policies; null keeps the present number."
@@ -312,13 +313,11 @@ class TrainerConfig(BaseModel):
     def _canonical(cls, values: dict[str, Any]) -> dict[str, Any]:
         return canonical(values)
 
-    @field_validator("learning_rate", "clip_range", "clip_range_vf")
+    @field_validator(*RULES)
     @classmethod
-    def _check_schedule(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, str):
-            parse_schedule(value)
-        elif value is not None and not 0 < value < math.inf:
-            raise ValueError(f"must be a positive number or a schedule such as 'lin_3e-4', got {value!r}.")
+    def _check_argument(cls, value: Any, info: ValidationInfo) -> Any:
+        if problem := RULES[str(info.field_name)].problem(value):
+            raise ValueError(f"{problem}, got {value!r}.")
         return value
 
     @field_validator("env")
@@ -345,16 +344,6 @@ class TrainerConfig(BaseModel):
     @classmethod
     def _check_activation(cls, value: str) -> str:
         return _known("activation_fn", value, ACTIVATIONS)
-
-    @field_validator("net_arch")
-    @classmethod
-    def _check_net_arch(cls, value: list[int] | dict[str, list[int]] | None) -> list[int] | dict[str, list[int]] | None:
-        if isinstance(value, dict):
-            check_options("net_arch", value, ("pi", "vf"))
-        for sizes in value.values() if isinstance(value, dict) else [value or []]:
-            if any(size < 1 for size in sizes):
-                raise ValueError(f"layers have at least one unit, got {sizes}.")
-        return value
 
     @field_validator("normalize")
     @classmethod
@@ -395,22 +384,12 @@ class TrainerConfig(BaseModel):
     def _check_memory(cls, value: str) -> str:
         return _known("memory", value, MEMORIES)
 
-    @field_validator("device")
-    @classmethod
-    def _check_device(cls, value: str) -> str:
-        try:
-            kind = "cpu" if value == "auto" else th.device(value).type
-        except RuntimeError:
-            raise ValueError(f"unknown device {value!r}; examples: 'auto', 'cpu', 'cuda', 'cuda:0'.") from None
-        if kind == "cuda" and not th.cuda.is_available():
-            raise ValueError(f"{value!r} asks for a GPU, but PyTorch finds none; use 'cpu' or 'auto'.")
-        return value
-
     @model_validator(mode="after")
     def _check_together(self) -> "TrainerConfig":
         check_options(f"encoder {self.encoder!r}", self.encoder_kwargs, ENCODERS.options(self.encoder))
         check_options(f"memory {self.memory!r}", self.memory_kwargs, MEMORIES.options(self.memory))
         check_options("policy_kwargs", self.policy_kwargs, FURTHER_POLICY_OPTIONS)
+        check_values(POLICY_ARGUMENTS, self.policy_kwargs)
         n_steps = plan_n_steps(self.n_envs, self.seq_len) if self.n_steps is None else self.n_steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MemoryPPO gives the same warnings later

@@ -1,0 +1,242 @@
+"""Checks of environments: their spaces, and the form of the values that they return."""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
+
+# --- spaces -------------------------------------------------------------------------------------------------------------
+
+
+def check_spaces(env: object) -> None:
+    """
+    Require an environment with spaces that a policy can read and act in.
+
+    :param env: An environment, or vectorized environments.
+    :raises ValueError: for another object and for other spaces, with what would work.
+    """
+    observation_space, action_space = (getattr(env, name, None) for name in ("observation_space", "action_space"))
+    if not isinstance(observation_space, spaces.Space) or not isinstance(action_space, spaces.Space):
+        raise ValueError(f"`env` must be an environment with an observation and an action space, or its id, got {env!r}.")
+    problem = _problem_of_dict(observation_space) if isinstance(observation_space, spaces.Dict) else None
+    if problem := problem or _problem_of_observation(observation_space):
+        raise ValueError(f"Observation space {observation_space}: {problem}.")
+    if problem := _problem_of_action(action_space):
+        raise ValueError(f"Action space {action_space}: {problem}.")
+
+
+def _problem_of_dict(space: spaces.Dict) -> str | None:
+    """:return: What is wrong with the keys of a Dict space; they become names in a ``torch.nn.ModuleDict``."""
+    if not space.spaces:
+        return "a Dict space needs at least one entry"
+    for key in space.spaces:
+        if not isinstance(key, str) or not key or "." in key or hasattr(nn.ModuleDict, key):
+            return (
+                f"the key {key!r} cannot be the name of a PyTorch module; rename it, e.g. to '{str(key).replace('.', '_')}_'"
+            )
+    return None
+
+
+def _problem_of_observation(space: spaces.Space[Any], nested: bool = False) -> str | None:
+    if isinstance(space, spaces.Dict) and not nested:
+        problems = ((key, _problem_of_observation(part, nested=True)) for key, part in space.spaces.items())
+        return next((f"entry {key!r}: {problem}" for key, problem in problems if problem), None)
+    if isinstance(space, spaces.Box):
+        if not space.shape:
+            return "a Box without dimensions is not supported; use one of shape (1,)"
+        return None if np.prod(space.shape) else "a Box without elements holds nothing to observe"
+    return _problem_of_discrete(
+        space, "a Box, Discrete, MultiDiscrete or MultiBinary" + (" space" if nested else ", or a Dict of them")
+    )
+
+
+def _problem_of_action(space: spaces.Space[Any]) -> str | None:
+    if isinstance(space, spaces.Box):
+        if not space.shape or not np.prod(space.shape):
+            return "a Box without dimensions or elements is not supported; use one of shape (1,)"
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(space.high.astype(np.float32) - space.low.astype(np.float32)).all()
+        return None if finite else "the bounds of a Box and their difference must be finite float32 numbers, e.g. -1 and 1"
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) != 1:
+        return f"its shape must have one dimension; flatten it to MultiBinary({np.prod(space.shape)})"
+    return _problem_of_discrete(space, "a Box, Discrete, MultiDiscrete or MultiBinary space")
+
+
+def _problem_of_discrete(space: spaces.Space[Any], works: str) -> str | None:
+    """:return: What is wrong with a space that is no Box."""
+    if isinstance(space, spaces.MultiBinary):
+        return None
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return f"it must be {works}"
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+        return f"`nvec` must have one dimension; flatten it to MultiDiscrete({space.nvec.flatten().tolist()})"
+    if np.any(np.asarray(getattr(space, "start", 0)) != 0):
+        return "values must start at 0; subtract `start` in the environment"
+    return None
+
+
+CHECKED = "_sb3_cyborg_checked"
+"""Attribute of methods that check the values of an environment, see :func:`check_returns`."""
+
+# --- values -------------------------------------------------------------------------------------------------------------
+
+
+def check_observations(obs: Any, space: spaces.Space[Any], n_envs: int, when: str) -> None:
+    """
+    Require observations of all environments that have the shape and the dtype of their space.
+
+    :param obs: Observations, (N, ...), or a dictionary of them.
+    :param space: Observation space.
+    :param n_envs: Number of environments N.
+    :param when: Time or origin of the observations, for the message.
+    :raises ValueError: for other shapes and dtypes, and values that the dtype of the space cannot hold.
+    """
+    for key, values, part in _entries(obs, space, f"The environments {when}"):
+        wanted = (n_envs, *(part.shape or ()))
+        name = f"Observation{key} of the environments {when}"
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"{name} must be an array of shape {wanted}, got {type(values).__name__}.")
+        if values.shape != wanted:
+            raise ValueError(f"{name} has shape {values.shape}, but {n_envs} environments with {part} must return {wanted}.")
+        if problem := _problem_of_values(values, part):
+            row = next((row for row in range(n_envs) if _problem_of_values(values[row], part)), 0)
+            raise ValueError(f"Observation{key} of environment {row} {when} {problem}.")
+
+
+def check_rewards_and_dones(rewards: Any, dones: Any, n_envs: int, when: str) -> None:
+    """
+    Require one number and one truth value for each environment.
+
+    :param rewards: (N,).
+    :param dones: Whether the step ended an episode, (N,).
+    :param n_envs: Number of environments N.
+    :param when: Time of the step, for the message.
+    :raises ValueError: for other shapes and dtypes.
+    """
+    for name, values, kinds, what in (("Rewards", rewards, "fiub", "numbers"), ("Dones", dones, "b", "True or False")):
+        if np.shape(values) != (n_envs,):
+            raise ValueError(
+                f"{name} of the environments {when} have shape {np.shape(values)}, but {n_envs} environments must return "
+                f"({n_envs},)."
+            )
+        if np.asarray(values).dtype.kind not in kinds:
+            row = next((row for row in range(n_envs) if np.asarray(values[row]).dtype.kind not in kinds), 0)
+            raise ValueError(f"{name} of the environments {when} must be {what}, got {values[row]!r} of environment {row}.")
+
+
+def check_returns(env: VecEnv) -> None:
+    """
+    Check the values that each environment of a ``DummyVecEnv`` returns, from now on.
+
+    A ``DummyVecEnv`` assigns them to arrays, where NumPy broadcasts a wrong shape, wraps numbers that are out of range and
+    takes ``"no"`` for true. The arrays do not show it, so ``reset`` and ``step`` of each environment are replaced by methods
+    that check what they return.
+
+    :param env: Vectorized environments of any class.
+    """
+    base = env.unwrapped
+    if isinstance(base, DummyVecEnv):
+        for index, outer in enumerate(base.envs):
+            # Monitor converts rewards to floats, so the environment inside it is checked.
+            inner = outer.env if isinstance(outer, Monitor) else outer
+            if not getattr(inner.step, CHECKED, False):
+                _check_returns_of(inner, index)
+
+
+def _check_returns_of(env: gym.Env[Any, Any], index: int) -> None:
+    """Replace ``reset`` and ``step`` of an environment, as bound methods, so that a deep copy of it calls its own."""
+    inherited_reset, inherited_step = (_inherited(env, name) for name in ("reset", "step"))
+    of_environment = f"of environment {index}"
+
+    def reset(self: gym.Env[Any, Any], **kwargs: Any) -> Any:
+        result = inherited_reset(self, **kwargs)
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            raise ValueError(f"`reset` {of_environment} must return (observation, info), got {result!r}.")
+        _check_observation(result[0], self.observation_space, f"`reset` {of_environment}")
+        return result
+
+    def step(self: gym.Env[Any, Any], action: Any) -> Any:
+        result = inherited_step(self, action)
+        _check_step(result, self.observation_space, f"`step` {of_environment}")
+        return result
+
+    setattr(step, CHECKED, True)
+    for method in (reset, step):
+        setattr(env, method.__name__, types.MethodType(method, env))
+
+
+def _inherited(env: gym.Env[Any, Any], name: str) -> Callable[..., Any]:
+    """:return: A method of the class of an environment, or the function that the instance has in its place."""
+    own = vars(env).get(name)
+    return getattr(type(env), name) if own is None else lambda _, *args, **kwargs: own(*args, **kwargs)
+
+
+def _check_step(result: Any, space: spaces.Space[Any], where: str) -> None:
+    """Raise a ``ValueError`` for values of ``step`` that are not those of gymnasium's API."""
+    if not isinstance(result, tuple) or len(result) != 5:
+        raise ValueError(f"{where} must return (observation, reward, terminated, truncated, info), got {result!r}.")
+    obs, reward, terminated, truncated, info = result
+    _check_observation(obs, space, where)
+    if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "fiub":
+        raise ValueError(f"{where} must return a number as reward, got {reward!r}.")
+    for name, end in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(end, (bool, np.bool_)) and (np.size(end) != 1 or not np.isin(end, (0, 1)).all()):
+            raise ValueError(f"{where} must return True or False as {name}, got {end!r}.")
+    if not isinstance(info, dict):
+        raise ValueError(f"{where} must return a dictionary as info, got {info!r}.")
+
+
+def _check_observation(obs: Any, space: spaces.Space[Any], where: str) -> None:
+    """Raise a ``ValueError`` for an observation of one environment that does not have the shape and dtype of the space."""
+    for key, given, part in _entries(obs, space, where):
+        try:
+            values = np.asarray(given)
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f"{where} returned an observation{key} that is no array: {error}.") from error
+        shape = part.shape or ()
+        if values.shape != shape and not (values.size == 1 and shape == ()):
+            raise ValueError(f"{where} returned an observation{key} of shape {values.shape}, but {part} has shape {shape}.")
+        if problem := _problem_of_values(values, part):
+            raise ValueError(f"{where} returned an observation{key} that {problem}.")
+
+
+def _entries(obs: Any, space: spaces.Space[Any], where: str) -> list[tuple[str, Any, spaces.Space[Any]]]:
+    """:return: Name for messages, value and space of each entry of an observation."""
+    if not isinstance(space, spaces.Dict):
+        return [("", obs, space)]
+    if not isinstance(obs, Mapping):
+        raise ValueError(
+            f"{where} must give a dictionary with {sorted(space.spaces)} as observation, got {type(obs).__name__}."
+        )
+    if missing := sorted(space.spaces.keys() - obs.keys()):
+        raise ValueError(f"{where} gave an observation without {missing[0]!r}; it must have {sorted(space.spaces)}.")
+    return [(f" {key!r}", obs[key], part) for key, part in space.spaces.items()]
+
+
+def _problem_of_values(values: np.ndarray, space: spaces.Space[Any]) -> str | None:
+    """:return: What is wrong with the dtype, or with numbers that the space's dtype cannot hold; ``None`` if nothing is."""
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        if values.dtype.kind in "iu" and ((values >= 0) & (values < sizes)).all():
+            return None
+        return f"is not in {space}: it holds {values.tolist()} of dtype {values.dtype}"
+    declared = np.dtype(space.dtype or np.float32)
+    if values.dtype == declared:
+        return None
+    if values.dtype.kind not in "fiub":
+        return f"has dtype {values.dtype}, but {space} declares {declared}"
+    if declared.kind == "f":
+        return None
+    with np.errstate(invalid="ignore"):
+        lost = ~(values.astype(declared) == values)
+    return (
+        f"holds {values[lost].flat[0]!r} of dtype {values.dtype}, which {declared} of {space} cannot hold"
+        if lost.any()
+        else None
+    )
