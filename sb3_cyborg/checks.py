@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 
 MAX_LISTED_NAMES = 20
-"""Largest number of known names that an error lists if it suggests one of them."""
+"""Largest number of known names that an error lists."""
 
 OWN_PACKAGES = ("sb3_cyborg.", "stable_baselines3.", "sb3_contrib.")
 """Packages whose frames are skipped: a warning is shown at the line that called the outermost of them."""
@@ -35,7 +35,9 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     if close and len(options) > MAX_LISTED_NAMES:
         return ValueError(f"Unknown {what} {name!r}.{hint}")
-    return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(map(repr, options)) or 'none'}.")
+    more = len(options) - MAX_LISTED_NAMES
+    listed = ", ".join(map(repr, options[:MAX_LISTED_NAMES])) or "none"
+    return ValueError(f"Unknown {what} {name!r}.{hint} Known: {listed}{f' and {more} more' if more > 0 else ''}.")
 
 
 def warn_caller(message: str) -> None:
