@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_cyborg import MemoryPPO
+from sb3_cyborg.checks import unknown_name
 from tests.helpers import (
     OBSERVATION_SPACES,
     ToyEnv,
@@ -399,3 +400,10 @@ def test_environments_with_other_spaces_are_refused(tmp_path: Path, saved: bytes
     path = rewritten(saved, tmp_path / "model.zip", lambda members: None)
     with pytest.raises(ValueError, match="Observation spaces do not match"):
         MemoryPPO.load(path, env=toy_vec_env(1, lambda: ToyEnv(OBSERVATION_SPACES["discrete"])))
+
+
+def test_an_unknown_name_lists_few_of_many_known_ones() -> None:
+    message = str(unknown_name("thing", "zzz", [f"name_{number:03d}" for number in range(300)]))
+    assert message.startswith("Unknown thing 'zzz'. Known: 'name_000', ")
+    assert message.endswith("'name_019' and 280 more.")
+    assert "more" not in str(unknown_name("thing", "zzz", [f"name_{number:03d}" for number in range(20)]))
