@@ -18,6 +18,7 @@ LAYERS = (
     {"ops", "registry", "testing"},
     {"encoders", "memories"},
     {"memory_ppo"},
+    {"maskable"},
     {"trainers"},
     {"viewers"},
     {"zoo"},
