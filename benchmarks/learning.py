@@ -45,12 +45,24 @@ import rl_zoo3
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
-from benchmarks.learning_tasks import AGENTS, GRIDS, TASKS, Settings, Task, as_json, digest, settings, the_same
-from sb3_cyborg import make_memory_vec_env, zoo
+from benchmarks.learning_tasks import (
+    AGENTS,
+    GRIDS,
+    MASK_AGENTS,
+    TASKS,
+    Settings,
+    Task,
+    as_json,
+    digest,
+    register,
+    settings,
+    the_same,
+)
+from sb3_cyborg import make_memory_vec_env
 from sb3_cyborg.checks import unknown_name
+from sb3_cyborg.maskable import evaluate_policy
 
 RESULTS = Path(__file__).parent / "results"
 RUNS, CURVES = "learning_runs.csv", "learning_curves.csv"
@@ -103,7 +115,7 @@ class Trial:
         self.settings, self.steps = run.settings, int(run.settings["n_timesteps"])
         entry = deepcopy(self.settings)
         algo, env_id = entry.pop("algo"), entry.pop("env")
-        zoo.register()  # the Zoo's manager then supports MemoryPPO, and refuses unknown hyperparameters
+        register()  # the Zoo's manager then supports MemoryPPO, and refuses unknown hyperparameters
         manager_class = import_module("rl_zoo3.train").ExperimentManager
         self.manager = manager_class(argparse.Namespace(), algo, env_id, log_folder="", seed=run.seed, verbose=0)
         kwargs, self.wrapper, _, _ = self.manager._preprocess_hyperparams(entry)
@@ -141,7 +153,13 @@ class Trial:
                 successes.append(bool(local["info"]["is_success"]))
 
         returns, _ = evaluate_policy(
-            self.model, envs, envs.num_envs, deterministic=True, return_episode_rewards=True, callback=note_success
+            self.model,
+            envs,
+            envs.num_envs,
+            deterministic=True,
+            return_episode_rewards=True,
+            callback=note_success,
+            use_masking="mask" in self.settings["algo"],
         )
         success = round(float(np.mean(successes)), 4) if successes else None
         return {"return": round(float(np.mean(returns)), 4), "std": round(float(np.std(returns)), 4), "success": success}
@@ -436,7 +454,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
 
 def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
     """Prints tasks and agents, and how many seeds of each are finished."""
-    for agent, description in AGENTS.items():
+    for agent, description in {**AGENTS, **MASK_AGENTS}.items():
         print(f"{agent:20} {description}")
     print(f"\n{'task':28}{'budget':>10}  {'goal':20} {'to beat':34} seeds done")
     for name in dict.fromkeys(run.name for run in runs):

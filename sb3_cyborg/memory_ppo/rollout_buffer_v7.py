@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
+from typing_extensions import NotRequired
 
 from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors, warn_caller
 from sb3_cyborg.sequence_model import State, keep_mask
