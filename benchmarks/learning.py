@@ -9,8 +9,8 @@ agents run before the second ones, so that an interrupted grid has equally many 
 agents and finished runs.
 
 A run trains an agent with its settings from ``benchmarks.learning_tasks`` (in RL Zoo's form, read by RL Zoo's own code) for
-the task's steps. It is evaluated with ``deterministic=True`` in separate environments: the final policy in 100 episodes, and
-every 5% of the training in 10 or 20 episodes. Needs ``pip install "sb3-cyborg[envs,zoo]"``. ``python -m
+the task's steps. It is evaluated in separate environments, with ``deterministic=True`` unless the task says otherwise: the
+final policy in 100 episodes, and every 5% of the training in 10 or 20 episodes. Needs ``pip install "sb3-cyborg[envs,zoo]"``. ``python -m
 benchmarks.learning_report`` writes the table and the plots.
 """
 
@@ -93,7 +93,12 @@ class Run:
 
     @functools.cached_property
     def digest(self) -> str:
-        return digest(self.settings, (EVALUATIONS, self.task.curve_episodes, FINAL_EPISODES))
+        return digest(self.settings, self.evaluation)
+
+    @property
+    def evaluation(self) -> tuple[int, ...]:
+        """The numbers that define the evaluation; that of modes, which all earlier runs have, adds none."""
+        return (EVALUATIONS, self.task.curve_episodes, FINAL_EPISODES, *([] if self.task.deterministic else [0]))
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -112,7 +117,7 @@ class Trial:
     """
 
     def __init__(self, run: Run) -> None:
-        self.settings, self.steps = run.settings, int(run.settings["n_timesteps"])
+        self.settings, self.steps, self.task = run.settings, int(run.settings["n_timesteps"]), run.task
         entry = deepcopy(self.settings)
         algo, env_id = entry.pop("algo"), entry.pop("env")
         register()  # the Zoo's manager then supports MemoryPPO, and refuses unknown hyperparameters
@@ -152,11 +157,12 @@ class Trial:
             if local["done"] and "is_success" in local["info"]:
                 successes.append(bool(local["info"]["is_success"]))
 
+        model: Any = self.model
         returns, _ = evaluate_policy(
-            self.model,
+            model,
             envs,
             envs.num_envs,
-            deterministic=True,
+            deterministic=self.task.deterministic,
             return_episode_rewards=True,
             callback=note_success,
             use_masking="mask" in self.settings["algo"],

@@ -22,9 +22,8 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from torch import nn
-
 from sb3_contrib import MaskablePPO
+from torch import nn
 
 from sb3_cyborg import MemoryPPO, zoo
 from sb3_cyborg.checks import unknown_name
@@ -82,6 +81,7 @@ class Task:
     :param zoo: For each peer's algorithm the file and the entry of RL Zoo with its settings.
     :param curve_episodes: Episodes per evaluation during training.
     :param masked: Whether the environment has action masks: its agents are ``MASK_AGENTS``.
+    :param deterministic: Whether evaluations take the mode of the policy instead of a sample.
     """
 
     env_id: str
@@ -100,6 +100,7 @@ class Task:
     zoo: dict[str, tuple[str, str]] = field(default_factory=dict)
     curve_episodes: int = 20
     masked: bool = False
+    deterministic: bool = True
 
 
 def _chain(length: int, beat: str, **options: Any) -> Task:
@@ -148,10 +149,21 @@ def _control(env_id: str, steps: int, n_envs: int, **options: Any) -> Task:
 
 
 def _masked(name: str) -> Task:
-    """A game of POPGym with action masks. Its entry in RL Zoo's form is that of MaskableMemoryPPO."""
-    steps, beat = 300_000, "MaskablePPO, same run"
+    """
+    A game of POPGym with action masks. Its entry in RL Zoo's form is that of MaskableMemoryPPO.
+
+    Policies are evaluated as they act in training: a mode without a memory repeats a move that did not work, for ever.
+    """
     return Task(
-        f"sb3_cyborg/{name}-v0", steps, 64, "MaskablePPO + 0", beat, above=(MASKABLE_PPO, 0.0), agent=MASKABLE, masked=True
+        f"sb3_cyborg/{name}-v0",
+        200_000,
+        32,
+        "MaskablePPO, same run",
+        "MaskablePPO, same run",
+        above=(MASKABLE_PPO, 0.0),
+        agent=MASKABLE,
+        masked=True,
+        deterministic=False,
     )
 
 

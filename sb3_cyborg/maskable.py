@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common import evaluation
@@ -40,7 +41,7 @@ class WithActionMasks:
     :raises ValueError: if the environments have no masks.
     """
 
-    def __init__(self, model: MaskableMemoryPPO, env: VecEnv) -> None:
+    def __init__(self, model: MaskableMemoryPPO | MaskablePPO, env: VecEnv) -> None:
         if not is_masking_supported(env):
             raise ValueError(NO_MASKS)
         self.model, self.env = model, env
@@ -57,15 +58,17 @@ class WithActionMasks:
         :param deterministic: Return the mode instead of a sample.
         :return: Actions, and the state after the step.
         """
+        model: Any = self.model  # the states of the two classes differ
         masks = get_action_masks(self.env)
-        return self.model.predict(observation, state, episode_start, deterministic, action_masks=masks)
+        actions, new_state = model.predict(observation, state, episode_start, deterministic, action_masks=masks)
+        return actions, new_state
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
 
 def evaluate_policy(
-    model: MaskableMemoryPPO,
+    model: MaskableMemoryPPO | MaskablePPO,
     env: gym.Env[Any, Any] | VecEnv,
     n_eval_episodes: int = 10,
     deterministic: bool = True,

@@ -69,8 +69,8 @@ def register() -> None:
     Registers ``memory_ppo`` and ``maskable_memory_ppo`` with RL Zoo, in the current process.
 
     Afterwards ``rl_zoo3.train.train()``, ``rl_zoo3.enjoy.enjoy()`` and the other scripts accept them as ``--algo``.
-    ``rl_zoo3.ALGOS`` contains the classes and the samplers of ``-optimize`` one for them. Without ``-conf`` the hyperparameters
-    come from :func:`hyperparams_file`. Other algorithms do not change.
+    ``rl_zoo3.ALGOS`` contains the classes and the samplers of ``-optimize`` one for them. Without ``-conf`` the
+    hyperparameters come from :func:`hyperparams_file`. Other algorithms do not change.
 
     :raises ImportError: if RL Zoo is not installed, with the command that installs it.
     """

@@ -24,7 +24,7 @@ def make_masked_popgym(name: str, **options: Any) -> gym.Env[np.ndarray, Any]:
     """
     Makes a game of POPGym with action masks, see :class:`LegalMoves`.
 
-    :param name: POPGym's name of the game, e.g. ``"ConcentrationEasy"``; without a level, ``options`` set the sizes of the game.
+    :param name: POPGym's name of the game, e.g. ``"ConcentrationEasy"``; without a level, ``options`` set its sizes.
     :param options: Options of :func:`~sb3_cyborg.envs.popgym.make_popgym`.
     :return: The environment.
     :raises ImportError: if POPGym is not installed.

@@ -56,7 +56,7 @@ class MaskableMemoryPPO(MemoryPPO):
         legal = check_action_masks(masks, env.num_envs, self.action_space, f"after {self.num_timesteps} steps")
         return th.as_tensor(legal, device=self.device)
 
-    def collect_rollouts(  # type: ignore[override]  # see MemoryPPO
+    def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBufferV7, n_rollout_steps: int
     ) -> bool:
         """
