@@ -10,8 +10,8 @@ agents and finished runs.
 
 A run trains an agent with its settings from ``benchmarks.learning_tasks`` (in RL Zoo's form, read by RL Zoo's own code) for
 the task's steps. It is evaluated in separate environments, with ``deterministic=True`` unless the task says otherwise: the
-final policy in 100 episodes, and every 5% of the training in 10 or 20 episodes. Needs ``pip install "sb3-cyborg[envs,zoo]"``. ``python -m
-benchmarks.learning_report`` writes the table and the plots.
+final policy in 100 episodes, and every 5% of the training in 10 or 20 episodes. Needs ``pip install
+"sb3-cyborg[envs,zoo]"``. ``python -m benchmarks.learning_report`` writes the table and the plots.
 """
 
 import os

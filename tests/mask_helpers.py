@@ -38,7 +38,7 @@ class MaskedToyEnv(ToyEnv):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         starts = np.cumsum([0, *self.sizes[:-1]])
-        assert self.mask[starts + np.asarray(action).reshape(-1)].all(), f"illegal action {action!r}"
+        assert self.mask[starts + np.asarray(action).reshape(-1).astype(int)].all(), f"illegal action {action!r}"
         self.masks.append(self.mask)
         result = super().step(action)
         self._draw()

@@ -97,7 +97,7 @@ def test_illegal_actions_have_probability_zero_and_no_gradient(name: str) -> Non
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     if isinstance(space, spaces.Discrete):
-        assert logits.grad[~masks].abs().max() < 1e-8
+        assert logits.grad[~masks].abs().max() < 1e-6
 
 
 def test_a_single_legal_action_is_certain() -> None:
@@ -358,7 +358,7 @@ def test_the_entropy_of_the_unmasked_distribution_is_found(monkeypatch: pytest.M
         return evaluate(logits, actions)[0], evaluate(uniform, actions)[1]
 
     def faulty_mask(distribution: Distribution, masks: th.Tensor) -> Distribution:
-        unmasked.append(distribution.entropy())
+        unmasked.append(type(distribution).entropy(distribution))
         masked = mask(distribution, masks)
         monkeypatch.setattr(masked, "entropy", lambda: unmasked[-1])
         return masked
@@ -438,7 +438,7 @@ def test_predict_takes_legal_actions(deterministic: bool, action_space: str) -> 
     state = None
     for _ in range(10):
         obs, masks = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), random_masks(8, space)
-        actions, state = model.predict(obs, state, np.zeros(8), deterministic, action_masks=masks)
+        actions, state = model.predict(obs, state, None, deterministic, action_masks=masks)
         assert np.take_along_axis(masks, starts + actions.reshape(8, -1).astype(int), axis=1).all()
 
 
@@ -522,7 +522,7 @@ class MaskedChainEnv(MemoryChainEnv):
 class MaskedChainVecEnv(MemoryChainVecEnv):
     def __init__(self, n_envs: int) -> None:
         super().__init__(n_envs, memory_length=3)
-        self._env = MaskedChainEnv(memory_length=3)
+        self._env = self._chain = MaskedChainEnv(memory_length=3)
 
 
 VEC_ENVS: dict[str, Callable[[], VecEnv]] = {

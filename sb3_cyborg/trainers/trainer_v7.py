@@ -15,11 +15,12 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cyborg.checks import check_positive, unknown_name
+from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.trainers import callbacks, checkpoints, logs, runs
 from sb3_cyborg.trainers.acting import ActingLoop, EpisodeResult
 from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
-from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for
+from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for, uses_masks
 from sb3_cyborg.trainers.monitor import MonitorLog
 from sb3_cyborg.trainers.vocabulary import canonical, merge
 
@@ -31,7 +32,8 @@ EVAL_SEED_OFFSET = 10_000
 
 class TrainerV7:
     """
-    Train a :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO` from a config, and write its files::
+    Train a :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO` from a config, and write its files. It is a
+    :class:`~sb3_cyborg.memory_ppo.maskable.MaskableMemoryPPO` if the environment has action masks::
 
         trainer = TrainerV7({"env": "CartPole-v1", "encoder": "mamba", "memory": {"type": "pmm", "num_slots": 16}})
         trainer.train(total_timesteps=100_000)
@@ -72,7 +74,8 @@ class TrainerV7:
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
         env = make_training_env(self.config)
-        self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
+        self.config = self.config.changed(use_masking=uses_masks(self.config, env))
+        self.model = _algorithm(self.config)(policy_for(self.config, env), env, **self.config.model_arguments())
 
     @classmethod
     def load(cls: type[SelfTrainerV7], path: str | Path, which: str = "best", **changes: Any) -> SelfTrainerV7:
@@ -120,7 +123,7 @@ class TrainerV7:
         config = TrainerConfig.parse(merge(checkpoint.config, changes))
         trainer = cls.__new__(cls)
         trainer._prepare(config)
-        trainer.model = MemoryPPO.load(checkpoint.path, device=config.device)
+        trainer.model = _algorithm(config).load(checkpoint.path, device=config.device)
         trainer.model.verbose = config.verbose
         trainer._checkpoint = checkpoint
         return trainer
@@ -359,6 +362,11 @@ class TrainerV7:
             where = f"nothing could be saved ({failure})"
         print(f"Stopped by {type(error).__name__} after {self.model.num_timesteps:,} steps: {where}.", file=sys.stderr)
         print(f"Resume with: sb3-cyborg train --resume {run}", file=sys.stderr)
+
+
+def _algorithm(config: TrainerConfig) -> type[MemoryPPO]:
+    """:return: The class of the agent. Runs of earlier versions have no key ``use_masking`` and no masks."""
+    return MaskableMemoryPPO if config.use_masking else MemoryPPO
 
 
 def _checked_changes(changes: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
