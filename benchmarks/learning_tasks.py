@@ -156,7 +156,7 @@ def _masked(name: str) -> Task:
     """
     return Task(
         f"sb3_cyborg/{name}-v0",
-        200_000,
+        100_000,
         32,
         "MaskablePPO, same run",
         "MaskablePPO, same run",
@@ -230,7 +230,7 @@ TASKS: dict[str, Task] = {
         zoo={"ppo_lstm": ("ppo_lstm", "LunarLanderNoVel-v2"), "ppo": ("ppo", "LunarLander-v3")},
     ),
     "ConcentrationMaskedEasy": _masked("ConcentrationMaskedEasy"),
-    "BattleshipMaskedEasy": _masked("BattleshipMaskedEasy"),
+    "MineSweeperMaskedEasy": _masked("MineSweeperMaskedEasy"),
 }
 """All tasks, in the order of the table."""
 
