@@ -1,5 +1,6 @@
 """Evaluation with masks: actions are legal, the state is kept, and sb3-contrib's functions warn that they drop it."""
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ def record_states(model: MaskableMemoryPPO, monkeypatch: pytest.MonkeyPatch) -> 
 
 def keeps_states(calls: list[tuple[Any, Any, Any]]) -> bool:
     """:return: Whether each call but the first got the state that the call before returned."""
-    return len(calls) > 5 and all(given is before[1] for before, (given, _, _) in zip(calls, calls[1:], strict=False))
+    return len(calls) > 5 and all(given is before[1] for before, (given, _, _) in itertools.pairwise(calls))
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_evaluation_keeps_the_state_and_takes_legal_actions(monkeypatch: pytest.MonkeyPatch, n_envs: int) -> None:
     model, envs = masked_model(), masked_vec_env(n_envs)
     calls = record_states(model, monkeypatch)
-    returns, lengths = evaluate_policy(model, envs, 7, return_episode_rewards=True, warn=False)
+    _, lengths = evaluate_policy(model, envs, 7, return_episode_rewards=True, warn=False)
     assert isinstance(lengths, list)
     assert len(lengths) == 7
     assert keeps_states(calls)

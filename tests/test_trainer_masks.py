@@ -1,7 +1,9 @@
 """The trainer, the command line and RL Zoo find action masks by themselves; all that act afterwards use them."""
 
+import argparse
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sb3_cyborg import MaskableMemoryPPO, MemoryPPO, cli, zoo
+from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.trainers.config import TrainerConfig
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
 from sb3_cyborg.viewers.inspection import inspect_episode
@@ -121,6 +124,24 @@ def run_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
+MASKED_GAMES = sorted(FAMILIES["POPGymMasked"].kwargs)
+
+
+@pytest.mark.parametrize("name", MASKED_GAMES)
+def test_zoo_entry(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("popgym")
+    zoo.register()
+    manager_class: Any = vars(import_module("rl_zoo3.train"))["ExperimentManager"]
+    quiet: dict[str, Any] = {"seed": 0, "verbose": 0, "eval_freq": -1, "device": "cpu"}
+    manager = manager_class(argparse.Namespace(), zoo.MASKABLE_ALGO, name, str(tmp_path), **quiet)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*mini-batch")
+        model, _ = manager.setup_experiment()
+    assert type(model) is MaskableMemoryPPO
+    assert model.n_envs == 32
+    assert model.policy.use_last_action == ("Concentration" not in name)
+
+
 PARAMS = ["-params", "n_envs:2", "n_steps:64", "batch_size:64"]
 
 
@@ -144,12 +165,13 @@ def test_zoo_tunes_with_masks(run_zoo: Callable[..., str]) -> None:
         "train", "-n", "300", "-optimize", "--n-trials", "1", "--n-startup-trials", "1", "--n-evaluations", "2",
         "--sampler", "random", "--pruner", "none", "--seed", "1", "-params", "n_envs:2",
     )  # fmt: skip
-    assert list(Path("logs", zoo.MASKABLE_ALGO).glob("report_*.csv"))
+    (report,) = Path("logs", zoo.MASKABLE_ALGO).glob("report_*.csv")
+    assert "COMPLETE" in report.read_text()  # a trial whose evaluation takes an illegal action is pruned
 
 
 def test_the_zoos_algorithm_is_restored_after_a_script(run_zoo: Callable[..., str]) -> None:
     import rl_zoo3
 
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError, match="folder was not found"):
         run_zoo("enjoy", "--exp-id", "9")
     assert rl_zoo3.ALGOS[zoo.MASKABLE_ALGO] is MaskableMemoryPPO

@@ -99,7 +99,7 @@ def uses_masks(config: TrainerConfig, env: VecEnv) -> bool:
     offered = is_masking_supported(env) and not isinstance(env.action_space, spaces.Box)
     if config.use_masking and not offered:
         raise ValueError(
-            f"`use_masking`=true needs discrete actions and a method `action_masks()`, which {config.env!r} does not have; null "
-            "uses masks where there are any."
+            f"`use_masking`=true needs discrete actions and a method `action_masks()`, which {config.env!r} does not have; "
+            "null uses masks where there are any."
         )
     return offered if config.use_masking is None else config.use_masking
