@@ -9,9 +9,9 @@ agents run before the second ones, so that an interrupted grid has equally many 
 agents and finished runs.
 
 A run trains an agent with its settings from ``benchmarks.learning_tasks`` (in RL Zoo's form, read by RL Zoo's own code) for
-the task's steps. It is evaluated with ``deterministic=True`` in separate environments: the final policy in 100 episodes, and
-every 5% of the training in 10 or 20 episodes. Needs ``pip install "sb3-cyborg[envs,zoo]"``. ``python -m
-benchmarks.learning_report`` writes the table and the plots.
+the task's steps. It is evaluated in separate environments, with ``deterministic=True`` unless the task says otherwise: the
+final policy in 100 episodes, and every 5% of the training in 10 or 20 episodes. Needs ``pip install
+"sb3-cyborg[envs,zoo]"``. ``python -m benchmarks.learning_report`` writes the table and the plots.
 """
 
 import os
@@ -45,12 +45,24 @@ import rl_zoo3
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, sync_envs_normalization
 
-from benchmarks.learning_tasks import AGENTS, GRIDS, TASKS, Settings, Task, as_json, digest, settings, the_same
-from sb3_cyborg import make_memory_vec_env, zoo
+from benchmarks.learning_tasks import (
+    AGENTS,
+    GRIDS,
+    MASK_AGENTS,
+    TASKS,
+    Settings,
+    Task,
+    as_json,
+    digest,
+    register,
+    settings,
+    the_same,
+)
+from sb3_cyborg import make_memory_vec_env
 from sb3_cyborg.checks import unknown_name
+from sb3_cyborg.maskable import evaluate_policy
 
 RESULTS = Path(__file__).parent / "results"
 RUNS, CURVES = "learning_runs.csv", "learning_curves.csv"
@@ -81,7 +93,12 @@ class Run:
 
     @functools.cached_property
     def digest(self) -> str:
-        return digest(self.settings, (EVALUATIONS, self.task.curve_episodes, FINAL_EPISODES))
+        return digest(self.settings, self.evaluation)
+
+    @property
+    def evaluation(self) -> tuple[int, ...]:
+        """The numbers that define the evaluation; that of modes, which all earlier runs have, adds none."""
+        return (EVALUATIONS, self.task.curve_episodes, FINAL_EPISODES, *([] if self.task.deterministic else [0]))
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -100,10 +117,10 @@ class Trial:
     """
 
     def __init__(self, run: Run) -> None:
-        self.settings, self.steps = run.settings, int(run.settings["n_timesteps"])
+        self.settings, self.steps, self.task = run.settings, int(run.settings["n_timesteps"]), run.task
         entry = deepcopy(self.settings)
         algo, env_id = entry.pop("algo"), entry.pop("env")
-        zoo.register()  # the Zoo's manager then supports MemoryPPO, and refuses unknown hyperparameters
+        register()  # the Zoo's manager then supports MemoryPPO, and refuses unknown hyperparameters
         manager_class = import_module("rl_zoo3.train").ExperimentManager
         self.manager = manager_class(argparse.Namespace(), algo, env_id, log_folder="", seed=run.seed, verbose=0)
         kwargs, self.wrapper, _, _ = self.manager._preprocess_hyperparams(entry)
@@ -140,8 +157,15 @@ class Trial:
             if local["done"] and "is_success" in local["info"]:
                 successes.append(bool(local["info"]["is_success"]))
 
+        model: Any = self.model
         returns, _ = evaluate_policy(
-            self.model, envs, envs.num_envs, deterministic=True, return_episode_rewards=True, callback=note_success
+            model,
+            envs,
+            envs.num_envs,
+            deterministic=self.task.deterministic,
+            return_episode_rewards=True,
+            callback=note_success,
+            use_masking="mask" in self.settings["algo"],
         )
         success = round(float(np.mean(successes)), 4) if successes else None
         return {"return": round(float(np.mean(returns)), 4), "std": round(float(np.std(returns)), 4), "success": success}
@@ -436,7 +460,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
 
 def list_all(runs: Sequence[Run], rows: Sequence[dict[str, str]]) -> None:
     """Prints tasks and agents, and how many seeds of each are finished."""
-    for agent, description in AGENTS.items():
+    for agent, description in {**AGENTS, **MASK_AGENTS}.items():
         print(f"{agent:20} {description}")
     print(f"\n{'task':28}{'budget':>10}  {'goal':20} {'to beat':34} seeds done")
     for name in dict.fromkeys(run.name for run in runs):

@@ -26,6 +26,8 @@ from benchmarks.learning_tasks import (
     FRAME_STACK,
     KIND_TASKS,
     KINDS,
+    MASK_AGENTS,
+    MASK_TASKS,
     STUDY_STEPS,
     TASKS,
     Task,
@@ -124,6 +126,8 @@ def main_table(cells: Cells) -> str:
     words = {None: "-", True: "met", False: "**missed**"}
     rows = []
     for name, task in TASKS.items():
+        if task.masked:
+            continue
         goal = task.goal if task.agent == DEFAULT else f"{task.goal}, best"
         same = the_same(task, name, BEST) == DEFAULT
         results = ["the same" if agent == BEST and same else cell(cells.get((name, agent)), task) for agent in AGENTS]
@@ -132,9 +136,20 @@ def main_table(cells: Cells) -> str:
     return table(["task", "budget", "target", "to beat", "reached", *AGENTS], rows)
 
 
+def mask_table(cells: Cells) -> str:
+    """:return: The table of the tasks with action masks."""
+    rows = []
+    for name in MASK_TASKS:
+        results = [cell(cells.get((name, agent)), TASKS[name]) for agent in MASK_AGENTS]
+        rows.append([name, f"{TASKS[name].steps:,}", *results])
+    return table(["task", "budget", *MASK_AGENTS], rows)
+
+
 def cost_table(cells: Cells) -> str:
     rows = []
     for name in TASKS:
+        if TASKS[name].masked:
+            continue
         costs = []
         for agent in AGENTS:
             runs = cells.get((name, agent), [])
@@ -215,7 +230,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def draw_curves(curves: Cells, path: Path) -> bool:
     """Draws mean evaluations during training with their 95% bands, one plot per task. :return: Whether there are runs."""
-    names = [name for name in TASKS if any((name, agent) in curves for agent in AGENTS)]
+    names = [name for name in TASKS if name not in MASK_TASKS and any((name, agent) in curves for agent in AGENTS)]
     if not names:
         return False
     columns = min(4, len(names))
@@ -313,6 +328,8 @@ def report(out: Path) -> str:
         "Minutes per run, and steps per second without evaluation, with one thread:",
         cost_table(cells),
     ]
+    if any((name, agent) in cells for name in MASK_TASKS for agent in MASK_AGENTS):
+        parts += ["**Tasks with action masks**, acting with `deterministic=False`:", mask_table(cells)]
     if gone := lost(cells):
         parts += ["Solved at an evaluation during training, but not at the end:", "\n".join(gone)]
     if draw_curves(curves, out / "learning_curves.png"):

@@ -22,6 +22,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+from sb3_contrib import MaskablePPO
 from torch import nn
 
 from sb3_cyborg import MemoryPPO, zoo
@@ -43,6 +44,17 @@ AGENTS = {
     PLAIN: "PPO; settings as for RecurrentPPO",
 }
 """The agents by name, with descriptions. :func:`settings` derives others from these."""
+
+MASKABLE, MASKABLE_PPO, MASKABLE_STACK = "maskable_memory_ppo", "maskable_ppo", "maskable_frame_stack_ppo"
+MASK_AGENTS = {
+    MASKABLE: "MaskableMemoryPPO with the task's entry in zoo_hyperparams/maskable_memory_ppo.yml",
+    BEST: "MemoryPPO, without masks; the same settings",
+    MASKABLE_PPO: "sb3-contrib's MaskablePPO, with masks and without a memory; settings as for the peers above",
+    MASKABLE_STACK: "MaskablePPO with the last frames stacked",
+}
+"""The agents of the tasks with action masks, by name, with descriptions."""
+PEER_ALGO = "ppo_mask"
+"""Name of MaskablePPO, which RL Zoo does not have."""
 
 Settings = dict[str, Any]
 """``algo``, and the keys of an entry in RL Zoo's YAML files."""
@@ -68,6 +80,8 @@ class Task:
     :param slots: Slots of memories in the grid of kinds, enough for a window over the steps that the task requires.
     :param zoo: For each peer's algorithm the file and the entry of RL Zoo with its settings.
     :param curve_episodes: Episodes per evaluation during training.
+    :param masked: Whether the environment has action masks: its agents are ``MASK_AGENTS``.
+    :param deterministic: Whether evaluations take the mode of the policy instead of a sample.
     """
 
     env_id: str
@@ -85,6 +99,8 @@ class Task:
     slots: int = 64
     zoo: dict[str, tuple[str, str]] = field(default_factory=dict)
     curve_episodes: int = 20
+    masked: bool = False
+    deterministic: bool = True
 
 
 def _chain(length: int, beat: str, **options: Any) -> Task:
@@ -130,6 +146,25 @@ def _control(env_id: str, steps: int, n_envs: int, **options: Any) -> Task:
     zoo_entries = dict.fromkeys(("ppo_lstm", "ppo"), ("ppo_lstm", env_id))
     # Ten evaluation episodes, because they are long relative to the runs.
     return Task(env_id, steps, n_envs, **{"zoo": zoo_entries, "curve_episodes": 10, **options})
+
+
+def _masked(name: str) -> Task:
+    """
+    A game of POPGym with action masks. Its entry in RL Zoo's form is that of MaskableMemoryPPO.
+
+    Policies are evaluated as they act in training: a mode without a memory repeats a move that did not work, for ever.
+    """
+    return Task(
+        f"sb3_cyborg/{name}-v0",
+        100_000,
+        32,
+        "MaskablePPO, same run",
+        "MaskablePPO, same run",
+        above=(MASKABLE_PPO, 0.0),
+        agent=MASKABLE,
+        masked=True,
+        deterministic=False,
+    )
 
 
 TASKS: dict[str, Task] = {
@@ -194,8 +229,13 @@ TASKS: dict[str, Task] = {
         above=(PLAIN, 0.0),
         zoo={"ppo_lstm": ("ppo_lstm", "LunarLanderNoVel-v2"), "ppo": ("ppo", "LunarLander-v3")},
     ),
+    "ConcentrationMaskedEasy": _masked("ConcentrationMaskedEasy"),
+    "MineSweeperMaskedEasy": _masked("MineSweeperMaskedEasy"),
 }
 """All tasks, in the order of the table."""
+
+MASK_TASKS = tuple(name for name, task in TASKS.items() if task.masked)
+"""The tasks with action masks."""
 
 KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
 STUDY_STEPS = 400_000
@@ -217,7 +257,8 @@ def burn_in_agent(burn_in: int, n_epochs: int) -> str:
 KINDS = [kind_agent(encoder, memory) for encoder in ENCODERS for memory in MEMORIES]
 BURN_IN_AGENTS = [burn_in_agent(burn_in, n_epochs) for n_epochs in BURN_IN_EPOCHS for burn_in in BURN_INS]
 GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
-    "table": (tuple(TASKS), list(AGENTS)),
+    "table": (tuple(name for name in TASKS if name not in MASK_TASKS), list(AGENTS)),
+    "masks": (MASK_TASKS, list(MASK_AGENTS)),
     "kinds": (KIND_TASKS, KINDS),
     "burn_in": (BURN_IN_TASKS, BURN_IN_AGENTS),
 }
@@ -309,6 +350,12 @@ SHARED_KEYS = (
 LSTM_KEYS = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
 
 
+def register() -> None:
+    """Registers the algorithms of all agents with RL Zoo."""
+    zoo.register()
+    rl_zoo3.ALGOS[PEER_ALGO] = MaskablePPO
+
+
 def settings(task: Task, name: str, agent: str) -> Settings:
     """
     :param task: The task.
@@ -348,6 +395,12 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
         return {"algo": zoo.ALGO, "policy": "MlpPolicy", "n_envs": task.n_envs}
     if agent == BEST:
         return {"algo": zoo.ALGO, **_best(task, name)}
+    if agent == MASKABLE:
+        return {"algo": zoo.MASKABLE_ALGO, **_best(task, name)}
+    if agent in (MASKABLE_PPO, MASKABLE_STACK):
+        entry = {**_peer(task, name, "ppo"), "algo": PEER_ALGO}
+        entry = {key: value for key, value in entry.items() if key not in ("use_sde", "sde_sample_freq")}
+        return entry | ({"frame_stack": task.frames} if agent == MASKABLE_STACK else {})
     if agent == RECURRENT:
         return _peer(task, name, "ppo_lstm")
     if agent == FRAME_STACK:
@@ -356,7 +409,7 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
         return _peer(task, name, "ppo")
     encoder, plus, memory = agent.partition("+")
     if not plus:
-        raise unknown_name("agent", agent, [*AGENTS, "encoder+memory"])
+        raise unknown_name("agent", agent, [*AGENTS, *MASK_AGENTS, "encoder+memory"])
     for what, value, known in (("encoder", encoder, ENCODERS), ("memory", memory, MEMORIES)):
         if value not in known:
             raise unknown_name(what, value, known)
@@ -368,7 +421,7 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
 
 
 def _best(task: Task, name: str) -> Settings:
-    entries = _read(zoo.hyperparams_file())
+    entries = _read(zoo.hyperparams_file(zoo.MASKABLE_ALGO if task.masked else zoo.ALGO))
     entry = deepcopy(next(entries[key] for key in (name, task.env_id, "default") if key in entries))
     entry.pop("monitor_kwargs", None)  # it only affects logging
     return entry
@@ -454,10 +507,10 @@ def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
     :return: A short hash of the settings and of the defaults that they do not set, so that a changed default gives a new run.
         Options that are off by default are left out, so that a new option does not change the digest of earlier runs.
     """
-    zoo.register()
+    register()
     algorithm = rl_zoo3.ALGOS[values["algo"]]
     parts: list[Callable[..., Any]] = [algorithm, algorithm.policy_aliases[values["policy"]]]
-    if values["algo"] == zoo.ALGO:
+    if values["algo"] in zoo.OUR_ALGOS:
         parts += [MEMORIES[name] for name in sorted(MEMORIES)]
     on = [{name: value for name, value in _defaults(part).items() if value not in (None, False)} for part in parts]
     defaults = [sorted((name, _name_of(value)) for name, value in each.items()) for each in on]

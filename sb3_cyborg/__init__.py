@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7, register_encoder
 from sb3_cyborg.envs import make_memory_vec_env, register_envs
+from sb3_cyborg.maskable import ActionMasker, MaskableEvalCallback, get_action_masks, is_masking_supported
 from sb3_cyborg.memories.memory_v7 import MemoryV7, register_memory
+from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
@@ -22,7 +24,10 @@ __version__ = "0.1.0"
 register_envs()
 
 __all__ = [
+    "ActionMasker",
     "EncoderV7",
+    "MaskableEvalCallback",
+    "MaskableMemoryPPO",
     "MemoryActorCriticCnnPolicy",
     "MemoryActorCriticPolicy",
     "MemoryMultiInputActorCriticPolicy",
@@ -32,6 +37,8 @@ __all__ = [
     "SequenceModel",
     "Stack",
     "State",
+    "get_action_masks",
+    "is_masking_supported",
     "make_memory_vec_env",
     "register_encoder",
     "register_memory",

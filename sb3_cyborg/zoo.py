@@ -1,17 +1,19 @@
 """
-Integration of ``MemoryPPO`` into RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo), as the algorithm ``memory_ppo``.
+Integration of ``MemoryPPO`` and ``MaskableMemoryPPO`` into RL Zoo (https://github.com/DLR-RM/rl-baselines3-zoo), as the
+algorithms ``memory_ppo`` and ``maskable_memory_ppo``.
 
 The Zoo has no interface for further algorithms, so :func:`register` extends its registries, in the current process only.
 Needs ``pip install "sb3-cyborg[zoo]"``.
 """
 
 import argparse
+import contextlib
 import functools
 import inspect
 import runpy
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -24,14 +26,19 @@ from sb3_cyborg.checks import check_options, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.registration import family_of
 from sb3_cyborg.envs.vec_env import make_memory_vec_env
+from sb3_cyborg.maskable import MaskableEvalCallback, WithActionMasks
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
 if TYPE_CHECKING:
     import optuna
 
-ALGO = "memory_ppo"
-"""Name of ``MemoryPPO`` in the Zoo."""
+ALGO, MASKABLE_ALGO = "memory_ppo", "maskable_memory_ppo"
+"""Names of ``MemoryPPO`` and ``MaskableMemoryPPO`` in the Zoo."""
+
+OUR_ALGOS: dict[str, type[MemoryPPO]] = {ALGO: MemoryPPO, MASKABLE_ALGO: MaskableMemoryPPO}
+"""The algorithms of this package, by name."""
 
 LOG_FOLDER = "logs"
 """Default output folder of the Zoo's ``train``."""
@@ -43,10 +50,13 @@ CONVERTED = ("n_steps", "seq_len", "batch_size", "gamma", "gae_lambda")
 """Hyperparameters that are sampled in another form, e.g. as a power of two. A trial also stores their converted values."""
 
 
-def hyperparams_file() -> Path:
-    """:return: The file of the Zoo's hyperparameters of ``memory_ppo``, in the installed package or in the checkout."""
+def hyperparams_file(algo: str = ALGO) -> Path:
+    """
+    :param algo: One of :data:`OUR_ALGOS`.
+    :return: The file of the Zoo's hyperparameters of the algorithm, in the installed package or in the checkout.
+    """
     package = Path(__file__).resolve().parent
-    name = Path("zoo_hyperparams", f"{ALGO}.yml")
+    name = Path("zoo_hyperparams", f"{algo}.yml")
     for folder in (package, package.parent):
         if (folder / name).is_file():
             return folder / name
@@ -56,18 +66,19 @@ def hyperparams_file() -> Path:
 @functools.cache
 def register() -> None:
     """
-    Registers ``memory_ppo`` with RL Zoo, in the current process.
+    Registers ``memory_ppo`` and ``maskable_memory_ppo`` with RL Zoo, in the current process.
 
-    Afterwards ``rl_zoo3.train.train()``, ``rl_zoo3.enjoy.enjoy()`` and the other scripts accept ``--algo memory_ppo``.
-    ``rl_zoo3.ALGOS`` contains the class and the samplers of ``-optimize`` one for it. Without ``-conf`` the hyperparameters
-    come from :func:`hyperparams_file`. Other algorithms do not change.
+    Afterwards ``rl_zoo3.train.train()``, ``rl_zoo3.enjoy.enjoy()`` and the other scripts accept them as ``--algo``.
+    ``rl_zoo3.ALGOS`` contains the classes and the samplers of ``-optimize`` one for them. Without ``-conf`` the
+    hyperparameters come from :func:`hyperparams_file`. Other algorithms do not change.
 
     :raises ImportError: if RL Zoo is not installed, with the command that installs it.
     """
     train, optimization = _import_zoo("rl_zoo3.train"), _import_zoo("rl_zoo3.hyperparams_opt")
-    train.ALGOS[ALGO] = MemoryPPO  # all of the Zoo's modules share this dict
-    optimization.HYPERPARAMS_SAMPLER[ALGO] = sample_memory_ppo_params
-    optimization.HYPERPARAMS_CONVERTER[ALGO] = convert_memory_ppo_params
+    for algo, algorithm in OUR_ALGOS.items():
+        train.ALGOS[algo] = algorithm  # all of the Zoo's modules share this dict
+        optimization.HYPERPARAMS_SAMPLER[algo] = sample_memory_ppo_params
+        optimization.HYPERPARAMS_CONVERTER[algo] = convert_memory_ppo_params
     train.ExperimentManager = _experiment_manager(train.ExperimentManager)  # type: ignore[attr-defined]
 
 
@@ -87,27 +98,36 @@ def _import_zoo(name: str) -> ModuleType:
 def _experiment_manager(base: type[Any]) -> type[Any]:
     """
     :param base: The Zoo's ``ExperimentManager``.
-    :return: A subclass. For ``memory_ppo`` it reads :func:`hyperparams_file`, refuses unknown hyperparameters, and creates
-        environments with :func:`~sb3_cyborg.envs.vec_env.make_memory_vec_env`.
+    :return: A subclass. For our algorithms it reads :func:`hyperparams_file`, refuses unknown hyperparameters, and creates
+        environments with :func:`~sb3_cyborg.envs.vec_env.make_memory_vec_env`. Evaluations of ``maskable_memory_ppo`` have
+        masks.
     """
     zoo = _import_zoo("rl_zoo3.exp_manager")
 
+    class MaskableTrialEvalCallback(MaskableEvalCallback, zoo.TrialEvalCallback):  # type: ignore[misc,name-defined]
+        """The Zoo's evaluation of a trial, with action masks."""
+
+    masked = {"EvalCallback": MaskableEvalCallback, "TrialEvalCallback": MaskableTrialEvalCallback}
+
     class MemoryExperimentManager(base):  # type: ignore[misc]  # the Zoo has no types
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
-            if algo == ALGO:
-                config = str(hyperparams_file()) if config is None else config
+            if algo in OUR_ALGOS:
+                config = str(hyperparams_file(algo)) if config is None else config
                 if config.endswith((".yml", ".yaml")):  # the Zoo takes modules and files of Python as well
                     _check_hyperparams(Path(config))
             super().__init__(args, algo, *rest, config=config, **options)
 
         def create_envs(self, *args: Any, **kwargs: Any) -> Any:
-            if self.algo != ALGO:
+            with _replaced(zoo, {"make_vec_env": self._make_vec_env} if self.algo in OUR_ALGOS else {}):
                 return super().create_envs(*args, **kwargs)
-            sb3s, zoo.make_vec_env = zoo.make_vec_env, self._make_vec_env  # type: ignore[attr-defined]
-            try:
-                return super().create_envs(*args, **kwargs)
-            finally:
-                zoo.make_vec_env = sb3s  # type: ignore[attr-defined]
+
+        def create_callbacks(self) -> Any:
+            with _replaced(zoo, masked if self.algo == MASKABLE_ALGO else {}):
+                return super().create_callbacks()
+
+        def objective(self, trial: "optuna.Trial") -> Any:
+            with _replaced(zoo, masked if self.algo == MASKABLE_ALGO else {}):
+                return super().objective(trial)
 
         def _make_vec_env(
             self, make_env: Callable[..., Any], *, vec_env_cls: type[VecEnv], vec_env_kwargs: Any, **kwargs: Any
@@ -125,13 +145,13 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
             # The first result no longer contains the hyperparameters that the Zoo reads itself.
             processed = super()._preprocess_hyperparams(hyperparams)
-            if self.algo == ALGO:
-                check_options(ALGO, processed[0], set(inspect.signature(MemoryPPO).parameters) - GIVEN_BY_ZOO)
+            if self.algo in OUR_ALGOS:
+                check_options(self.algo, processed[0], set(inspect.signature(MemoryPPO).parameters) - GIVEN_BY_ZOO)
             return processed
 
         def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> Any:
             # MemoryPPO reads `lin_` itself; objects of the Zoo's class would be pickled in the file of the model.
-            return hyperparams if self.algo == ALGO else super()._preprocess_schedules(hyperparams)
+            return hyperparams if self.algo in OUR_ALGOS else super()._preprocess_schedules(hyperparams)
 
     return MemoryExperimentManager
 
@@ -146,6 +166,17 @@ def _check_hyperparams(path: Path) -> None:
         raise ValueError(f"The hyperparameters {str(path)!r} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
         raise ValueError(f"{str(path)!r} must hold hyperparameters by environment, e.g. `CartPole-v1: {{n_timesteps: 1e5}}`.")
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, values: Mapping[str, Any]) -> Iterator[None]:
+    """:return: A context in which names of a module have other values."""
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
@@ -214,7 +245,7 @@ def convert_memory_ppo_params(sampled_params: Mapping[str, Any]) -> dict[str, An
 
 def zoo_main(argv: Sequence[str]) -> None:
     """
-    Runs a script of RL Zoo with ``memory_ppo`` as a known algorithm and as the default of ``--algo``.
+    Runs a script of RL Zoo with our algorithms, of which ``memory_ppo`` is the default of ``--algo``.
 
     :param argv: One of :data:`COMMANDS`, then the script's own arguments.
     :raises ImportError: if RL Zoo is not installed, with the command that installs it.
@@ -252,16 +283,47 @@ def _train(command: str, arguments: Sequence[str]) -> None:
 def _where_trained(arguments: Sequence[str]) -> list[str]:
     """
     :param arguments: Arguments of a script.
-    :return: The same with ``memory_ppo`` as default, and with the folder of ``train`` if the algorithm is ``memory_ppo``.
+    :return: The same with ``memory_ppo`` as default, and with the folder of ``train`` if the algorithm is one of ours.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default=ALGO)
     algo = parser.parse_known_args(arguments)[0].algo
-    return ["--algo", ALGO, *(["-f", LOG_FOLDER] if algo == ALGO else []), *arguments]
+    return ["--algo", ALGO, *(["-f", LOG_FOLDER] if algo in OUR_ALGOS else []), *arguments]
+
+
+@contextlib.contextmanager
+def _agents_read_masks(module: ModuleType) -> Iterator[None]:
+    """
+    A context in which a ``MaskableMemoryPPO`` that a script loads acts with the masks of its environments.
+
+    The scripts call ``predict`` without masks.
+
+    :param module: The module whose ``create_test_env`` the script calls to make environments, before it loads the agent.
+    """
+    algos, made = _import_zoo("rl_zoo3.train").ALGOS, list[VecEnv]()
+    create_test_env = module.create_test_env
+
+    def create(*args: Any, **kwargs: Any) -> VecEnv:
+        made.append(create_test_env(*args, **kwargs))
+        return made[-1]
+
+    class WithMasksOfScript(MaskableMemoryPPO):
+        @classmethod
+        def load(cls, *args: Any, **kwargs: Any) -> Any:
+            return WithActionMasks(MaskableMemoryPPO.load(*args, **kwargs), made[-1])
+
+    algos[MASKABLE_ALGO] = WithMasksOfScript
+    try:
+        with _replaced(module, {"create_test_env": create}):
+            yield
+    finally:
+        algos[MASKABLE_ALGO] = MaskableMemoryPPO
 
 
 def _enjoy(command: str, arguments: Sequence[str]) -> None:
-    _run(command, _where_trained(arguments), _import_zoo("rl_zoo3.enjoy").enjoy)
+    module = _import_zoo("rl_zoo3.enjoy")
+    with _agents_read_masks(module):
+        _run(command, _where_trained(arguments), module.enjoy)
 
 
 def _evaluate(command: str, arguments: Sequence[str]) -> None:
@@ -269,7 +331,8 @@ def _evaluate(command: str, arguments: Sequence[str]) -> None:
 
 
 def _record_video(command: str, arguments: Sequence[str]) -> None:
-    _run(command, _where_trained(arguments), lambda: runpy.run_module("rl_zoo3.record_video", run_name="__main__"))
+    with _agents_read_masks(_import_zoo("rl_zoo3.utils")):
+        _run(command, _where_trained(arguments), lambda: runpy.run_module("rl_zoo3.record_video", run_name="__main__"))
 
 
 def _plot(command: str, arguments: Sequence[str]) -> None:
@@ -320,7 +383,7 @@ USAGE = "\n".join(
     [
         "usage: sb3-cyborg zoo COMMAND ...",
         "",
-        f"RL Zoo with the algorithm {ALGO}, which is the default of --algo.",
+        f"RL Zoo with the algorithms {ALGO}, which is the default of --algo, and {MASKABLE_ALGO}.",
         "`sb3-cyborg zoo COMMAND --help` lists the options of a command. They are the Zoo's own.",
         "",
         *(f"  {command:<16}{purpose}" for command, (_, purpose) in COMMANDS.items()),

@@ -85,7 +85,7 @@ def test_every_cell_of_every_grid_has_settings_of_its_own(grid: str) -> None:
         found = [settings(TASKS[name], name, agent) for agent in agents]
         assert len({digest(each) for each in found}) == len(different)
         for each in found:
-            budget = TASKS[name].steps if grid == "table" else STUDY_STEPS
+            budget = TASKS[name].steps if grid in ("table", "masks") else STUDY_STEPS
             assert json.loads(as_json(each))["n_timesteps"] == budget
             assert each["n_envs"] >= 1
             assert TASKS[name].env_kwargs.items() <= each["env_kwargs"].items()

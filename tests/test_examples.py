@@ -19,6 +19,7 @@ EXAMPLES = {
     "eval_and_normalize.py": (["Eval num_timesteps=", "Return of 8 episodes after 2,048 steps"], ["--folder", "run"]),
     "dict_and_image_observations.py": (["CnnPolicy: return", "MultiInputPolicy: return"], []),
     "custom_memory.py": (["Return"], []),
+    "action_masks.py": (["MaskableMemoryPPO: return", "MemoryPPO:         return", "Tiles opened: ["], []),
     "compare_with_frame_stacking.py": (
         ["| PPO | 1 |", "| PPO | 4 |", "| PPO | 10 |", "| MemoryPPO |"],
         [],

@@ -138,9 +138,9 @@ def test_a_state_stored_one_step_late_changes_the_ratio(monkeypatch: pytest.Monk
     add: Callable[..., None] = RolloutBufferV7.add
     states: list[State] = []
 
-    def late(self: RolloutBufferV7, *args: Any) -> None:
+    def late(self: RolloutBufferV7, *args: Any, **options: Any) -> None:
         states.append(args[-1])
-        add(self, *args[:-1], states[-2] if len(states) > 1 else states[-1])
+        add(self, *args[:-1], states[-2] if len(states) > 1 else states[-1], **options)
 
     monkeypatch.setattr(RolloutBufferV7, "add", late)
     assert ratio_errors("gru", "none", 0, "discrete")[-1] > 10 * RATIO_TOLERANCE

@@ -19,6 +19,7 @@ LAYERS = (
     {"ops", "registry", "testing"},
     {"encoders", "memories"},
     {"memory_ppo"},
+    {"maskable"},
     {"trainers"},
     {"viewers"},
     {"info", "zoo"},

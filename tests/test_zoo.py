@@ -34,6 +34,7 @@ from sb3_cyborg.zoo import (
     ALGO,
     COMMANDS,
     GIVEN_BY_ZOO,
+    MASKABLE_ALGO,
     convert_memory_ppo_params,
     hyperparams_file,
     register,
@@ -398,8 +399,10 @@ def _load_study() -> optuna.Study:
 
 
 def test_every_environment_has_an_entry() -> None:
-    ids = {env_id for family in FAMILIES.values() for env_id in family.kwargs}
+    masked = set(FAMILIES["POPGymMasked"].kwargs)
+    ids = {env_id for family in FAMILIES.values() for env_id in family.kwargs} - masked
     assert ids <= set(HYPERPARAMS)
+    assert set(yaml.safe_load(hyperparams_file(MASKABLE_ALGO).read_text())) == masked | {"default"}
     assert set(HYPERPARAMS) - ids == {"atari", "default", "CartPole-v1", "LunarLander-v3"}
 
 
@@ -483,3 +486,4 @@ def test_file_is_in_sdist_and_wheel(tmp_path: Path) -> None:
     found = installed / "sb3_cyborg/zoo_hyperparams/memory_ppo.yml"
     assert Path(done.stdout.strip()) == found
     assert found.read_text() == hyperparams_file().read_text()
+    assert found.with_name("maskable_memory_ppo.yml").read_text() == hyperparams_file(MASKABLE_ALGO).read_text()

@@ -12,6 +12,7 @@ import gymnasium as gym
 from sb3_cyborg.envs.minigrid import MINIGRID_MEMORY_IDS
 from sb3_cyborg.envs.no_velocity import VELOCITY_INDICES
 from sb3_cyborg.envs.popgym import POPGYM_NAMES
+from sb3_cyborg.envs.popgym_masked import POPGYM_MASKED_NAMES
 
 MINERL = {
     "minerl_treechop": "MineRLTreechop-v0",
@@ -66,6 +67,10 @@ FAMILIES: dict[str, Family] = {
     "POPGym": Family(
         "sb3_cyborg.envs.popgym:make_popgym",
         {f"sb3_cyborg/popgym-{name}-v0": {"name": name} for name in POPGYM_NAMES},
+    ),
+    "POPGymMasked": Family(
+        "sb3_cyborg.envs.popgym_masked:make_masked_popgym",
+        {f"sb3_cyborg/{name}-v0": {"name": official} for name, official in POPGYM_MASKED_NAMES.items()},
     ),
     "MiniGrid": Family(
         "sb3_cyborg.envs.minigrid:make_minigrid",

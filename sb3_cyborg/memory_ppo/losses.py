@@ -1,6 +1,8 @@
 """The losses of PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) as pure functions of tensors."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -66,31 +68,48 @@ def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
     return log_prob.mean() if entropy is None else -entropy.mean()
 
 
-def log_barrier_loss(distribution: Distribution) -> th.Tensor:
+def log_barrier_loss(distribution: Distribution, action_masks: th.Tensor | None = None) -> th.Tensor:
     """
-    Log-barrier regularization: ``mean(KL(uniform || pi))``.
+    Log-barrier regularization: ``mean(KL(uniform || pi))``, where the uniform policy is that over the legal actions.
 
-    The divergence is the mean of ``-log pi(a)`` over all actions, minus its value for the uniform policy.
+    The divergence is the mean of ``-log pi(a)`` over all legal actions, minus its value for the uniform policy.
     Its gradient grows as the probability of an action approaches 0, whereas the gradient of the entropy vanishes. Source:
     Agarwal et al. 2021, https://arxiv.org/abs/1908.00261, for tabular policies.
 
-    :param distribution: Distribution of discrete actions. For several action components, their losses are summed.
+    :param distribution: Distribution of discrete actions, B rows. For several action components, their losses are summed.
+    :param action_masks: Legal actions, bool, (B, M), see :mod:`~sb3_cyborg.memory_ppo.action_masks`; ``None`` if all are.
     :return: The loss, 0-d, >= 0.
     :raises ValueError: for actions that are not discrete.
     """
-    parts = distribution.distribution
+    components = [log_probs for part in _parts(distribution) for log_probs in _log_probs(part)]
+    masks = [None] * len(components) if action_masks is None else action_masks.split([c.shape[-1] for c in components], dim=-1)
     total = th.zeros(())
-    for part in parts if isinstance(parts, list) else [parts]:
-        if isinstance(part, Categorical):
-            barrier = -part.logits.mean(-1) - math.log(part.logits.shape[-1])  # `logits` are normalized log-probabilities
-        elif isinstance(part, Bernoulli):
-            barrier = (
-                -(F.logsigmoid(part.logits) + F.logsigmoid(-part.logits)).sum(-1) / 2 - math.log(2) * part.logits.shape[-1]
-            )
-        else:
-            raise ValueError(f"`log_barrier_coef` is for discrete actions, got those of {type(part).__name__}.")
-        total = total + barrier.mean()
+    for log_probs, legal in zip(components, masks, strict=True):
+        total = total + _barrier(log_probs, legal).mean()
     return total
+
+
+def _parts(distribution: Distribution) -> list[th.distributions.Distribution]:
+    """:return: PyTorch's distributions of the action components; MultiBinary has one for all."""
+    parts: Any = distribution.distribution
+    return parts if isinstance(parts, list) else [parts]
+
+
+def _log_probs(part: th.distributions.Distribution) -> Sequence[th.Tensor]:
+    """:return: The log-probabilities of all choices of each action component, (B, n) each."""
+    if isinstance(part, Categorical):
+        return [part.logits]  # normalized log-probabilities
+    if isinstance(part, Bernoulli):
+        return th.stack([F.logsigmoid(-part.logits), F.logsigmoid(part.logits)], dim=-1).unbind(-2)
+    raise ValueError(f"`log_barrier_coef` is for discrete actions, got those of {type(part).__name__}.")
+
+
+def _barrier(log_probs: th.Tensor, legal: th.Tensor | None) -> th.Tensor:
+    """:return: The divergence of each row, (B,), for log-probabilities (B, n) and legal actions, bool, (B, n)."""
+    if legal is None:
+        return -log_probs.mean(-1) - math.log(log_probs.shape[-1])
+    count = legal.sum(-1)
+    return -th.where(legal, log_probs, 0.0).sum(-1) / count - count.log()
 
 
 def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:

@@ -281,6 +281,7 @@ class MemoryPPO(RecurrentPPO):
             seq_len=self.seq_len,
             burn_in=self.burn_in,
             channels_last=self._keeps_channels_last(),
+            action_mask_dim=self._action_mask_dim(),
         )
         self.clip_range = as_schedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -395,8 +396,11 @@ class MemoryPPO(RecurrentPPO):
             assert last_starts is not None
             obs_tensor = obs_as_tensor(last_obs, self.device)
             episode_starts = th.as_tensor(last_starts, dtype=th.float32, device=self.device)
+            action_masks = self._action_masks(env)
             with th.inference_mode():  # 10% faster than `no_grad`
-                action_tensor, values, log_probs, state = self.policy(obs_tensor, self._last_state, episode_starts)
+                action_tensor, values, log_probs, state = self.policy(
+                    obs_tensor, self._last_state, episode_starts, action_masks=action_masks
+                )
             values, log_probs = values.clone(), log_probs.clone()  # no inference tensors: a callback may need gradients
             actions = action_tensor.cpu().numpy()
 
@@ -416,7 +420,9 @@ class MemoryPPO(RecurrentPPO):
             if dones.any():
                 targets = self._add_truncation_bootstrap(targets, infos, dones, state)
 
-            rollout_buffer.add(last_obs, action_tensor, targets, last_starts, values, log_probs, self._last_state)
+            rollout_buffer.add(
+                last_obs, action_tensor, targets, last_starts, values, log_probs, self._last_state, action_masks=action_masks
+            )
             self._last_obs = new_obs
             self._last_episode_starts = dones
             self._last_state = state
@@ -434,6 +440,14 @@ class MemoryPPO(RecurrentPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _action_mask_dim(self) -> int:
+        """:return: Entries of the action mask of a step; 0 if no masks are stored."""
+        return 0
+
+    def _action_masks(self, env: VecEnv) -> th.Tensor | None:
+        """:return: Legal actions of the next step, bool, (N, M); ``None`` if all are."""
+        return None
 
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
         """:return: Actions for the environment: rescaled if squashed, otherwise clipped to the bounds of the Box."""
@@ -588,6 +602,7 @@ class MemoryPPO(RecurrentPPO):
             value_scale=self.policy.value_net.scale,
             distribution=evaluation.distribution,
             aux_loss=evaluation.logs.get(AUX_LOSS),
+            action_masks=evaluation.action_masks,
         )
         loss, parts = weighted_sum(terms, minibatch)
         with th.no_grad():

@@ -29,6 +29,8 @@ class Minibatch(NamedTuple):
     """Creates the distribution of the actions, with B * L rows."""
     aux_loss: th.Tensor | None
     """Auxiliary loss of the memory, 0-d; ``None`` if it has none."""
+    action_masks: th.Tensor | None = None
+    """Legal actions, bool, (B * L, M), for the rows of the distribution; ``None`` if all are."""
 
 
 class LossTerm(NamedTuple):
@@ -78,7 +80,9 @@ def ppo_terms(
         LossTerm("memory_loss", memory_loss_coef, lambda m: m.aux_loss),
     ]
     if log_barrier_coef:
-        terms.append(LossTerm("log_barrier_loss", log_barrier_coef, lambda m: losses.log_barrier_loss(m.distribution())))
+        terms.append(
+            LossTerm("log_barrier_loss", log_barrier_coef, lambda m: losses.log_barrier_loss(m.distribution(), m.action_masks))
+        )
     return terms
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
+from sb3_cyborg.memory_ppo.action_masks import check_action_masks, mask_distribution, mask_logits
 from sb3_cyborg.memory_ppo.actions import (
     action_encoding_dim,
     distribution_checks,
@@ -39,6 +40,12 @@ NumpyState = dict[str, np.ndarray]
 
 SelfPolicy = TypeVar("SelfPolicy", bound="MemoryActorCriticPolicy")
 
+LOST_WITH_MASKS = (
+    " sb3-contrib's maskable `evaluate_policy` and `MaskableEvalCallback` drop the state: use those of "
+    "`sb3_cyborg.maskable`, which have the same arguments."
+)
+"""Added to the warning of a lost memory if the call has action masks."""
+
 
 class Evaluation(NamedTuple):
     """Evaluation of the actions of a batch of sequences with the current weights."""
@@ -53,6 +60,8 @@ class Evaluation(NamedTuple):
     """Diagnostics, and the memory's auxiliary loss, see :data:`~sb3_cyborg.sequence_model.Logs`."""
     distribution: Callable[[], Distribution]
     """Creates the distribution of the actions, with B * T rows; only some losses need it."""
+    action_masks: th.Tensor | None = None
+    """Legal actions, bool, (B * T, M), for the rows of the distribution; ``None`` if all are."""
 
 
 class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
@@ -308,7 +317,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def forward(  # type: ignore[override]  # a State where RecurrentPPO has a pair of LSTM states
-        self, obs: Any, state: State, episode_starts: th.Tensor, deterministic: bool = False
+        self,
+        obs: Any,
+        state: State,
+        episode_starts: th.Tensor,
+        deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor, State]:
         """
         Choose actions for one step.
@@ -317,16 +331,17 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param state: State before the step, every leaf (B, ...).
         :param episode_starts: Non-zero where an episode starts with ``obs``, (B,).
         :param deterministic: Return the mode instead of a sample.
+        :param action_masks: Legal actions, bool, (B, M), see :mod:`~sb3_cyborg.memory_ppo.action_masks`; ``None`` if all are.
         :return: Actions (B, ...), values (B, 1), log-probabilities (B,), state after the step.
         :raises ValueError: for a state that is not a dictionary, and for logits that are NaN.
         """
         latent, state = self._core_step(obs, state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
         if self._uses_default_categorical():
-            actions, log_prob = sample_categorical(self.action_net(latent_pi), deterministic)
+            actions, log_prob = sample_categorical(mask_logits(self.action_net(latent_pi), action_masks), deterministic)
         else:
             with distribution_checks(latent_pi.device):
-                distribution = self._get_action_dist_from_latent(latent_pi)
+                distribution = self._make_distribution(latent_pi, action_masks)
                 actions = distribution.get_actions(deterministic=deterministic)
                 log_prob = distribution.log_prob(actions)
         state = self.inputs.remember(state, actions.unsqueeze(-1))
@@ -337,9 +352,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         override, default = type(self)._get_action_dist_from_latent, ActorCriticPolicy._get_action_dist_from_latent
         return type(self.action_dist) is CategoricalDistribution and override is default
 
-    def _make_distribution(self, latent_pi: th.Tensor) -> Distribution:
+    def _make_distribution(self, latent_pi: th.Tensor, action_masks: th.Tensor | None = None) -> Distribution:
+        """:return: The distribution of the legal actions."""
         with distribution_checks(latent_pi.device):
-            return self._get_action_dist_from_latent(latent_pi)
+            distribution = self._get_action_dist_from_latent(latent_pi)
+            return distribution if action_masks is None else mask_distribution(distribution, action_masks)
 
     def _shape_actions(self, actions: th.Tensor) -> th.Tensor:
         shape = self.action_space.shape
@@ -347,7 +364,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         return actions.reshape(-1, *shape)
 
     def get_distribution(  # type: ignore[override]  # see forward
-        self, obs: Any, state: State, episode_starts: th.Tensor
+        self, obs: Any, state: State, episode_starts: th.Tensor, action_masks: th.Tensor | None = None
     ) -> tuple[Distribution, State]:
         """
         Compute the action distribution of one step.
@@ -355,11 +372,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param obs: Observations, (B, ...), or a dictionary of them.
         :param state: State before the step, every leaf (B, ...).
         :param episode_starts: Non-zero where an episode starts with ``obs``, (B,).
+        :param action_masks: Legal actions, bool, (B, M); ``None`` if all are.
         :return: The distribution of the actions, and the state after the step without its action.
         :raises ValueError: for a state that is not a dictionary.
         """
         latent, state = self._core_step(obs, state, episode_starts)
-        return self._make_distribution(self.mlp_extractor.forward_actor(latent)), state
+        return self._make_distribution(self.mlp_extractor.forward_actor(latent), action_masks), state
 
     def predict_values(  # type: ignore[override]  # see forward
         self, obs: Any, state: State, episode_starts: th.Tensor
@@ -378,9 +396,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         return values
 
     def _predict(  # type: ignore[override]  # see forward
-        self, observation: Any, state: State, episode_starts: th.Tensor, deterministic: bool = False
+        self,
+        observation: Any,
+        state: State,
+        episode_starts: th.Tensor,
+        deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
     ) -> tuple[th.Tensor, State]:
-        distribution, state = self.get_distribution(observation, state, episode_starts)
+        distribution, state = self.get_distribution(observation, state, episode_starts, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.inputs.remember(state, actions.unsqueeze(-1))
 
@@ -390,6 +413,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         state: NumpyState | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, NumpyState]:
         """
         Choose actions, as in SB3; the returned state is the ``state`` of the next call.
@@ -398,8 +422,11 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param state: State that the previous call returned; ``None`` is the initial state.
         :param episode_start: Whether an episode starts with the observation, (B,); ``None`` means that none does.
         :param deterministic: Return the mode instead of a sample.
+        :param action_masks: Legal actions, true or 1, (B, M) or for one observation (M,), see
+            :mod:`~sb3_cyborg.memory_ppo.action_masks`; ``None`` if all are.
         :return: Actions, and the state after the step: a dictionary of arrays, every leaf ``(B, ...)``.
-        :raises ValueError: for observations that are not finite, and for a state or ``episode_start`` of another batch size.
+        :raises ValueError: for observations that are not finite, for a state or ``episode_start`` of another batch size, and
+            for masks of another size or without a legal action.
         """
         if isinstance(observation, tuple):
             raise ValueError(
@@ -420,11 +447,17 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             warn_caller(
                 "`predict` got `state=None` although `episode_start` is false for some rows: each such call resets the "
                 "memory. Pass the state that the previous call returned: `action, state = model.predict(obs, state, ...)`."
+                + (LOST_WITH_MASKS if action_masks is not None else "")
             )
+        masks = None
+        if action_masks is not None:
+            # One mask of one observation has no batch dimension.
+            rows = np.reshape(action_masks, (1, -1)) if batch_size == 1 else action_masks
+            masks = th.as_tensor(check_action_masks(rows, batch_size, self.action_space, "in `predict`"), device=self.device)
         with th.no_grad():
             first = self.get_initial_state(batch_size)
             tensors = first if state is None else self._check_state(state, first)
-            taken, new_state = self._predict(obs, tensors, starts, deterministic)
+            taken, new_state = self._predict(obs, tensors, starts, deterministic, masks)
         actions = self._shape_actions(taken).cpu().numpy()
         if isinstance(self.action_space, spaces.Box):
             if self.squash_output:
@@ -490,11 +523,18 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :return: The evaluation of the training steps, (B, L).
         """
         state = self.burn_in(batch)
-        obs, actions, masks = _steps(batch, slice(batch["burn_in"], None))
-        return self.evaluate_actions(obs, actions, state, masks)
+        training = slice(batch["burn_in"], None)
+        obs, actions, masks = _steps(batch, training)
+        action_masks = batch["action_masks"][:, training] if "action_masks" in batch else None
+        return self.evaluate_actions(obs, actions, state, masks, action_masks)
 
     def evaluate_actions(  # type: ignore[override]  # see forward
-        self, obs: Observations, actions: th.Tensor, state: State, masks: th.Tensor
+        self,
+        obs: Observations,
+        actions: th.Tensor,
+        state: State,
+        masks: th.Tensor,
+        action_masks: th.Tensor | None = None,
     ) -> Evaluation:
         """
         Evaluate the actions of sequences.
@@ -503,22 +543,24 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :param actions: Actions as sampled, (B, T, A).
         :param state: State before the first step, every leaf (B, ...).
         :param masks: Keep-masks, bool, (B, T).
+        :param action_masks: Legal actions, bool, (B, T, M), those of acting; ``None`` if all are.
         :return: The evaluation, (B, T).
         """
         latent, _, logs = self._core_sequence(obs, actions, state, masks)
         latent_pi, latent_vf = self.mlp_extractor(latent.flatten(0, 1))
         flat, shape = actions.flatten(0, 1), masks.shape
-        distribution = functools.cache(functools.partial(self._make_distribution, latent_pi))
+        legal = None if action_masks is None else action_masks.flatten(0, 1)
+        distribution = functools.cache(functools.partial(self._make_distribution, latent_pi, legal))
         entropy: th.Tensor | None
         if self._uses_default_categorical():
-            log_prob, entropy = evaluate_categorical(self.action_net(latent_pi), flat)
+            log_prob, entropy = evaluate_categorical(mask_logits(self.action_net(latent_pi), legal), flat)
         else:
             flat = flat.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else flat
             with distribution_checks(latent_pi.device):
                 log_prob, entropy = distribution().log_prob(flat), distribution().entropy()
         values = self.value_net(latent_vf).view(shape)
         entropy = None if entropy is None else entropy.view(shape)
-        return Evaluation(values, log_prob.view(shape), entropy, logs, distribution)
+        return Evaluation(values, log_prob.view(shape), entropy, logs, distribution, legal)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # SB3's dummy of a schedule is a function, which has no plain form.

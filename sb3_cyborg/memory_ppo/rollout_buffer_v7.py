@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
+from typing_extensions import NotRequired
 
 from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors, warn_caller
 from sb3_cyborg.sequence_model import State, keep_mask
@@ -40,6 +41,7 @@ class Sequences(TypedDict):
     state: State  # before the first step of each row's burn-in
     prefix_lens: list[int]  # burn-in steps of each row, in [0, P]; the first P - prefix_len columns are padding
     burn_in: int  # P
+    action_masks: NotRequired[th.Tensor]  # legal actions, bool, (B, P + L, M); only if the buffer stores them
 
 
 class TrainingBatch(Sequences):
@@ -225,6 +227,7 @@ class RolloutBufferV7:
     :param burn_in: Steps P before each sequence that are replayed without gradient, >= 0; at most ``n_steps - seq_len`` are
         used.
     :param channels_last: Whether images (C, H, W) are stored as (H, W, C) in memory; shapes do not change.
+    :param action_mask_dim: Entries M of the action mask of a step; 0 stores no masks.
     :raises ValueError: for sizes out of these ranges.
     """
 
@@ -241,6 +244,7 @@ class RolloutBufferV7:
         seq_len: int | None = None,
         burn_in: int = 0,
         channels_last: bool = False,
+        action_mask_dim: int = 0,
     ) -> None:
         seq_len = n_steps if seq_len is None else seq_len
         check_positive(n_steps=n_steps, n_envs=n_envs, seq_len=seq_len)
@@ -269,6 +273,7 @@ class RolloutBufferV7:
         self.actions = steps(get_action_dim(action_space), dtype=_action_dtype(action_space))
         self.rewards, self.values, self.log_probs = steps(), steps(), steps()
         self.episode_starts, self.advantages, self.returns = steps(), steps(), steps()
+        self.action_masks = steps(action_mask_dim, dtype=th.bool) if action_mask_dim else None
         starts = sorted({max(0, start - self.burn_in) for start in range(0, n_steps, seq_len)})
         self._anchors = {step: index for index, step in enumerate(starts)}
         self.states: State = {
@@ -295,6 +300,7 @@ class RolloutBufferV7:
         values: th.Tensor,
         log_probs: th.Tensor,
         state: State,
+        action_masks: th.Tensor | None = None,
     ) -> None:
         """
         Add one step of all environments.
@@ -306,6 +312,7 @@ class RolloutBufferV7:
         :param values: Value estimates of ``obs``, (N, 1) or (N,).
         :param log_probs: Log-probabilities of the actions, (N,).
         :param state: State *before* the step, as passed to the policy; stored only at anchors.
+        :param action_masks: Legal actions, as passed to the policy, bool, (N, M); ``None`` if all are.
         :raises ValueError: if the buffer is full.
         """
         if self.full:
@@ -322,6 +329,8 @@ class RolloutBufferV7:
         self.episode_starts[t] = th.as_tensor(episode_starts)
         self.values[t] = values.view(-1)
         self.log_probs[t] = log_probs
+        if self.action_masks is not None:
+            self.action_masks[t] = True if action_masks is None else action_masks
         if t in self._anchors:
             for name, leaf in state.items():
                 self.states[name][self._anchors[t]] = leaf
@@ -401,7 +410,7 @@ class RolloutBufferV7:
     def _sequences(self, places: _Places) -> Sequences:
         """:return: Inputs of the policy for the sequences at ``places``."""
         obs = self.observations
-        return {
+        sequences: Sequences = {
             "obs": {key: _take(tensor, places) for key, tensor in obs.items()}
             if isinstance(obs, dict)
             else _take(obs, places),
@@ -411,6 +420,9 @@ class RolloutBufferV7:
             "prefix_lens": places.prefix_lens,
             "burn_in": self.burn_in,
         }
+        if self.action_masks is not None:
+            sequences["action_masks"] = _take(self.action_masks, places)
+        return sequences
 
     def _targets(self, places: _Places) -> dict[str, th.Tensor]:
         """:return: Inputs of the losses for the steps at ``places``."""

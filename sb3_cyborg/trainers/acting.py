@@ -8,6 +8,8 @@ import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
+from sb3_cyborg.maskable import WithActionMasks, is_masking_supported
+from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
 
@@ -48,7 +50,7 @@ class ActingLoop:
     Episodes are counted as SB3's ``evaluate_policy`` does: where a ``Monitor`` reports them, return and length are its own,
     which outer wrappers cannot change, and an end without a report (a lost life in Atari) is not the end of an episode.
 
-    :param model: The agent.
+    :param model: The agent. A ``MaskableMemoryPPO`` takes legal actions if the environments have masks.
     :param env: Its environments.
     :param deterministic: Take the mode of the policy instead of a sample.
     :param seed: Seed of the environments and of PyTorch, which samples the actions; ``None`` leaves both as they are.
@@ -59,6 +61,8 @@ class ActingLoop:
         if seed is not None:
             env.seed(seed)
             th.manual_seed(seed)
+        reads_masks = isinstance(model, MaskableMemoryPPO) and is_masking_supported(env)
+        self._agent: Any = WithActionMasks(model, env) if reads_masks else model
         self._normalize = unwrap_vec_normalize(env)
         self._monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
         self.obs: Any = env.reset()
@@ -71,7 +75,7 @@ class ActingLoop:
     def step(self) -> Step:
         """:return: The next step."""
         obs = self.obs
-        actions, self._state = self.model.predict(obs, self._state, self._starts, self.deterministic)
+        actions, self._state = self._agent.predict(obs, self._state, self._starts, self.deterministic)
         self.obs, rewards, dones, infos = self.env.step(actions)
         if self._normalize is not None:
             rewards = self._normalize.get_original_reward()

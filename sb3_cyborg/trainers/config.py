@@ -211,6 +211,11 @@ class TrainerConfig(BaseModel):
     normalize_observations: bool = Field(True, description="The policy normalizes observations that are not images.")
     policy_kwargs: dict[str, Any] = Field({}, description="Further arguments of the policy, e.g. {ortho_init: false}.")
 
+    use_masking: bool | None = Field(
+        None,
+        description="Give illegal actions probability 0, by the environment's `action_masks()`; null does so if it has them.",
+    )
+
     # --- the algorithm
     n_steps: Whole | None = Field(
         None,

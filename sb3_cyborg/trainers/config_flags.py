@@ -23,7 +23,7 @@ def as_flag(name: str) -> str:
 
 
 def _is_bool(annotation: object) -> bool:
-    return annotation is bool or annotation == bool | dict[str, Any]
+    return annotation is bool or annotation in (bool | None, bool | dict[str, Any])
 
 
 def _is_text(key: str) -> bool:

@@ -8,6 +8,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.envs import make_memory_vec_env
+from sb3_cyborg.maskable import is_masking_supported
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.trainers.config import TrainerConfig
 
@@ -88,3 +89,19 @@ def policy_for(config: TrainerConfig, env: VecEnv) -> str:
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def uses_masks(config: TrainerConfig, env: VecEnv) -> bool:
+    """
+    :param config: The settings.
+    :param env: The training environments.
+    :return: Whether the agent uses action masks: as the config says, or for ``null`` if the environments have them.
+    :raises ValueError: if the config demands masks that the environments do not have.
+    """
+    offered = is_masking_supported(env) and not isinstance(env.action_space, spaces.Box)
+    if config.use_masking and not offered:
+        raise ValueError(
+            f"`use_masking`=true needs discrete actions and a method `action_masks()`, which {config.env!r} does not have; "
+            "null uses masks where there are any."
+        )
+    return offered if config.use_masking is None else config.use_masking

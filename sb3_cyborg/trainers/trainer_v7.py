@@ -15,12 +15,13 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cyborg.checks import check_positive, unknown_name
+from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.trainers import callbacks, checkpoints, logs, runs
 from sb3_cyborg.trainers.acting import ActingLoop, EpisodeResult
 from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
 from sb3_cyborg.trainers.config_file import read_yaml
-from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for
+from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for, uses_masks
 from sb3_cyborg.trainers.monitor import MonitorLog
 from sb3_cyborg.trainers.run_lock import RunLock
 from sb3_cyborg.trainers.vocabulary import canonical, merge
@@ -33,7 +34,8 @@ EVAL_SEED_OFFSET = 10_000
 
 class TrainerV7:
     """
-    Train a :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO` from a config, and write its files::
+    Train a :class:`~sb3_cyborg.memory_ppo.memory_ppo.MemoryPPO` from a config, and write its files. It is a
+    :class:`~sb3_cyborg.memory_ppo.maskable.MaskableMemoryPPO` if the environment has action masks::
 
         trainer = TrainerV7({"env": "CartPole-v1", "encoder": "mamba", "memory": {"type": "pmm", "num_slots": 16}})
         trainer.train(total_timesteps=100_000)
@@ -72,12 +74,15 @@ class TrainerV7:
 
     model: MemoryPPO
     """The agent."""
+    config: TrainerConfig
+    """The settings. ``seed`` and ``use_masking`` are no longer ``None`` where the constructor has chosen them."""
 
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
         env = make_training_env(self.config)
+        self.config = self.config.changed(use_masking=uses_masks(self.config, env))
         try:
-            self.model = MemoryPPO(policy_for(self.config, env), env, **self.config.model_arguments())
+            self.model = _algorithm(self.config)(policy_for(self.config, env), env, **self.config.model_arguments())
         except TypeError as error:  # of a class that gets the options as keywords, e.g. the optimizer
             names = ("policy_kwargs", "encoder_kwargs", "memory_kwargs")
             given = [f"`{name}`={value}" for name in names if (value := getattr(self.config, name))]
@@ -151,7 +156,7 @@ class TrainerV7:
     ) -> SelfTrainerV7:
         trainer = cls.__new__(cls)
         trainer._prepare(config)
-        trainer.model = MemoryPPO.load(checkpoint.path, device=config.device, trust=trust)
+        trainer.model = _algorithm(config).load(checkpoint.path, device=config.device, trust=trust)
         trainer.model.verbose = config.verbose
         trainer._checkpoint = checkpoint
         return trainer
@@ -432,6 +437,11 @@ class TrainerV7:
             where = f"nothing could be saved ({failure})"
         print(f"Stopped by {type(error).__name__} after {self.model.num_timesteps:,} steps: {where}.", file=sys.stderr)
         print(f"Resume with: sb3-cyborg train --resume {run}{checkpoints.trust_flag(self.config)}", file=sys.stderr)
+
+
+def _algorithm(config: TrainerConfig) -> type[MemoryPPO]:
+    """:return: The class of the agent. Runs of earlier versions have no key ``use_masking`` and no masks."""
+    return MaskableMemoryPPO if config.use_masking else MemoryPPO
 
 
 def _checked_changes(changes: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
