@@ -285,8 +285,11 @@ def check_divides(divisor_name: str, divisor: int, size_name: str, size: int) ->
 def divisors(size: int) -> list[int]:
     """
     :param size: A number, >= 1.
-    :return: All its divisors, in ascending order.
+    :return: All its divisors, in ascending order. Only 1 and the size itself above 2**44: the search would take seconds, and
+        no memory holds such sizes.
     """
+    if size > 2**44:
+        return [1, size]
     small = [candidate for candidate in range(1, math.isqrt(size) + 1) if size % candidate == 0]
     return sorted({*small, *(size // divisor for divisor in small)})
 

@@ -25,6 +25,9 @@ from sb3_cyborg.checks import (
 )
 from sb3_cyborg.memory_ppo.schedules import AUTO, parse_schedule
 
+MAX_LAYERS = 1000
+"""Upper bound of numbers of layers: more take minutes to build, even if they fit into memory."""
+
 WEIGHT = Number(0)
 """Rule of the weight of a loss term."""
 
@@ -126,6 +129,8 @@ class NetArch:
         if isinstance(value, Mapping) and not set(value) <= {"pi", "vf"}:
             return f"{works}; the known keys are 'pi' and 'vf'"
         branches = list(value.values()) if isinstance(value, Mapping) else [value]
+        if any(isinstance(sizes, (list, tuple)) and len(sizes) > MAX_LAYERS for sizes in branches):
+            return f"must have at most {MAX_LAYERS} layers"
         if all(isinstance(sizes, (list, tuple)) for sizes in branches):
             return works if any(Whole(1).problem(size) for sizes in branches for size in sizes) else None
         return works
@@ -192,7 +197,7 @@ POLICY_ARGUMENTS: dict[str, Rule] = {
     "optimizer_kwargs": OrNone(Options()),
     "hidden_dim": Whole(1),
     "latent_dim": OrNone(Whole(1)),
-    "num_layers": Whole(1),
+    "num_layers": Whole(1, MAX_LAYERS),
     "memory_dim": OrNone(Whole(1)),
     "encoder_kwargs": OrNone(Options()),
     "memory_kwargs": OrNone(Options()),
@@ -201,7 +206,7 @@ POLICY_ARGUMENTS: dict[str, Rule] = {
     "normalize_observations": Flag(),
     "amp": Flag(),
     "lstm_hidden_size": OrNone(Whole(1)),
-    "n_lstm_layers": OrNone(Whole(1)),
+    "n_lstm_layers": OrNone(Whole(1, MAX_LAYERS)),
     "shared_lstm": OrNone(Flag()),
     "enable_critic_lstm": OrNone(Flag()),
     "lstm_kwargs": OrNone(Options()),

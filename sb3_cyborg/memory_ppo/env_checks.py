@@ -63,8 +63,8 @@ def _problem_of_action(space: spaces.Space[Any]) -> str | None:
         with np.errstate(over="ignore"):
             finite = np.isfinite(space.high.astype(np.float32) - space.low.astype(np.float32)).all()
         return None if finite else "the bounds of a Box and their difference must be finite float32 numbers, e.g. -1 and 1"
-    if isinstance(space, spaces.MultiBinary) and len(space.shape) != 1:
-        return f"its shape must have one dimension; flatten it to MultiBinary({np.prod(space.shape)})"
+    if isinstance(space, spaces.MultiBinary) and not isinstance(space.n, int):
+        return f"its size must be a number; flatten it to MultiBinary({np.prod(space.shape)})"
     return _problem_of_discrete(space, "a Box, Discrete, MultiDiscrete or MultiBinary space")
 
 
@@ -109,15 +109,38 @@ def check_observations(obs: Any, space: spaces.Space[Any], n_envs: int, when: st
             raise ValueError(f"Observation{key} of environment {row} {when} {problem}.")
 
 
-def check_rewards_and_dones(rewards: Any, dones: Any, n_envs: int, when: str) -> None:
+def check_predicted(obs: Any, space: spaces.Space[Any]) -> None:
     """
-    Require one number and one truth value for each environment.
+    Require observations for ``predict`` that are arrays of numbers, or a dictionary of them, as their space declares.
+
+    :param obs: One observation, or a batch of them.
+    :param space: Observation space.
+    :raises ValueError: for another structure, values that are no numbers, an empty batch, and numbers out of a discrete space.
+    """
+    if isinstance(obs, Mapping) and not isinstance(space, spaces.Dict):
+        raise ValueError(f"`predict` must get an array of {space} as observation, got a dictionary with {sorted(obs)}.")
+    for key, given, part in _entries(obs, space, "`predict`"):
+        values = np.asarray(given)
+        discrete = isinstance(part, (spaces.Discrete, spaces.MultiDiscrete))
+        if values.dtype.kind not in "fiub" or values.size == 0:
+            raise ValueError(
+                f"Observation{key} in `predict` must hold numbers, got {values.dtype} of shape {values.shape} for {part}."
+            )
+        if discrete and values.shape[values.ndim - len(part.shape or ()) :] == part.shape and _problem_of_values(values, part):
+            raise ValueError(f"Observation{key} in `predict` {_problem_of_values(values, part)}.")
+
+
+def check_step(rewards: Any, dones: Any, infos: Any, n_envs: int, when: str) -> None:
+    """
+    Require one number, one truth value and one dictionary for each environment.
 
     :param rewards: (N,).
     :param dones: Whether the step ended an episode, (N,).
+    :param infos: Dictionaries, N of them. If one has ``"episode"``, it is a dictionary with the return ``"r"`` and the length
+        ``"l"``.
     :param n_envs: Number of environments N.
     :param when: Time of the step, for the message.
-    :raises ValueError: for other shapes and dtypes.
+    :raises ValueError: for other shapes, dtypes and structures.
     """
     for name, values, kinds, what in (("Rewards", rewards, "fiub", "numbers"), ("Dones", dones, "b", "True or False")):
         if np.shape(values) != (n_envs,):
@@ -128,6 +151,14 @@ def check_rewards_and_dones(rewards: Any, dones: Any, n_envs: int, when: str) ->
         if np.asarray(values).dtype.kind not in kinds:
             row = next((row for row in range(n_envs) if np.asarray(values[row]).dtype.kind not in kinds), 0)
             raise ValueError(f"{name} of the environments {when} must be {what}, got {values[row]!r} of environment {row}.")
+
+    if len(infos) != n_envs:
+        raise ValueError(f"Infos of the environments {when} must be {n_envs} dictionaries, got {len(infos)}.")
+    for row, info in enumerate(infos):
+        if "episode" in info and not (isinstance(info["episode"], Mapping) and {"r", "l"} <= info["episode"].keys()):
+            raise ValueError(
+                f"Info 'episode' of environment {row} {when} must be a dictionary with 'r' and 'l', got {info['episode']!r}."
+            )
 
 
 def check_returns(env: VecEnv) -> None:
@@ -158,12 +189,12 @@ def _check_returns_of(env: gym.Env[Any, Any], index: int) -> None:
         result = inherited_reset(self, **kwargs)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise ValueError(f"`reset` {of_environment} must return (observation, info), got {result!r}.")
-        _check_observation(result[0], self.observation_space, f"`reset` {of_environment}")
+        check_observation(result[0], self.observation_space, f"`reset` {of_environment}")
         return result
 
     def step(self: gym.Env[Any, Any], action: Any) -> Any:
         result = inherited_step(self, action)
-        _check_step(result, self.observation_space, f"`step` {of_environment}")
+        _check_result(result, self.observation_space, f"`step` {of_environment}")
         return result
 
     setattr(step, CHECKED, True)
@@ -177,13 +208,13 @@ def _inherited(env: gym.Env[Any, Any], name: str) -> Callable[..., Any]:
     return getattr(type(env), name) if own is None else lambda _, *args, **kwargs: own(*args, **kwargs)
 
 
-def _check_step(result: Any, space: spaces.Space[Any], where: str) -> None:
+def _check_result(result: Any, space: spaces.Space[Any], where: str) -> None:
     """Raise a ``ValueError`` for values of ``step`` that are not those of gymnasium's API."""
     if not isinstance(result, tuple) or len(result) != 5:
         raise ValueError(f"{where} must return (observation, reward, terminated, truncated, info), got {result!r}.")
     obs, reward, terminated, truncated, info = result
-    _check_observation(obs, space, where)
-    if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "fiub":
+    check_observation(obs, space, where)
+    if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiub":
         raise ValueError(f"{where} must return a number as reward, got {reward!r}.")
     for name, end in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(end, (bool, np.bool_)) and (np.size(end) != 1 or not np.isin(end, (0, 1)).all()):
@@ -192,8 +223,15 @@ def _check_step(result: Any, space: spaces.Space[Any], where: str) -> None:
         raise ValueError(f"{where} must return a dictionary as info, got {info!r}.")
 
 
-def _check_observation(obs: Any, space: spaces.Space[Any], where: str) -> None:
-    """Raise a ``ValueError`` for an observation of one environment that does not have the shape and dtype of the space."""
+def check_observation(obs: Any, space: spaces.Space[Any], where: str) -> None:
+    """
+    Require an observation of one environment that has the shape and the dtype of its space.
+
+    :param obs: The observation.
+    :param space: Observation space.
+    :param where: Name of the function or the environment that returned it, for the message.
+    :raises ValueError: for other shapes and dtypes, and values that the dtype of the space cannot hold.
+    """
     for key, given, part in _entries(obs, space, where):
         try:
             values = np.asarray(given)

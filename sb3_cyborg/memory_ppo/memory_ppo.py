@@ -30,7 +30,7 @@ from sb3_cyborg.files import write_atomically
 from sb3_cyborg.memory_ppo import losses, model_file
 from sb3_cyborg.memory_ppo.actions import DIVERGED
 from sb3_cyborg.memory_ppo.arguments import LEARN_ARGUMENTS, MODEL_ARGUMENTS, check_policy_arguments, scheduled_value
-from sb3_cyborg.memory_ppo.env_checks import check_observations, check_returns, check_rewards_and_dones, check_spaces
+from sb3_cyborg.memory_ppo.env_checks import check_observation, check_observations, check_returns, check_spaces, check_step
 from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, ppo_terms, weighted_sum
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
@@ -267,8 +267,8 @@ class MemoryPPO(RecurrentPPO):
             use_sde=self.use_sde,
             **self.policy_kwargs | ({"amp": self.amp} if self.amp or "amp" in self.policy_kwargs else {}),
         ).to(self.device)
+        check_state_memory(self.policy.core, self.n_envs, self.n_steps // self.seq_len, self.device)
         self._last_state = self.policy.get_initial_state(self.n_envs)
-        check_state_memory(self._last_state, self.n_steps // self.seq_len, self.device)
         self.rollout_buffer = RolloutBufferV7(
             self.n_steps,
             self.observation_space,
@@ -413,7 +413,7 @@ class MemoryPPO(RecurrentPPO):
                 return False
             when = f"after {self.num_timesteps} steps"
             check_observations(new_obs, self.observation_space, env.num_envs, when)
-            check_rewards_and_dones(rewards, dones, env.num_envs, when)
+            check_step(rewards, dones, infos, env.num_envs, when)
             self._check_finite(new_obs, rewards)
             self._update_info_buffer(infos, dones)
             targets = th.as_tensor(rewards, dtype=th.float32, device=self.device)
@@ -486,6 +486,8 @@ class MemoryPPO(RecurrentPPO):
         if not rows:
             return rewards
         terminal = [infos[row]["terminal_observation"] for row in rows]
+        for row, last in zip(rows, terminal, strict=True):
+            check_observation(last, self.observation_space, f"Environment {row}, at the end of an episode,")
         obs: Any = (
             np.stack(terminal)
             if not isinstance(terminal[0], dict)

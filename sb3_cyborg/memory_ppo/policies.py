@@ -1,5 +1,6 @@
 """Actor-critic policies with an encoder and an external memory."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from sb3_cyborg.memory_ppo.actions import (
     sample_categorical,
 )
 from sb3_cyborg.memory_ppo.arguments import check_keywords
+from sb3_cyborg.memory_ppo.env_checks import check_predicted
+from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES
 from sb3_cyborg.memory_ppo.inputs import Inputs
 from sb3_cyborg.memory_ppo.model_file import read_policy, save_policy
 from sb3_cyborg.memory_ppo.normalization import ValueHead
@@ -200,6 +203,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """Build inputs, core and heads; SB3 calls this method before it creates the optimizer."""
         settings = self._core_kwargs
         self.use_last_action, self.use_time, self.amp = (settings[name] for name in ("use_last_action", "use_time", "amp"))
+        actions = action_encoding_dim(self.action_space)
+        input_dim = self.features_dim + actions * self.use_last_action + 2 * TIME_WAVES * self.use_time
+        latent_dim = settings["hidden_dim"] if settings["latent_dim"] is None else settings["latent_dim"]
+        memory_dim = latent_dim if settings["memory_dim"] is None else settings["memory_dim"]
+        memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
+        check_network_memory(settings | {"memory_kwargs": memory_kwargs}, self.net_arch, input_dim, actions)
         self.inputs = Inputs(
             self.observation_space,
             self.action_space,
@@ -210,12 +219,6 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
             normalize_images=self.normalize_images,
             squash_output=self.squash_output,
         )
-        input_dim = self.inputs.output_dim
-        latent_dim = settings["hidden_dim"] if settings["latent_dim"] is None else settings["latent_dim"]
-        memory_dim = latent_dim if settings["memory_dim"] is None else settings["memory_dim"]
-        memory_kwargs = _fitting_options(settings["memory"], settings["memory_kwargs"], memory_dim)
-        actions = action_encoding_dim(self.action_space)
-        check_network_memory(settings | {"memory_kwargs": memory_kwargs}, self.net_arch, input_dim, actions)
         encoder = EncoderV7(
             input_dim,
             settings["hidden_dim"],
@@ -245,16 +248,21 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         """
         extractor_class, kwargs = self.features_extractor_class, self.features_extractor_kwargs
         check_keywords("features_extractor_kwargs", extractor_class, kwargs)
-        if extractor_class.__module__.startswith("stable_baselines3."):  # others may have effects when they are created twice
-            size = module_bytes(super().make_features_extractor)
-            check_memory(f"{extractor_class.__name__} with `features_extractor_kwargs`={kwargs}", COPIES * size)
-        try:
-            return super().make_features_extractor()
-        except Exception as error:  # code of the user, and SB3's assertions
-            raise ValueError(
-                f"`features_extractor_class` {extractor_class.__name__} cannot be created for {self.observation_space} with "
-                f"`features_extractor_kwargs`={kwargs}: {error}"
-            ) from error
+
+        def create(space: spaces.Space[Any]) -> BaseFeaturesExtractor:
+            try:
+                return extractor_class(space, **kwargs)
+            except Exception as error:  # code of the user, and SB3's assertions
+                raise ValueError(
+                    f"`features_extractor_class` {extractor_class.__name__} cannot be created for {space} with "
+                    f"`features_extractor_kwargs`={kwargs}: {error}"
+                ) from error
+
+        if extractor_class.__module__.startswith("stable_baselines3."):  # others may not expect to be created twice
+            space = copy.deepcopy(self.observation_space)  # NatureCNN draws from it
+            size = COPIES * module_bytes(lambda: create(space))
+            check_memory(f"{extractor_class.__name__} with `features_extractor_kwargs`={kwargs}", size)
+        return create(self.observation_space)
 
     # --- observations -----------------------------------------------------------------------------------------------
 
@@ -434,6 +442,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
                 "API, `obs = vec_env.reset()` SB3's."
             )
         self.set_training_mode(False)
+        check_predicted(observation, self.observation_space)
         obs, vectorized = self.obs_to_tensor(observation)
         check_finite_observations(obs, "in `predict`")
         batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)

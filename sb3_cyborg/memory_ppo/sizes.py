@@ -12,9 +12,14 @@ from sb3_cyborg.checks import available_memory, readable_bytes
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MemoryV7
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import row_bytes
+from sb3_cyborg.sequence_model import SequenceModel
 
 COPIES = 4
 """Tensors of the size of a parameter in training: the parameter, its gradient and Adam's two moments."""
+
+
+CORE_SIZES = ("encoder", "hidden_dim", "latent_dim", "num_layers", "encoder_kwargs", "memory", "memory_kwargs")
+"""Arguments of the policy that encoder and memory are made of."""
 
 
 def check_memory(what: str, size: int, device: th.device | str = "cpu") -> None:
@@ -55,17 +60,21 @@ def check_rollout_memory(
     check_memory(f"A rollout of `n_steps`={n_steps} in {n_envs} environments", size, device)
 
 
-def check_state_memory(state: Mapping[str, th.Tensor], stored: int, device: th.device | str) -> None:
+def check_state_memory(core: SequenceModel, n_envs: int, stored: int, device: th.device | str) -> None:
     """
-    Require memory for the states of a rollout.
+    Require memory for the states of a rollout and the current one.
 
-    :param state: A state of all environments.
-    :param stored: Number of such states in the rollout buffer.
+    :param core: Encoder and memory.
+    :param n_envs: Number of environments.
+    :param stored: Number of states of each environment in the rollout buffer.
     :param device: Device of the buffer.
     :raises ValueError: if less memory is available, with both sizes.
     """
-    each = tensor_bytes(state)
-    check_memory(f"{stored} stored states of {readable_bytes(each)}, one for each sequence,", stored * each, device)
+    each = tensor_bytes(core.get_initial_state(1, "meta"))
+    what = (
+        f"States of {readable_bytes(each)}, {stored} for the sequences of each of {n_envs} environments and the current one,"
+    )
+    check_memory(what, (stored + 1) * n_envs * each, device)
 
 
 def check_network_memory(
@@ -74,17 +83,15 @@ def check_network_memory(
     """
     Require memory for encoder, memory and heads of a policy, with their gradients and the optimizer's moments.
 
-    :param core: Arguments of encoder and memory: ``encoder``, ``hidden_dim``, ``latent_dim``, ``num_layers``,
-        ``encoder_kwargs``, ``memory``, ``memory_kwargs``.
+    :param core: Values of :data:`CORE_SIZES` by name.
     :param net_arch: Hidden layers of the heads.
     :param inputs: Features of the input of the core, >= 1.
     :param actions: Outputs of the actor, >= 1.
     :raises ValueError: if less memory is available, with both sizes and the sizes of the network.
     """
-    sizes = {**core, "net_arch": net_arch}
-    given = ", ".join(f"`{name}`={value!r}" for name, value in sizes.items() if value)
+    given = ", ".join(f"`{name}`={core[name]!r}" for name in CORE_SIZES if core[name])
     size = COPIES * (_core_bytes(core, inputs) + _heads_bytes(core, net_arch, inputs, actions))
-    check_memory(f"A network for {inputs} inputs and {actions} actions with {given}", size)
+    check_memory(f"A network for {inputs} inputs and {actions} actions with {given}, `net_arch`={net_arch}", size)
 
 
 def module_bytes(build: Callable[[], nn.Module]) -> int:
@@ -97,7 +104,7 @@ def module_bytes(build: Callable[[], nn.Module]) -> int:
     try:
         with th.device("meta"):
             return tensor_bytes(build().state_dict())
-    except RuntimeError as error:  # also NotImplementedError
+    except (RuntimeError, TypeError) as error:  # PyTorch raises both for numbers that overflow
         return 2**63 if "overflow" in str(error).lower() else 0
 
 
