@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_cyborg.memory_ppo.maskable import NO_MASKS, MaskableMemoryPPO
+from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
 __all__ = [
     "ActionMasker",
@@ -36,12 +37,12 @@ class WithActionMasks:
 
     It is for code that calls ``predict`` as SB3 does. All other attributes are the agent's.
 
-    :param model: The agent.
+    :param model: The agent, a ``MaskableMemoryPPO`` or a ``MaskablePPO``.
     :param env: The environments that it acts in, from which each :meth:`predict` reads the present masks.
     :raises ValueError: if the environments have no masks.
     """
 
-    def __init__(self, model: MaskableMemoryPPO | MaskablePPO, env: VecEnv) -> None:
+    def __init__(self, model: MemoryPPO | MaskablePPO, env: VecEnv) -> None:
         if not is_masking_supported(env):
             raise ValueError(NO_MASKS)
         self.model, self.env = model, env
@@ -82,7 +83,7 @@ def evaluate_policy(
     """
     Evaluate an agent, as SB3's function of this name, with action masks.
 
-    :param model: The agent.
+    :param model: The agent, a ``MaskableMemoryPPO`` or a ``MaskablePPO``.
     :param env: Environments to evaluate in.
     :param n_eval_episodes: Number of episodes, divided evenly among the environments.
     :param deterministic: Take the mode of the policy instead of a sample.

@@ -350,16 +350,17 @@ def test_log_probability_and_entropy_are_those_of_sb3_contrib(action_space: str)
 
 @pytest.mark.parametrize("action_space", MASKABLE_SPACES)
 def test_the_entropy_of_the_unmasked_distribution_is_found(monkeypatch: pytest.MonkeyPatch, action_space: str) -> None:
-    evaluate, mask = policies.evaluate_categorical, policies.mask_distribution
+    evaluate, mask = vars(policies)["evaluate_categorical"], vars(policies)["mask_distribution"]
     unmasked: list[Any] = []
 
     def faulty_evaluate(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         uniform = th.where(logits > -1e7, logits, 0.0)
-        return evaluate(logits, actions)[0], evaluate(uniform, actions)[1]
+        log_prob, entropy = evaluate(logits, actions)[0], evaluate(uniform, actions)[1]
+        return log_prob, entropy
 
     def faulty_mask(distribution: Distribution, masks: th.Tensor) -> Distribution:
         unmasked.append(type(distribution).entropy(distribution))
-        masked = mask(distribution, masks)
+        masked: Distribution = mask(distribution, masks)
         monkeypatch.setattr(masked, "entropy", lambda: unmasked[-1])
         return masked
 
@@ -373,8 +374,10 @@ def test_the_entropy_of_the_unmasked_distribution_is_found(monkeypatch: pytest.M
 def test_logged_entropy_and_log_barrier_are_those_of_legal_actions() -> None:
     """The first minibatch of a policy with equal logits: the entropy is the mean of ``log(number of legal actions)``."""
     model = masked_model(log_barrier_coef=0.1, n_epochs=1, batch_size=36)
+    weight = model.policy.action_net.weight
+    assert isinstance(weight, th.Tensor)
     with th.no_grad():
-        model.policy.action_net.weight.zero_()
+        weight.zero_()
     updates = record_updates(model)
     model.learn(36)
     masks = model.rollout_buffer.action_masks
@@ -481,7 +484,7 @@ def test_an_overridden_distribution_is_masked() -> None:
 def test_get_distribution_is_masked() -> None:
     policy = masked_model().policy
     masks = th.tensor([[True, False, False, True, False]])
-    distribution, _ = policy.get_distribution(th.zeros(1, 3), policy.get_initial_state(1), th.ones(1), masks)
+    distribution: Any = policy.get_distribution(th.zeros(1, 3), policy.get_initial_state(1), th.ones(1), masks)[0]
     assert (distribution.distribution.probs[~masks] == 0).all()
 
 
@@ -493,7 +496,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert same(weights(model.policy), weights(loaded.policy))
     obs, masks = np.ones((3, 3), np.float32), random_masks(3, MASKABLE_SPACES["discrete"])
     actions = [m.predict(obs, deterministic=True, action_masks=masks)[0] for m in (model, loaded)]
-    assert np.array_equal(*actions)
+    assert np.array_equal(actions[0], actions[1])
     updates = record_updates(loaded)
     loaded.learn(36, reset_num_timesteps=False)
     assert_exact_ratios(updates)

@@ -55,7 +55,8 @@ class ToDict(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make(env: Any, policy: str | type = "MlpPolicy", **settings: Any) -> MaskableMemoryPPO:
-    return MaskableMemoryPPO(policy, env, **{"n_steps": 64, "seed": 8, "device": "cpu", "policy_kwargs": small()} | settings)
+    defaults: dict[str, Any] = {"n_steps": 64, "seed": 8, "device": "cpu", "policy_kwargs": small()}
+    return MaskableMemoryPPO(policy, env, **(defaults | settings))
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_an_identity_task_with_masks_is_learned() -> None:
     also has to learn that it needs no memory takes about five rollouts.
     """
     env = InvalidActionEnvDiscrete(dim=70, n_invalid_actions=55)
-    settings = {"gamma": 0.1, "clip_range": 0.4, "n_steps": 2048, "batch_size": 64, "seed": 32}
+    settings: dict[str, Any] = {"gamma": 0.1, "clip_range": 0.4, "n_steps": 2048, "batch_size": 64, "seed": 32}
     model = MaskableMemoryPPO("MlpPolicy", env, device="cpu", policy_kwargs={"memory": "none"}, **settings)
     model.learn(5 * 2048)
     evaluate_policy(model, env, n_eval_episodes=5, reward_threshold=90, warn=False)
@@ -148,7 +149,8 @@ def test_action_masker_with_images() -> None:
     def all_but_one(env: gym.Env[Any, Any]) -> np.ndarray:
         assert isinstance(env.action_space, gym.spaces.Discrete)
         illegal = random.randrange(int(env.action_space.n))
-        return np.arange(env.action_space.n) != illegal
+        legal: np.ndarray = np.arange(env.action_space.n) != illegal
+        return legal
 
     env = ActionMasker(FakeImageEnv(), all_but_one)
     model = make(env, "CnnPolicy", policy_kwargs=small(features_extractor_kwargs={"features_dim": 32}))

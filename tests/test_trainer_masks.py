@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sb3_cyborg import MaskableMemoryPPO, MemoryPPO, cli, zoo
 from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.trainers.config import TrainerConfig
-from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+from sb3_cyborg.trainers.trainer_v7 import TrainerV7, _algorithm
 from sb3_cyborg.viewers.inspection import inspect_episode
 from sb3_cyborg.viewers.recording import enjoy
 from tests.mask_helpers import MaskedToyEnv
@@ -83,7 +83,8 @@ def test_a_run_with_masks_is_loaded_and_resumed(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_earlier_versions_have_no_masks() -> None:
-    assert TrainerConfig(env=MASKED).use_masking is None
+    """Their config has no key ``use_masking``."""
+    assert _algorithm(TrainerConfig.parse({"env": MASKED})) is MemoryPPO
 
 
 def test_watching_and_inspecting_take_legal_actions(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class MaskableMemoryPPO(MemoryPPO):
         legal = check_action_masks(masks, env.num_envs, self.action_space, f"after {self.num_timesteps} steps")
         return th.as_tensor(legal, device=self.device)
 
-    def collect_rollouts(
+    def collect_rollouts(  # type: ignore[override]  # see MemoryPPO
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBufferV7, n_rollout_steps: int
     ) -> bool:
         """
@@ -73,7 +73,7 @@ class MaskableMemoryPPO(MemoryPPO):
             raise ValueError(NO_MASKS)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-    def predict(  # type: ignore[override]  # one more argument, and a state of arrays by name
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: Any = None,

@@ -61,8 +61,8 @@ class ActingLoop:
         if seed is not None:
             env.seed(seed)
             th.manual_seed(seed)
-        masked = isinstance(model, MaskableMemoryPPO) and is_masking_supported(env)
-        self._agent: Any = WithActionMasks(model, env) if masked else model
+        reads_masks = isinstance(model, MaskableMemoryPPO) and is_masking_supported(env)
+        self._agent: Any = WithActionMasks(model, env) if reads_masks else model
         self._normalize = unwrap_vec_normalize(env)
         self._monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
         self.obs: Any = env.reset()

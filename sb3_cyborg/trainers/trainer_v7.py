@@ -70,6 +70,8 @@ class TrainerV7:
 
     model: MemoryPPO
     """The agent."""
+    config: TrainerConfig
+    """The settings. ``seed`` and ``use_masking`` are no longer ``None`` where the constructor has chosen them."""
 
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
