@@ -148,7 +148,7 @@ def _control(env_id: str, steps: int, n_envs: int, **options: Any) -> Task:
     return Task(env_id, steps, n_envs, **{"zoo": zoo_entries, "curve_episodes": 10, **options})
 
 
-def _masked(name: str) -> Task:
+def _masked(name: str, steps: int) -> Task:
     """
     A game of POPGym with action masks. Its entry in RL Zoo's form is that of MaskableMemoryPPO.
 
@@ -156,7 +156,7 @@ def _masked(name: str) -> Task:
     """
     return Task(
         f"sb3_cyborg/{name}-v0",
-        100_000,
+        steps,
         32,
         "MaskablePPO, same run",
         "MaskablePPO, same run",
@@ -229,8 +229,9 @@ TASKS: dict[str, Task] = {
         above=(PLAIN, 0.0),
         zoo={"ppo_lstm": ("ppo_lstm", "LunarLanderNoVel-v2"), "ppo": ("ppo", "LunarLander-v3")},
     ),
-    "ConcentrationMaskedEasy": _masked("ConcentrationMaskedEasy"),
-    "MineSweeperMaskedEasy": _masked("MineSweeperMaskedEasy"),
+    "ConcentrationMaskedEasy": _masked("ConcentrationMaskedEasy", 100_000),
+    "BattleshipMaskedEasy": _masked("BattleshipMaskedEasy", 200_000),
+    "MineSweeperMaskedEasy": _masked("MineSweeperMaskedEasy", 100_000),
 }
 """All tasks, in the order of the table."""
 

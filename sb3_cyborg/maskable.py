@@ -121,14 +121,10 @@ class MaskableEvalCallback(EvalCallback):
 
     def _init_callback(self) -> None:
         super()._init_callback()
-        if self.use_masking and not is_masking_supported(self.eval_env):
-            raise ValueError(NO_MASKS)
+        self._evaluated: Any = WithActionMasks(self.model, self.eval_env) if self.use_masking else self.model
 
     def _on_step(self) -> bool:
-        if not self.use_masking:
-            return super()._on_step()
-        model = self.model
-        self.model = WithActionMasks(model, self.eval_env)  # type: ignore[assignment]  # SB3 evaluates `self.model`
+        model, self.model = self.model, self._evaluated  # SB3 evaluates, and saves, `self.model`
         try:
             return super()._on_step()
         finally:

@@ -155,12 +155,13 @@ def test_log_barrier_with_all_actions_legal_is_that_without_masks(name: str) -> 
         ([[1, 1], [1, 1]], spaces.Discrete(3), r"3 entries for each of 2 environments.* got 2 of shape \(2,\)"),
         ([[1, 1, 1], [1, 1]], spaces.Discrete(3), r"got 2 of shape \(2,\) or \(3,\)"),
         ([None], spaces.Discrete(3), r"got 1 of shape \(\)"),
+        (1, spaces.Discrete(3), r"got 1 of shape \(\)"),
         ([[1, 1]], spaces.Box(-1, 1, (2,)), "MemoryPPO supports it without masks"),
     ],
 )
 def test_bad_masks_are_refused(masks: Any, space: spaces.Space[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_action_masks(masks, len(masks), space, "after 7 steps")
+        check_action_masks(masks, len(masks) if isinstance(masks, list) else 1, space, "after 7 steps")
 
 
 def test_masks_may_be_nested_lists_of_numbers() -> None:

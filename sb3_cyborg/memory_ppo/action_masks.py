@@ -56,10 +56,11 @@ def check_action_masks(masks: Any, rows: int, space: spaces.Space[Any], when: st
     try:
         legal = np.asarray(masks, dtype=bool).reshape(rows, sum(sizes))
     except ValueError:
-        shapes = sorted({np.shape(mask) for mask in masks})
+        given = list(masks) if np.iterable(masks) else [masks]
+        shapes = sorted({np.shape(mask) for mask in given})
         raise ValueError(
             f"The action masks {when} must have {sum(sizes)} entries for each of {rows} environments, one for each choice of "
-            f"{space}, got {len(masks)} of shape {' or '.join(map(str, shapes))}."
+            f"{space}, got {len(given)} of shape {' or '.join(map(str, shapes))}."
         ) from None
     has_legal = np.logical_or.reduceat(legal, np.cumsum([0, *sizes[:-1]]), axis=1)
     if not has_legal.all():
