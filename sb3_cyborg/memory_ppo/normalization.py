@@ -117,8 +117,8 @@ class ObservationNormalizer(nn.Module):
     rollouts so far. They are updated between rollouts only, so that acting and training read the same inputs. In the first
     rollout and its update, observations are not normalized.
 
-    An outlier hardly changes the moments, see :meth:`without_outliers`, and the variance is float64: observations of 1e30 have
-    one of 1e60, which float32 cannot hold.
+    The effect of an outlier on the moments is bounded, see :meth:`without_outliers`. The variance is float64: observations of
+    1e30 have one of 1e60, which float32 cannot hold.
 
     :param size: Number of features D of an observation, >= 1.
     """
