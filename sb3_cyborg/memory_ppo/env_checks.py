@@ -214,7 +214,8 @@ def _check_result(result: Any, space: spaces.Space[Any], where: str) -> None:
         raise ValueError(f"{where} must return (observation, reward, terminated, truncated, info), got {result!r}.")
     obs, reward, terminated, truncated, info = result
     check_observation(obs, space, where)
-    if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiub":
+    plain = isinstance(reward, (float, int, np.floating, np.integer))  # the usual types, without NumPy's functions
+    if not plain and (np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiub"):
         raise ValueError(f"{where} must return a number as reward, got {reward!r}.")
     for name, end in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(end, (bool, np.bool_)) and (np.size(end) != 1 or not np.isin(end, (0, 1)).all()):
@@ -233,6 +234,8 @@ def check_observation(obs: Any, space: spaces.Space[Any], where: str) -> None:
     :raises ValueError: for other shapes and dtypes, and values that the dtype of the space cannot hold.
     """
     for key, given, part in _entries(obs, space, where):
+        if _is_usual(given, part):
+            continue
         try:
             values = np.asarray(given)
         except ValueError as error:  # lists of different lengths
@@ -242,6 +245,22 @@ def check_observation(obs: Any, space: spaces.Space[Any], where: str) -> None:
             raise ValueError(f"{where} returned an observation{key} of shape {values.shape}, but {part} has shape {shape}.")
         if problem := _problem_of_values(values, part):
             raise ValueError(f"{where} returned an observation{key} that {problem}.")
+
+
+def _is_usual(given: Any, space: spaces.Space[Any]) -> bool:
+    """
+    :return: Whether the value is an array of a Box, or whole numbers of a Discrete or MultiDiscrete space, in the usual types.
+        Most values are, and this takes a tenth of the time of the full check, in each step of each environment.
+    """
+    if isinstance(space, spaces.Discrete):
+        return isinstance(given, (int, np.integer)) and not isinstance(given, bool) and bool(0 <= given < space.n)
+    if not isinstance(given, np.ndarray) or given.shape != space.shape:
+        return False
+    if isinstance(space, spaces.Box):
+        return bool(given.dtype == space.dtype)
+    if isinstance(space, spaces.MultiDiscrete) and given.ndim == 1 and given.dtype.kind in "iu":
+        return all(0 <= value < size for value, size in zip(given.tolist(), space.nvec.tolist(), strict=True))
+    return False
 
 
 def _entries(obs: Any, space: spaces.Space[Any], where: str) -> list[tuple[str, Any, spaces.Space[Any]]]:
