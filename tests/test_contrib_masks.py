@@ -62,13 +62,13 @@ def make(env: Any, policy: str | type = "MlpPolicy", **settings: Any) -> Maskabl
 @pytest.mark.slow
 def test_an_identity_task_with_masks_is_learned() -> None:
     """
-    sb3-contrib learns it in one rollout of 2048 steps, with 64 steps of the optimizer on a network of two layers. A core that
-    also has to learn that it needs no memory takes about five rollouts.
+    sb3-contrib learns it in one rollout of 2048 steps, with 64 steps of the optimizer on a network of two layers. A recurrent
+    core takes more: the untrained agent has a return of 7, and this one reached 77 after three rollouts and 95 after five.
     """
     env = InvalidActionEnvDiscrete(dim=70, n_invalid_actions=55)
     settings: dict[str, Any] = {"gamma": 0.1, "clip_range": 0.4, "n_steps": 2048, "batch_size": 64, "seed": 32}
     model = MaskableMemoryPPO("MlpPolicy", env, device="cpu", policy_kwargs={"memory": "none"}, **settings)
-    model.learn(5 * 2048)
+    model.learn(8 * 2048)
     evaluate_policy(model, env, n_eval_episodes=5, reward_threshold=90, warn=False)
 
 
