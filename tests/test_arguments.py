@@ -154,9 +154,15 @@ def test_schedules_are_checked_wherever_they_are_used(name: str) -> None:
     def schedule(progress: float) -> float:
         return -1.0 if 0.5 < progress < 0.9 else 1e-3
 
-    model = toy_model(**{name: schedule})
+    arguments: dict[str, Any] = {name: schedule}
+    model = toy_model(**arguments)
     train = model.train
-    setattr(model, "train", lambda: (seen.append(weights(model.policy)), train()))  # noqa: B010
+
+    def recorded() -> None:
+        seen.append(weights(model.policy))
+        train()
+
+    setattr(model, "train", recorded)  # noqa: B010
     with pytest.raises(ValueError, match=rf"`{name}` must give finite numbers of at least 0 .* at 0.666667 it gives -1.0"):
         model.learn(3 * 36)
     assert same(seen[-1], weights(model.policy))
@@ -277,7 +283,7 @@ BOX = spaces.Box(-1, 1, (2,))
         (spaces.Box(-1, 1, ()), "use one of shape (1,)"),
         (spaces.Box(-1, 1, (0,)), "without elements"),
         (spaces.Discrete(3, start=2), "values must start at 0"),
-        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "flatten it to MultiDiscrete([2, 3, 2, 2])"),
+        (spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])), "flatten it to MultiDiscrete([2, 3, 2, 2])"),
         (spaces.Dict({"a.b": BOX}), "the key 'a.b' cannot be the name of a PyTorch module; rename it, e.g. to 'a_b_'"),
         (spaces.Dict({"keys": BOX}), "the key 'keys' cannot be the name of a PyTorch module"),
         (spaces.Dict({}), "at least one entry"),
@@ -297,7 +303,7 @@ def test_observation_spaces_that_no_policy_reads_are_refused(space: spaces.Space
         (spaces.Box(-np.inf, np.inf, (2,)), "must be finite"),
         (spaces.Box(-3e38, 3e38, (2,)), "must be finite"),
         (spaces.Discrete(3, start=1), "values must start at 0"),
-        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "flatten it to MultiDiscrete([2, 3, 2, 2])"),
+        (spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])), "flatten it to MultiDiscrete([2, 3, 2, 2])"),
         (spaces.MultiBinary((2, 3)), "flatten it to MultiBinary(6)"),
         (spaces.Dict({"a": BOX}), "must be a Box, Discrete, MultiDiscrete or MultiBinary space"),
     ],

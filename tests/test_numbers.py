@@ -214,14 +214,14 @@ def test_gradients_whose_norm_overflows_are_no_divergence() -> None:
 class WrongVecEnv(DummyVecEnv):
     """Vectorized environments that return other values in the sixth step."""
 
-    def __init__(self, space: spaces.Space[Any], change: Callable[[VecEnvStepReturn], Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], change: Callable[[Any], Any]) -> None:
         super().__init__([lambda: ToyEnv(space)] * 3)
         self.change, self.steps = change, 0
 
     def step_wait(self) -> VecEnvStepReturn:
         self.steps += 1
-        result = super().step_wait()
-        return self.change(result) if self.steps == 6 else result
+        result: Any = super().step_wait()
+        return self.change(result) if self.steps == 6 else result  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

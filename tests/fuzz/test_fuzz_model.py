@@ -29,7 +29,7 @@ class OwnError(Exception):
     """An error of an environment."""
 
 
-def examples(count: int) -> Any:
+def examples(count: int) -> settings:
     """:return: Settings of hypothesis for a number of random cases without a limit of time for each."""
     return settings(max_examples=count, deadline=None, derandomize=count != MANY, suppress_health_check=list(HealthCheck))
 
@@ -167,7 +167,7 @@ def parts(draw: st.DrawFn) -> spaces.Space[Any]:
             boxes(),
             st.just(spaces.Discrete(sizes[0], start=start)),
             st.just(spaces.MultiDiscrete(sizes)),
-            st.just(spaces.MultiDiscrete([sizes, sizes])),
+            st.just(spaces.MultiDiscrete(np.array([sizes, sizes]))),
             st.just(spaces.MultiBinary(sizes)),
             st.just(spaces.MultiBinary(sizes[0])),
             st.just(spaces.Text(4)),
