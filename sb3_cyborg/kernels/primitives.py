@@ -68,7 +68,8 @@ def usable(*tensors: th.Tensor) -> bool:
     :param tensors: Inputs of a kernel, on one device.
     :return: Whether the kernels are loaded and the inputs are of single precision, on a CPU, in eager mode.
     """
-    if not _available() or not may_branch(tensors[0].device) or th.is_autocast_enabled("cpu"):
+    # An export calls `may_branch` first, so that it does not trace how the library is found.
+    if not may_branch(tensors[0].device) or not _available() or th.is_autocast_enabled("cpu"):
         return False
     for tensor in tensors:  # noqa: SIM110  # a generator takes twice as long
         if tensor.dtype != th.float32:
