@@ -17,6 +17,9 @@ import torch as th
 MAX_LISTED_NAMES = 20
 """Largest number of known names that an error lists."""
 
+MAX_FLOAT = float(np.finfo(np.float32).max)
+"""The largest number of float32, the dtype of all weights."""
+
 OWN_PACKAGES = ("sb3_cyborg.", "stable_baselines3.", "sb3_contrib.")
 """Packages whose frames are skipped: a warning is shown at the line that called the outermost of them."""
 
@@ -65,7 +68,7 @@ class Rule(Protocol):
 @dataclass(frozen=True)
 class Number:
     """
-    A finite real number; NumPy's are accepted, bools and text are not.
+    A finite real number that float32 can hold; NumPy's are accepted, bools and text are not.
 
     :param low: Lower bound.
     :param high: Upper bound.
@@ -79,17 +82,29 @@ class Number:
     below: bool = False
 
     def problem(self, value: Any) -> str | None:
-        number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
+        number = _as_float(value)
         high_enough = self.low < number if self.above else self.low <= number
         low_enough = number < self.high if self.below else number <= self.high
-        if high_enough and low_enough and math.isfinite(number):
+        if high_enough and low_enough and abs(number) <= MAX_FLOAT:
             return None
+        if MAX_FLOAT < abs(number) < math.inf:
+            return f"must be a float32 number, at most {MAX_FLOAT:.3g} in size"
         if math.isfinite(self.high):
             first, last = "(" if self.above else "[", ")" if self.below else "]"
             return f"must be a number in {first}{self.low:g}, {self.high:g}{last}"
         if not math.isfinite(self.low):
             return "must be a finite number"
         return f"must be a finite number {'above' if self.above else 'of at least'} {self.low:g}"
+
+
+def _as_float(value: Any) -> float:
+    """:return: A real number as a float, inf if it is larger than any; NaN for all other values."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,8 @@ class MemoryPPO(RecurrentPPO):
         rollout_buffer_class: None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        check_values(MODEL_ARGUMENTS, locals())  # SB3's constructor uses some of them
+        check_values(MODEL_ARGUMENTS, locals())  # this constructor and SB3's use some of them
+        check_values({"amp": MODEL_ARGUMENTS["amp"]}, policy_kwargs or {})
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise ValueError(
                 "MemoryPPO supports only RolloutBufferV7: omit `rollout_buffer_class` and `rollout_buffer_kwargs`."

@@ -37,7 +37,7 @@ def examples(count: int) -> settings:
 def train(env: Any, policy: str = "MlpPolicy", steps: int = 24, **kwargs: Any) -> MemoryPPO:
     """:return: A small model after two updates."""
     arguments: dict[str, Any] = {"n_steps": 4, "seq_len": 2, "batch_size": 4, "n_epochs": 1, "seed": 0, "device": "cpu"}
-    kwargs["policy_kwargs"] = small(**kwargs.get("policy_kwargs", {}))
+    kwargs["policy_kwargs"] = small() | kwargs.get("policy_kwargs", {})
     return MemoryPPO(policy, env, **arguments | kwargs).learn(steps)
 
 
@@ -73,7 +73,22 @@ NUMBERS = st.one_of(
 ODD = st.sampled_from(
     [
         *(None, True, False, "", "no", "0.9", "auto", "cpu", "gpu", "cuda:99", "meta", "lin_1e-3", "lin_x"),
-        *([], [8], [0], ["8"], (8,), {}, {"pi": [4]}, {"foo": [8]}, {"lr": 1}, {"eps": 1e-5}, {"eps": "x"}, {3: 4}, object()),
+        *(
+            10**400,
+            [],
+            [8],
+            [0],
+            ["8"],
+            (8,),
+            {},
+            {"pi": [4]},
+            {"foo": [8]},
+            {"lr": 1},
+            {"eps": 1e-5},
+            {"eps": "x"},
+            {3: 4},
+            object(),
+        ),
         *(nn.Tanh, nn.Tanh(), nn.Dropout, th.optim.SGD, th.optim.LBFGS),
         *(np.float32(0.5), np.int64(4), np.bool_(True), np.nan, np.zeros(2), 1j),
         *(lambda progress: progress, lambda progress: None, lambda progress: -progress, lambda: 0.1),
