@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
 from sb3_cyborg import kernels
-from sb3_cyborg.checks import all_finite, check_finite_observations, check_values, plain, unknown_name
+from sb3_cyborg.checks import Number, all_finite, check_finite_observations, check_values, plain, unknown_name
 from sb3_cyborg.files import write_atomically
 from sb3_cyborg.memory_ppo import losses, model_file
 from sb3_cyborg.memory_ppo.actions import DIVERGED
@@ -293,6 +293,9 @@ class MemoryPPO(RecurrentPPO):
         for name in MODEL_ARGUMENTS.keys() & vars(self).keys():
             setattr(self, name, plain(getattr(self, name)))
         check_values(MODEL_ARGUMENTS, vars(self))
+        for name, rule in MODEL_ARGUMENTS.items():
+            if isinstance(rule, Number):
+                setattr(self, name, float(getattr(self, name)))  # PyTorch takes no int above 2**63, such as 10**30
         check_values(
             {"stats_window_size": MODEL_ARGUMENTS["stats_window_size"]}, {"stats_window_size": self._stats_window_size}
         )
