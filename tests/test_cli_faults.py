@@ -47,8 +47,8 @@ BOMB += "".join(
 
 BAD: list[tuple[str, list[str]]] = [
     ("--policy MultiInputPolicy", ["'MultiInputPolicy' needs a Dict space", "'auto'"]),
-    ("--policy-kwargs {optimizer_kwargs:{leraning_rate:1}}", ["`policy_kwargs`", "optimizer_kwargs"]),
-    ("--policy-kwargs {features_extractor_kwargs:{x:1}}", ["`policy_kwargs`", "features_extractor_kwargs"]),
+    ("--policy-kwargs {optimizer_kwargs:{leraning_rate:1}}", ["leraning_rate", "optimizer_kwargs"]),
+    ("--policy-kwargs {features_extractor_kwargs:{x:1}}", ["'x'", "features_extractor_kwargs"]),
     ("--memory {type:pmm,write_rate:x}", ["write_rate", "x"]),
     ("--learning-rate 1:30", ["`learning_rate`", "'1:30'"]),
     ("--num-envs 1e12", ["`n_envs`", "65536", "1000000000000"]),

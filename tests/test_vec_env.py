@@ -262,6 +262,7 @@ def test_every_family_has_ids() -> None:
         "TMaze": 1,
         "NoVel": 6,
         "POPGym": 48,
+        "POPGymMasked": 9,
         "MiniGrid": 6,
         "Crafter": 1,
         "MineRL": 13,

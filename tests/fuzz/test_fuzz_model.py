@@ -21,7 +21,7 @@ from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo.arguments import LEARN_ARGUMENTS, MODEL_ARGUMENTS, POLICY_ARGUMENTS
 from tests.helpers import VECTOR, ToyEnv, small, toy_vec_env, weights
 
-FEW, MANY = 60, 2000
+FEW, MANY = 60, 1000
 """Examples of each test in ``make test``, and in ``make test-slow``."""
 
 
