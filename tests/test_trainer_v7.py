@@ -313,7 +313,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytes
     with pytest.raises(ValueError, match=r"not finite|nan"):
         trainer.train(callback=At(128 + ROLLOUT, poison))
     error = capsys.readouterr().err
-    print(error)
     assert "Stopped by ValueError after 128 steps: saved" in error
     for path in list_checkpoints(run_folder(trainer)):
         assert all(tensor.isfinite().all() for tensor in weights(MemoryPPO.load(path).policy).values())
