@@ -65,7 +65,8 @@ def folder(path: Path, _: Random) -> None:
 
 def replace(path: Path, random: Random) -> None:
     """A copy of another file of the run."""
-    others = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    others = sorted(other for other in run.rglob("*") if other.is_file() and other != path)
     shutil.copy(others[random.integers(len(others))], path)
 
 
