@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import load_results
 from sb3_cyborg import TrainerV7
 from sb3_cyborg.trainers import logs
 from sb3_cyborg.trainers.checkpoints import checkpoint_path, find_checkpoint, list_checkpoints, newest_file, read_progress
+from sb3_cyborg.trainers.monitor import _in_order
 from sb3_cyborg.trainers.run_lock import LOCK_FILE, RunInUseError, RunLock
 from tests.trainer_helpers import run_folder, tiny
 
@@ -431,6 +432,34 @@ def test_damaged_rows_of_the_monitor_are_kept_in_a_copy_and_the_others_stay(run:
     kept = path.read_bytes()
     assert all(line in kept for line in lines[:5] + lines[7:])
     assert not any(line in kept for line in before)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([16, 16, 32, 48], [16, 16, 32, 48]),
+        ([16, 96, 32, 48], [16, None, 32, 48]),
+        ([16, 32, 3, 48], [16, 32, None, 48]),
+        ([16, None, 32, 9], [16, None, 32, None]),
+        ([96, None, 16, 32], [None, None, 16, 32]),
+        ([16, 99, 98, 48], [16, None, None, 48]),
+        ([-1, 16], [None, 16]),
+        ([], []),
+    ],
+)
+def test_rows_of_the_monitor_that_are_out_of_order_are_damaged(steps: list[int | None], kept: list[int | None]) -> None:
+    assert _in_order(steps) == kept
+
+
+def test_a_changed_digit_in_the_steps_of_the_monitor_is_found(run: Path) -> None:
+    path = run / "monitor.csv"
+    lines = path.read_bytes().split(b"\n")
+    cells = lines[5].rstrip(b"\r").split(b",")
+    lines[5] = b",".join([*cells[:-1], b"9" + cells[-1]]) + b"\r"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match=r"monitor.csv is damaged \(1 of 32 rows cannot be read\)"):
+        goes_on(run)
+    assert len(load_results(str(run))) == 63
 
 
 def test_a_best_model_that_no_evaluation_has_saved_is_moved_aside(run: Path) -> None:

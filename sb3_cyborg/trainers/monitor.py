@@ -94,10 +94,11 @@ def cut_monitor(path: Path, num_timesteps: int) -> float | None:
     except (OSError, ValueError) as error:
         move_aside(path, error, f"Its rows begin anew after {num_timesteps:,} steps.")
         return None
-    rows = [(line, _steps_of(line, columns)) for line in lines[2:] if line.endswith("\n")]
-    if broken := sum(steps is None for _, steps in rows):
+    rows = [line for line in lines[2:] if line.endswith("\n")]
+    steps = _in_order([_steps_of(row, columns) for row in rows])
+    if broken := steps.count(None):
         move_aside(path, f"{broken} of {len(rows)} rows cannot be read", "The other rows are kept.")
-    kept = [line for line, steps in rows if steps is not None and steps <= num_timesteps]
+    kept = [row for row, end in zip(rows, steps, strict=True) if end is not None and end <= num_timesteps]
     write_text(path, "".join([*lines[:2], *kept]))
     return float(header["t_start"])
 
@@ -110,3 +111,20 @@ def _steps_of(row: str, columns: Sequence[str]) -> int | None:
         return int(numbers[STEPS_COLUMN])
     except (OverflowError, ValueError):
         return None
+
+
+def _in_order(steps: Sequence[int | None]) -> list[int | None]:
+    """
+    :param steps: The steps at the end of each episode; ``None`` for damaged rows.
+    :return: The same in ascending order, with ``None`` for those that are out of order: a digit of them is damaged.
+    """
+    result, last = list[int | None](), 0
+    for index, end in enumerate(steps):
+        later = next((other for other in steps[index + 1 :] if other is not None), None)
+        # A number that is larger than the next one is the wrong one of both, if the next one fits to those before.
+        if end is None or end < last or (later is not None and last <= later < end):
+            result.append(None)
+        else:
+            result.append(end)
+            last = end
+    return result
