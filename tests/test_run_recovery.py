@@ -285,6 +285,15 @@ def test_settings_of_environments_survive_the_files(tmp_path: Path, value: Any) 
     assert repr(resumed.config.env_kwargs) == repr({"how": value})
 
 
+def test_text_with_a_colon_needs_trust_and_survives(tmp_path: Path) -> None:
+    """``gymnasium.make("a: b")`` would import the module ``a``."""
+    trainer = tiny(tmp_path, env_kwargs={"how": "a: b"}, total_timesteps=32).train()
+    with pytest.raises(ValueError, match=r"'a: b' would import the module 'a'.*trust=True"):
+        TrainerV7.resume(run_folder(trainer), total_timesteps=64)
+    resumed = TrainerV7.resume(run_folder(trainer), total_timesteps=64, trust=True)
+    assert resumed.config.env_kwargs == {"how": "a: b"}
+
+
 # --- the lock ---------------------------------------------------------------------------------------------------------
 
 HOLD = "import sys, time\nfrom pathlib import Path\nfrom sb3_cyborg.trainers.run_lock import RunLock\n"

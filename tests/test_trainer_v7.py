@@ -1,6 +1,7 @@
 """``TrainerV7``: training from a config, and the files of a run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,17 +304,40 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert read_checkpoint(list_checkpoints(run_folder(trainer))[-1]).progress["num_timesteps"] == ROLLOUT
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class AtRolloutEnd(At):
+    """Call ``action`` once, at the end of the rollout, before the update."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        At._on_step(self)
+
+
+@pytest.mark.parametrize(
+    ("when", "error", "outcome"),
+    [
+        # The steps of the rollout do not count, and the file of its start exists.
+        (At, "The values of the critic are not finite", r"after 128 steps: saved .*step_000000000128\.zip"),
+        (
+            AtRolloutEnd,
+            "Gradients are not finite",
+            r"after 160 steps: nothing could be saved \(The weights are not finite after",
+        ),
+    ],
+)
+def test_weights_that_are_not_finite_are_not_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], when: type[At], error: str, outcome: str
+) -> None:
     trainer = tiny(tmp_path)
 
     def poison() -> None:
         with th.no_grad():
             next(iter(trainer.model.policy.value_net.parameters())).fill_(float("nan"))
 
-    with pytest.raises(ValueError, match=r"not finite|nan"):
-        trainer.train(callback=At(128 + ROLLOUT, poison))
-    error = capsys.readouterr().err
-    assert "Stopped by ValueError after 128 steps: saved" in error
+    with pytest.raises(ValueError, match=error):
+        trainer.train(callback=when(128 + ROLLOUT, poison))
+    assert re.search(outcome, capsys.readouterr().err)
     for path in list_checkpoints(run_folder(trainer)):
         assert all(tensor.isfinite().all() for tensor in weights(MemoryPPO.load(path).policy).values())
     assert TrainerV7.resume(run_folder(trainer)).model.num_timesteps == 128

@@ -72,6 +72,12 @@ NOT_FINITE = (
 )
 """Error message for an update that would make weights NaN or infinite."""
 
+CRITIC_DIVERGED = (
+    "The values of the critic are not finite: training has diverged, or numbers overflow float32. Try a smaller "
+    "`learning_rate`, and normalize observations and rewards."
+)
+"""Error message for values of the critic that are NaN or infinite in a rollout."""
+
 Stats = dict[str, list[th.Tensor]]
 """Diagnostics of the minibatches of an update, as tensors: a conversion to numbers would synchronize with the device."""
 
@@ -439,6 +445,8 @@ class MemoryPPO(RecurrentPPO):
             raise ValueError(DIVERGED)
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         if not rollout_buffer.advantages.isfinite().all():
+            if not all_finite([rollout_buffer.values, values]):
+                raise ValueError(CRITIC_DIVERGED)
             largest = rollout_buffer.rewards.abs().max().item()
             raise ValueError(f"Returns are not finite: rewards as large as {largest:g} overflow float32; scale them down.")
         callback.update_locals(locals())
