@@ -175,6 +175,8 @@ def start(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
     """:return: A process of the command line, in a group of its own."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.getcwd()}"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True, **options}
+    if os.name == "posix":  # in a background job of a shell, SIGINT is ignored, and a child inherits that
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, "-m", "sb3_cyborg.cli", *arguments], env=environment, **options)
 
 

@@ -81,7 +81,7 @@ def get(name: str, argtypes: Sequence[type], restype: type | None = None) -> Cal
     :param argtypes: The ctypes types of its arguments, in order. Memory that a pointer names must outlive the call.
     :param restype: The ctypes type of its result; ``None`` for void.
     :return: The kernel for the instruction set in use. It releases Python's global lock while it runs.
-    :raises RuntimeError: if no compiled kernels are in use: ask ``status`` before.
+    :raises RuntimeError: if no compiled kernels are in use: check ``status`` first.
     :raises ValueError: if ``SB3_CYBORG_KERNELS`` is unknown or not supported.
     :raises AttributeError: if the library has no kernel of that name.
     """
