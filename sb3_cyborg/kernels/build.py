@@ -108,7 +108,8 @@ def _compile(compiler: list[str], folder: Path) -> list[Path]:
     source = FOLDER / "src"
     units = {"dispatch": (source / "dispatch.cpp", [f'-DSB3_CYBORG_ABI="{abi()}"'])}
     for isa, flags in isa_flags().items():
-        units[isa] = (source / "kernels.cpp", [*flags, f"-DKERNEL_SUFFIX={isa}"])
+        for name in ("kernels", "operations"):
+            units[f"{name}_{isa}"] = (source / f"{name}.cpp", [*flags, f"-DKERNEL_SUFFIX={isa}"])
     objects = []
     for name, (path, flags_of_unit) in units.items():
         objects.append(folder / f"{name}.o")

@@ -8,8 +8,9 @@ Each function here is a faster form of operations that exist in PyTorch; the mod
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch as th
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -24,14 +25,52 @@ _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _CODE = ctypes.c_int32
 
 
+class CallRecorder(Protocol):
+    """An object that writes down the calls of kernels, see :func:`recording`."""
+
+    def kernel(self, name: str, types: Sequence[type], args: Sequence[Any]) -> None:
+        """
+        :param name: Name of the kernel.
+        :param types: ctypes types of its arguments.
+        :param args: Its arguments.
+        """
+
+
+_recorder: CallRecorder | None = None
+
+
+@contextmanager
+def recording(recorder: CallRecorder) -> Iterator[None]:
+    """
+    A context in which the calls of kernels are written down, and kernels run also in the select-only form.
+
+    :param recorder: Writes down the calls.
+    """
+    global _recorder
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
+
+
 class _Kernels:
     """The C functions by name, each looked up and typed at its first use."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         argtypes, restype = _SIGNATURES[name]
         function = get(name, argtypes, restype)
-        setattr(self, name, function)
-        return function
+        if restype is not None:  # a size
+            setattr(self, name, function)
+            return function
+
+        def call(*args: Any) -> None:
+            if _recorder is not None:
+                _recorder.kernel(name, argtypes, args)
+            function(*args)
+
+        setattr(self, name, call)
+        return call
 
 
 _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
@@ -51,6 +90,7 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "window_backward": ([*[_P] * 3, *[_I] * 4, *[_P] * 20, *[_I] * 7], None),
     "attend_projected": ([*[_P] * 12, *[_I] * 6], None),
     "ring_step": ([*[_P] * 17, *[_I] * 6], None),
+    "shift": ([*[_P] * 4, *[_I] * 3], None),
     "kv_step": ([*[_P] * 10, *[_I] * 4], None),
 }
 """Types of the arguments of each kernel, and of its result."""
@@ -63,13 +103,17 @@ def _available() -> bool:
     return status().isa is not None
 
 
+def _is_recording() -> bool:
+    return not th.compiler.is_compiling() and _recorder is not None
+
+
 def usable(*tensors: th.Tensor) -> bool:
     """
     :param tensors: Inputs of a kernel, on one device.
     :return: Whether the kernels are loaded and the inputs are of single precision, on a CPU, in eager mode.
     """
     # An export calls `may_branch` first, so that it does not trace how the library is found.
-    if not may_branch(tensors[0].device) or not _available() or th.is_autocast_enabled("cpu"):
+    if not (may_branch(tensors[0].device) or _is_recording()) or not _available() or th.is_autocast_enabled("cpu"):
         return False
     for tensor in tensors:  # noqa: SIM110  # a generator takes twice as long
         if tensor.dtype != th.float32:
@@ -128,6 +172,8 @@ class Packed:
         :param weight: The weight; always the same parameter.
         :return: It in the layout of the kernels.
         """
+        if _recorder is not None:  # the recording packs it when the weight has changed
+            return self._pack(weight.detach())
         key = weight.data_ptr(), weight._version, _optimizer_steps
         if key != self._key or self._packed is None:
             # The memory is kept alive, so that no other weight can have the same address.
@@ -138,6 +184,20 @@ class Packed:
 def forget_packed() -> None:
     """Pack all weights again at their next use."""
     _count_step()
+
+
+def optimizer_steps() -> int:
+    """:return: Number of steps of all optimizers in this process so far."""
+    return _optimizer_steps
+
+
+def packed_size(columns: int, depth: int) -> int:
+    """
+    :param columns: N.
+    :param depth: K.
+    :return: Number of floats of :func:`pack`'s result for a weight (N, K).
+    """
+    return int(_kernels.packed_size(columns, depth))
 
 
 def pack(weight: th.Tensor) -> th.Tensor:
@@ -493,8 +553,8 @@ def ring_step(
     :param since: Steps of the episode so far, (B,).
     :param key: Weight of the keys (H d, E), packed by :func:`pack_heads`, transposed.
     :param value: Weight of the values (H d, E), packed by :func:`pack_heads`.
-    :param age_key: (H, S, d), age 1 first.
-    :param age_bias: (H, S).
+    :param age_key: Keys of the ages, packed by :func:`pack_ages`.
+    :param age_bias: (H, S), the oldest age first, as :func:`oldest_first` gives it.
     :param first_key: (F, H, d).
     :param first_bias: (H, F).
     :param null_key: (H, d).
@@ -514,6 +574,39 @@ def ring_step(
         *(batch, heads, size, firsts, slots, width),
     )
     return context, weights, null_weights
+
+
+def pack_ages(age_key: th.Tensor) -> th.Tensor:
+    """
+    :param age_key: Keys of the ages, (H, S, d), age 1 first.
+    :return: The keys of each head as a weight from d to S features, oldest first, packed, one head after the other.
+    """
+    return th.cat([pack(head) for head in age_key.flip(1)])
+
+
+def oldest_first(age_bias: th.Tensor) -> th.Tensor:
+    """
+    :param age_bias: (H, S), age 1 first.
+    :return: The same with the oldest age first, contiguous.
+    """
+    return age_bias.flip(-1).contiguous()
+
+
+def shift(entries: th.Tensor, x: th.Tensor, keep: th.Tensor | None) -> th.Tensor:
+    """
+    Append a step to the entries of the last S steps, and drop the oldest one.
+
+    :param entries: Oldest first, (B, S, ...).
+    :param x: The step, (B, ...), of the same trailing size.
+    :param keep: Keep-mask, bool, (B,); all older entries of the other rows become zeros. ``None`` keeps every row.
+    :return: The entries after the step, (B, S, ...).
+    """
+    batch, slots = entries.shape[:2]
+    entries, x = entries.contiguous(), x.contiguous()
+    keep = None if keep is None else keep.contiguous()
+    shifted = th.empty_like(entries)
+    _kernels.shift(*map(_pointer, (entries, x, keep, shifted)), *(batch, slots, x.numel() // batch))
+    return shifted
 
 
 def kv_step(

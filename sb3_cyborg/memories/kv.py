@@ -49,27 +49,40 @@ class KeyValueMemory(AttentionMemory):
         }
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        if mask is not None:
+        keys, values, previous, count = state["keys"], state["values"], state["previous"], state["count"]
+        value = self.value(x)
+        compiled = kernels.usable_without_gradient(x, keys, self.null_key)
+        if mask is not None and compiled:  # entries that are not counted are not read, so they need not be zeros
+            previous, count = th.where(mask.unsqueeze(-1), previous, 0.0), th.where(mask, count, 0.0)
+        elif mask is not None:
             state = self.reset_states(state, mask)
-        keys, values, count = state["keys"], state["values"], state["count"]
-        context, weights, null = self._read_step(self.queries(x), state)
+            keys, values, previous, count = state["keys"], state["values"], state["previous"], state["count"]
+        key = self.key(th.cat([x, previous], dim=-1))
+        if compiled:
+            new_keys, new_values = kernels.shift(keys, key, mask), kernels.shift(values, value, mask)
+        else:
+            new_keys = th.cat([keys[:, 1:], key.unsqueeze(1)], dim=1)
+            new_values = th.cat([values[:, 1:], value.unsqueeze(1)], dim=1)
+        context, weights, null = self._read_step(self.queries(x), self.heads(keys), self.heads(values), count)
         self.record_window(weights, null, count)
-        key = self.key(th.cat([x, state["previous"]], dim=-1))
         new_state = {
-            "keys": th.cat([keys[:, 1:], key.unsqueeze(1)], dim=1),
-            "values": th.cat([values[:, 1:], self.value(x).unsqueeze(1)], dim=1),
+            "keys": new_keys,
+            "values": new_values,
             "previous": x,
             "count": (count + 1).clamp(max=self.num_slots),
         }
         return self.out(context.flatten(-2)), new_state, self.read_logs(weights, null, count)
 
-    def _read_step(self, query: th.Tensor, state: State) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _read_step(
+        self, query: th.Tensor, keys: th.Tensor, values: th.Tensor, count: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param query: (B, H, d).
-        :param state: The state before the step.
+        :param keys: Oldest first, (B, S, H, d).
+        :param values: (B, S, H, d).
+        :param count: Number of entries in use, (B,).
         :return: Weighted values, the null entry's included (B, H, d), weights (B, H, S), weights of the null entry (B, H).
         """
-        keys, values, count = self.heads(state["keys"]), self.heads(state["values"]), state["count"]
         if kernels.usable_without_gradient(query, keys, self.null_key):
             return kernels.kv_step(query, keys, values, count, self.null_key, self.null_value)
         ages = th.arange(self.num_slots, 0, -1, device=query.device)

@@ -55,6 +55,8 @@ class RingMemory(AttentionMemory):
         self.age_bias = nn.Parameter(_partition_bias(num_heads, num_slots))
         self.first_key = nn.Parameter(th.randn(num_first, num_heads, self.head_dim))  # by position in the episode
         self.first_bias = nn.Parameter(_partition_bias(num_heads, num_first))
+        self._packed_age_key = kernels.Packed(kernels.pack_ages)
+        self._packed_age_bias = kernels.Packed(kernels.oldest_first)
 
     def get_initial_state(self, batch_size: int, device: th.device | str | None = None) -> State:
         return {
@@ -73,30 +75,41 @@ class RingMemory(AttentionMemory):
         return scores / math.sqrt(self.head_dim) + self.age_bias
 
     def forward_step(self, x: th.Tensor, state: State, mask: th.Tensor | None = None) -> tuple[th.Tensor, State, Logs]:
-        if mask is not None:
-            state = self.reset_states(state, mask)
         entries, first, count = state["entries"], state["first"], state["count"]
-        context, weights, null = self._read_step(self.queries(x), state)
+        if kernels.usable_without_gradient(x, entries, self.key.weight):
+            if mask is not None:  # entries that are not counted are not read, so they need not be zeros
+                first, count = th.where(mask[:, None, None], first, 0.0), th.where(mask, count, 0.0)
+            new_entries = kernels.shift(entries, x, mask)
+        else:
+            if mask is not None:
+                state = self.reset_states(state, mask)
+                entries, first, count = state["entries"], state["first"], state["count"]
+            new_entries = th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1)
+        context, weights, null = self._read_step(self.queries(x), entries, first, count)
         self.record_window(weights, null, count)
         place = th.arange(self.num_first, device=x.device)
         new_state = {
-            "entries": th.cat([entries[:, 1:], x.unsqueeze(1)], dim=1),
+            "entries": new_entries,
             "first": th.where((place == count.unsqueeze(-1)).unsqueeze(-1), x.unsqueeze(1), first),
             "count": count + 1,
         }
         logs = self.read_logs(weights, null, count.clamp(max=self.num_slots))
         return self.out(context.flatten(-2)), new_state, logs
 
-    def _read_step(self, query: th.Tensor, state: State) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _read_step(
+        self, query: th.Tensor, entries: th.Tensor, first: th.Tensor, count: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param query: (B, H, d).
-        :param state: The state before the step.
+        :param entries: The last inputs, oldest first, (B, S, D).
+        :param first: The first inputs of the episode, (B, F, D).
+        :param count: Steps since the start of the episode, (B,).
         :return: Weighted values, the null entry's included (B, H, d), weights of first inputs and window (B, H, F + S),
             weights of the null entry (B, H).
         """
-        entries, first, count = state["entries"], state["first"], state["count"]
         if kernels.usable_without_gradient(query, entries, self.key.weight):
-            ages, firsts = (self.age_key, self.age_bias), (self.first_key, self.first_bias)
+            ages = self._packed_age_key(self.age_key), self._packed_age_bias(self.age_bias)
+            firsts = self.first_key, self.first_bias
             null_entry = self.null_key, self.null_value
             weights = self._packed_key(self.key.weight), self._packed_value(self.value.weight)
             return kernels.ring_step(query, first, entries, count, *weights, *ages, *firsts, *null_entry)

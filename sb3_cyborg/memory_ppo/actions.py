@@ -1,6 +1,6 @@
 """Encoding of actions as an input of the policy, and fast sampling and evaluation of categorical actions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +99,21 @@ def sample_categorical(logits: th.Tensor, deterministic: bool) -> tuple[th.Tenso
     scores = log_probs if deterministic else log_probs.exp() / th.empty_like(log_probs).exponential_()
     actions = scores.argmax(-1, keepdim=True)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
+
+
+def sample_multi_categorical(logits: th.Tensor, sizes: Sequence[int], deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Sample the parts of MultiDiscrete actions, each with :func:`sample_categorical`.
+
+    :param logits: Logits of all parts, (B, sum(sizes)).
+    :param sizes: Number of choices of each of the P parts.
+    :param deterministic: Return the mode instead of a sample.
+    :return: Actions (B, P), int64, and their log-probabilities (B,).
+    :raises ValueError: for logits that are NaN, if code may branch on values.
+    """
+    parts = [sample_categorical(part, deterministic) for part in logits.split(list(sizes), dim=-1)]
+    actions, log_probs = zip(*parts, strict=True)
+    return th.stack(actions, dim=1), th.stack(log_probs, dim=1).sum(dim=1)
 
 
 def evaluate_categorical(logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

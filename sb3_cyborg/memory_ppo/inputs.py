@@ -93,7 +93,11 @@ class Inputs(SequenceModel):
         :return: One-hot vectors for discrete observations, images in [0, 1], all others normalized, or clipped to
             [-MAX_INPUT, MAX_INPUT] without normalizer.
         """
-        seen: Any = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        if isinstance(self.observation_space, spaces.Discrete | spaces.MultiDiscrete):
+            # Equal to SB3's one-hot vectors, whose check of the range would branch on values.
+            seen: Any = encode_actions(obs.reshape(len(obs), -1).long(), self.observation_space)
+        else:
+            seen = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         if isinstance(seen, dict):
             return {name: self._bounded(name, value) for name, value in seen.items()}
         return self._bounded(OBSERVATION, seen)

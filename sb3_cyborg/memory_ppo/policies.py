@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
@@ -23,10 +23,12 @@ from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memory_ppo.action_masks import check_action_masks, mask_distribution, mask_logits
 from sb3_cyborg.memory_ppo.actions import (
+    DIVERGED,
     action_encoding_dim,
     distribution_checks,
     evaluate_categorical,
     sample_categorical,
+    sample_multi_categorical,
 )
 from sb3_cyborg.memory_ppo.arguments import check_keywords
 from sb3_cyborg.memory_ppo.env_checks import check_predicted
@@ -34,6 +36,7 @@ from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES
 from sb3_cyborg.memory_ppo.inputs import Inputs
 from sb3_cyborg.memory_ppo.model_file import read_policy, save_policy
 from sb3_cyborg.memory_ppo.normalization import ValueHead
+from sb3_cyborg.memory_ppo.recorded_step import Acted, RecordedStep
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import Observations, Sequences
 from sb3_cyborg.memory_ppo.sizes import COPIES, check_memory, check_network_memory, module_bytes
 from sb3_cyborg.ops.linear import FusedSequential
@@ -122,6 +125,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
     core: Stack
     value_net: ValueHead
     _warned_of_lost_memory = False
+    _recorded_step: RecordedStep | None = None
 
     def __init__(
         self,
@@ -304,8 +308,12 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         no_resets = may_branch(episode_starts.device) and not episode_starts.any()
         mask = None if no_resets else keep_mask(episode_starts)
         with self._autocast():
-            x, input_state = self.inputs.read(self.extract_features(obs), state, mask)
-            latent, core_state, _ = self.core.forward_step(x, state, mask)
+            return self._features_step(self.extract_features(obs), state, mask)
+
+    def _features_step(self, features: th.Tensor, state: State, mask: th.Tensor | None) -> tuple[th.Tensor, State]:
+        """:return: ``[latent, read, input]`` (B, D) for features (B, F), and the state after the step."""
+        x, input_state = self.inputs.read(features, state, mask)
+        latent, core_state, _ = self.core.forward_step(x, state, mask)
         return latent, core_state | input_state
 
     def _core_sequence(
@@ -343,22 +351,56 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :return: Actions (B, ...), values (B, 1), log-probabilities (B,), state after the step.
         :raises ValueError: for a state that is not a dictionary, and for logits that are NaN.
         """
+        replayed = self._replay(obs, state, episode_starts, deterministic, action_masks)
+        if replayed is not None:
+            return self._shape_actions(replayed.actions), replayed.values, replayed.log_prob, replayed.state
         latent, state = self._core_step(obs, state, episode_starts)
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        if self._uses_default_categorical():
-            actions, log_prob = sample_categorical(mask_logits(self.action_net(latent_pi), action_masks), deterministic)
-        else:
-            with distribution_checks(latent_pi.device):
-                distribution = self._make_distribution(latent_pi, action_masks)
-                actions = distribution.get_actions(deterministic=deterministic)
-                log_prob = distribution.log_prob(actions)
+        actions, log_prob = self._choose(latent_pi, deterministic, action_masks)
         state = self.inputs.remember(state, actions.unsqueeze(-1))
         return self._shape_actions(actions), self.value_net(latent_vf), log_prob, state
 
+    def _replay(
+        self, obs: Any, state: State, episode_starts: th.Tensor, deterministic: bool, action_masks: th.Tensor | None
+    ) -> Acted | None:
+        """
+        :return: The step as a replay of its recording; ``None`` if it is not recorded.
+        :raises ValueError: for logits that are NaN.
+        """
+        if self._recorded_step is None:
+            self._recorded_step = RecordedStep(self)
+        if not self._recorded_step.applies(state, episode_starts):
+            return None
+        acted = self._recorded_step(obs, state, episode_starts, deterministic, action_masks)
+        if acted is not None and acted.log_prob.sum().isnan():
+            raise ValueError(DIVERGED)
+        return acted
+
+    def _choose(
+        self, latent_pi: th.Tensor, deterministic: bool, action_masks: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param latent_pi: Features of the actor, (B, D).
+        :param deterministic: Choose the mode instead of a sample.
+        :param action_masks: Legal actions, bool, (B, M); ``None`` if all are.
+        :return: Actions as sampled, (B, ...), and their log-probabilities (B,).
+        """
+        if self._uses_default_categorical():
+            return sample_categorical(mask_logits(self.action_net(latent_pi), action_masks), deterministic)
+        if type(self.action_dist) is MultiCategoricalDistribution and not self._overrides_distribution():
+            logits = mask_logits(self.action_net(latent_pi), action_masks)
+            return sample_multi_categorical(logits, self.action_dist.action_dims, deterministic)
+        with distribution_checks(latent_pi.device):
+            distribution = self._make_distribution(latent_pi, action_masks)
+            actions = distribution.get_actions(deterministic=deterministic)
+            return actions, distribution.log_prob(actions)
+
     def _uses_default_categorical(self) -> bool:
         """:return: Whether the action distribution is SB3's categorical one, and no subclass has overridden its creation."""
-        override, default = type(self)._get_action_dist_from_latent, ActorCriticPolicy._get_action_dist_from_latent
-        return type(self.action_dist) is CategoricalDistribution and override is default
+        return type(self.action_dist) is CategoricalDistribution and not self._overrides_distribution()
+
+    def _overrides_distribution(self) -> bool:
+        return type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
 
     def _make_distribution(self, latent_pi: th.Tensor, action_masks: th.Tensor | None = None) -> Distribution:
         """:return: The distribution of the legal actions."""
@@ -411,6 +453,9 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         deterministic: bool = False,
         action_masks: th.Tensor | None = None,
     ) -> tuple[th.Tensor, State]:
+        replayed = self._replay(observation, state, episode_starts, deterministic, action_masks)
+        if replayed is not None:
+            return replayed.actions, replayed.state
         distribution, state = self.get_distribution(observation, state, episode_starts, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.inputs.remember(state, actions.unsqueeze(-1))

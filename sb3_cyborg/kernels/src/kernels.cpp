@@ -6,95 +6,11 @@
 //
 // A NaN or an infinity of one row never reaches another row: values are selected, not multiplied by zero.
 
-#include <cmath>
-#include <cstring>
-
 #include "kernels.h"
-
-#if defined(__AVX512F__)
-#define VL 16
-#elif defined(__AVX2__)
-#define VL 8
-#else
-#define VL 4
-#endif
+#include "thunk.h"
+#include "vectors.h"
 
 namespace {
-
-typedef float vec __attribute__((vector_size(VL * 4)));
-typedef float vec_u __attribute__((vector_size(VL * 4), aligned(4)));
-typedef int32_t veci __attribute__((vector_size(VL * 4)));
-
-inline vec load(const float* p) { return *reinterpret_cast<const vec_u*>(p); }
-inline void store(float* p, vec x) { *reinterpret_cast<vec_u*>(p) = x; }
-inline vec splat(float x) { return x - vec{}; }
-
-// The first `n` floats, 0 < n <= VL; zeros behind them.
-inline vec load_n(const float* p, int64_t n) {
-  if (n >= VL) return load(p);
-  vec x = {};
-  std::memcpy(&x, p, n * sizeof(float));
-  return x;
-}
-inline void store_n(float* p, vec x, int64_t n) {
-  if (n >= VL) store(p, x);
-  else std::memcpy(p, &x, n * sizeof(float));
-}
-inline float sum(vec x) {
-  float total = 0;
-  for (int i = 0; i < VL; ++i) total += x[i];
-  return total;
-}
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// exp to about 1 ulp (Cephes). NaN stays NaN; above 88.7 it is inf, below -87.3 it is 0.
-inline vec exp_v(vec x) {
-  const vec hi = splat(88.72283905f), lo = splat(-87.33654475f);
-  vec y = x > hi ? hi : x;
-  y = y < lo ? lo : y;
-  const vec magic = splat(12582912.0f);  // adding it rounds to a whole number, which then stands in the low bits
-  vec t = y * 1.44269504088896341f + magic;
-  veci n = (veci)t - (veci)magic;
-  vec f = t - magic;
-  vec r = y - f * 0.693359375f;
-  r = r - f * -2.12194440e-4f;
-  vec p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // In two factors: 2^n overflows at n = 128, which is reached just below the largest argument.
-  veci half = n >> 1;
-  p = p * (vec)((half + 127) << 23) * (vec)((n - half + 127) << 23);
-  p = x > hi ? splat(INFINITY) : p;
-  p = x < lo ? splat(0.0f) : p;
-  return x == x ? p : x;
-}
-inline vec sigmoid_v(vec x) { return 1.0f / (1.0f + exp_v(-x)); }
-inline vec tanh_v(vec x) {
-  vec a = x < 0.0f ? -x : x;
-  vec z = x * x;
-  vec p = splat(-5.70498872745e-3f);
-  p = p * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  vec small = p * z * x + x;
-  vec big = 1.0f - 2.0f / (exp_v(2.0f * a) + 1.0f);
-  big = x < 0.0f ? -big : big;
-  return a < 0.625f ? small : big;
-}
-
-enum Activation { NONE = 0, TANH = 1, RELU = 2, SILU = 3 };
-template <int ACT>
-inline vec activate(vec x) {
-  if (ACT == TANH) return tanh_v(x);
-  if (ACT == RELU) return x < 0.0f ? splat(0.0f) : x;  // NaN stays
-  if (ACT == SILU) return x * sigmoid_v(x);
-  return x;
-}
 
 // --- products ------------------------------------------------------------------------------------------------------------
 // The weights of a product are packed in panels of NR * VL columns: packed[panel][k][column], zeros in columns beyond the last.
@@ -270,6 +186,7 @@ EXPORT void KERNEL(pack)(const float* weight, int64_t row_stride, int64_t column
       for (int64_t c = 0; c < 2 * VL; ++c)
         *packed++ = n + c < columns ? weight[(n + c) * row_stride + k * column_stride] : 0.0f;
 }
+RECORDABLE(pack)
 
 // Floats of packed recurrent weights of `gates` gates.
 EXPORT int64_t KERNEL(packed_gates_size)(int64_t gates, int64_t size) { return (size + VL - 1) / VL * VL * gates * size; }
@@ -282,6 +199,7 @@ EXPORT void KERNEL(pack_gates)(const float* weight, int64_t gates, int64_t size,
         for (int64_t c = 0; c < VL; ++c)
           *packed++ = unit + c < size ? weight[(g * size + unit + c) * size + k] : 0.0f;
 }
+RECORDABLE(pack_gates)
 
 // y (rows, columns) = activation(x (rows, depth) W^T + bias); bias may be null.
 EXPORT void KERNEL(affine)(const float* x, int64_t ldx, const float* packed, const float* bias, float* y, int64_t ldy,
@@ -293,6 +211,7 @@ EXPORT void KERNEL(affine)(const float* x, int64_t ldx, const float* packed, con
     default: return affine<NONE>(x, ldx, packed, bias, y, ldy, rows, depth, columns);
   }
 }
+RECORDABLE(affine)
 
 // y = activation(LayerNorm(x)) by row, biased variance; x and y may be the same.
 EXPORT void KERNEL(layer_norm)(const float* x, const float* weight, const float* bias, float* y, int64_t rows, int64_t size,
@@ -315,6 +234,7 @@ EXPORT void KERNEL(layer_norm)(const float* x, const float* weight, const float*
     }
   }
 }
+RECORDABLE(layer_norm)
 
 // y = x / sqrt(mean(x^2) + eps) by row of `size`; x and y may be the same.
 EXPORT void KERNEL(rms_norm)(const float* x, float* y, int64_t rows, int64_t size, float eps) {
@@ -328,6 +248,7 @@ EXPORT void KERNEL(rms_norm)(const float* x, float* y, int64_t rows, int64_t siz
     for (int64_t i = 0; i < size; i += VL) store_n(y + i, load_n(x + i, size - i) * scale, size - i);
   }
 }
+RECORDABLE(rms_norm)
 
 // A GRU over a sequence. gates (T, B, 3 H): in, the inputs' part with its bias; out, the activated gates reset, update, new.
 // bias (3 H): of the recurrent part. states (T + 1, B, H): states[0] is given. new_h (T, B, H): recurrent part of `new`.
@@ -352,6 +273,7 @@ EXPORT void KERNEL(gru_forward)(float* gates, float* states, const float* packed
     if (keep) keep += rows;
   }
 }
+RECORDABLE(gru_forward)
 
 // Its backward. grad_h (T + 1, B, H): in, [zeros, gradients of the outputs]; out, gradients of all states. grad_gates (T, B, 3 H):
 // out, gradients of the gates' pre-activations, of `new` its recurrent part. grad_new (T, B, H): out, of `new` its input's part.
@@ -416,6 +338,7 @@ EXPORT void KERNEL(lstm_forward)(float* gates, float* states, float* cells, cons
     if (keep) keep += rows;
   }
 }
+RECORDABLE(lstm_forward)
 
 // Its backward. grad_h (T + 1, B, H): in, [zeros, gradients of the outputs]; out, gradients of all hidden states. grad_c (B, H): in,
 // gradient of the last cell state; out, of the first. grad_gates (T, B, 4 H): out. packed_t: (4 H, H) as a product from 4 H to H.
@@ -704,23 +627,30 @@ struct Entries {
   const float* operator[](int64_t c) const { return c < firsts ? first + c * width : window + (c - firsts) * width; }
 };
 
-// scores[h * count + c] = wanted[h] (E) . entry[c] for G heads and the visible entries.
+// scores[h * count + c] += wanted[h] (E) . entry[c] for G heads and the visible entries; those of invisible ones become zero.
 template <int G>
 inline void score(const float* wanted, const Entries& entries, const uint8_t* visible, int64_t count, float* scores) {
   const int64_t width = entries.width;
-  for (int64_t c = 0; c < count; ++c) {
-    if (!visible[c]) {
-      for (int h = 0; h < G; ++h) scores[h * count + c] = 0.0f;
-      continue;
+  for (int64_t c = 0; c < count; c += 2) {  // two entries at a time, so that sums do not wait for each other
+    const bool one = visible[c], two = c + 1 < count && visible[c + 1];
+    vec sums[2][G] = {};
+    if (one || two) {
+      const float *e0 = entries[one ? c : c + 1], *e1 = entries[two ? c + 1 : c];
+      for (int64_t i = 0; i < width; i += VL) {
+        const int64_t left = width - i;
+        const vec x0 = load_n(e0 + i, left), x1 = load_n(e1 + i, left);
+        for (int h = 0; h < G; ++h) {
+          const vec w = load_n(wanted + h * width + i, left);
+          sums[0][h] += x0 * w;
+          sums[1][h] += x1 * w;
+        }
+      }
     }
-    const float* entry = entries[c];
-    vec sums[G] = {};
-    for (int64_t i = 0; i < width; i += VL) {
-      const int64_t left = width - i;
-      const vec e = load_n(entry + i, left);
-      for (int h = 0; h < G; ++h) sums[h] += e * load_n(wanted + h * width + i, left);
+    for (int h = 0; h < G; ++h) {
+      float* to = scores + h * count + c;
+      to[0] = one ? to[0] + sum(sums[0][h]) : 0.0f;
+      if (c + 1 < count) to[1] = two ? to[1] + sum(sums[1][h]) : 0.0f;
     }
-    for (int h = 0; h < G; ++h) scores[h * count + c] = sum(sums[h]);
   }
 }
 
@@ -800,9 +730,8 @@ EXPORT void KERNEL(attend_projected)(const float* query, const float* first, con
     const Entries row = {first + b * firsts * width, entries + b * slots * width, firsts, width};
     const uint8_t* seen = visible + b * count;
     float* p = weights + b * heads * count;
+    std::memcpy(p, bias + b * heads * count, heads * count * sizeof(float));
     score_heads(wanted + b * row_width, row, seen, heads, count, p);
-    for (int64_t i = 0; i < heads * count; ++i)
-      if (seen[i % count]) p[i] += bias[b * heads * count + i];
     for (int64_t h = 0; h < heads; ++h)
       null_weights[b * heads + h] = attention_weights(p + h * count, seen, 0, count, null_logits[b * heads + h]);
     mix_heads(p, row, seen, heads, count, mixed + b * row_width);
@@ -811,10 +740,11 @@ EXPORT void KERNEL(attend_projected)(const float* query, const float* first, con
     affine<NONE>(mixed + h * width, row_width, value + h * head_size(size, width), nullptr, context + h * size, heads * size, batch,
                  width, size);
 }
+RECORDABLE(attend_projected)
 
 // One step of the ring memory. query (B, H, d), of a product with 1/sqrt(d). first (B, F, E): the first inputs of the episode; entries
-// (B, S, E): the last ones, oldest first. since (B): steps of the episode so far. key, value: as in attend_projected. age_key
-// (H, S, d), age 1 first; age_bias (H, S). first_key (F, H, d); first_bias (H, F). null_key, null_value (H, d). context (B, H, d),
+// (B, S, E): the last ones, oldest first. since (B): steps of the episode so far. key, value: as in attend_projected. age_key:
+// from d to S features of each head, packed, oldest first; age_bias (H, S), oldest first. first_key (F, H, d); first_bias (H, F). null_key, null_value (H, d). context (B, H, d),
 // with the null entry's part; weights (B, H, F + S); null_weights (B, H). scratch (2 B H E), visible (F + S).
 EXPORT void KERNEL(ring_step)(const float* query, const float* first, const float* entries, const float* since, const float* key,
                               const float* value, const float* age_key, const float* age_bias, const float* first_key,
@@ -826,20 +756,21 @@ EXPORT void KERNEL(ring_step)(const float* query, const float* first, const floa
   for (int64_t h = 0; h < heads; ++h)
     affine<NONE>(query + h * size, heads * size, key + h * head_size(width, size), nullptr, wanted + h * width, row_width, batch,
                  size, width);
+  for (int64_t h = 0; h < heads; ++h)
+    affine<NONE>(query + h * size, heads * size, age_key + h * head_size(slots, size), age_bias + h * slots,
+                 weights + h * count + firsts, heads * count, batch, size, slots);
   for (int64_t b = 0; b < batch; ++b) {
     const Entries row = {first + b * firsts * width, entries + b * slots * width, firsts, width};
     for (int64_t c = 0; c < firsts; ++c) visible[c] = since[b] - (float)c > (float)slots;
     for (int64_t c = 0; c < slots; ++c) visible[firsts + c] = (float)(slots - c) <= since[b];
     float* p = weights + b * heads * count;
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t c = 0; c < firsts; ++c)
+        if (visible[c])
+          p[h * count + c] = dot(query + (b * heads + h) * size, first_key + (c * heads + h) * size, size) + first_bias[h * firsts + c];
     score_heads(wanted + b * row_width, row, visible, heads, count, p);
     for (int64_t h = 0; h < heads; ++h) {
       const float* q = query + (b * heads + h) * size;
-      for (int64_t c = 0; c < count; ++c) {
-        if (!visible[c]) continue;
-        const int64_t age = count - c;  // of an entry of the window
-        p[h * count + c] += c < firsts ? dot(q, first_key + (c * heads + h) * size, size) + first_bias[h * firsts + c]
-                                       : dot(q, age_key + (h * slots + age - 1) * size, size) + age_bias[h * slots + age - 1];
-      }
       null_weights[b * heads + h] = attention_weights(p + h * count, visible, 0, count, dot(q, null_key + h * size, size));
     }
     mix_heads(p, row, visible, heads, count, mixed + b * row_width);
@@ -851,6 +782,20 @@ EXPORT void KERNEL(ring_step)(const float* query, const float* first, const floa
     for (int64_t h = 0; h < heads; ++h)
       add_scaled(context + (b * heads + h) * size, null_value + h * size, null_weights[b * heads + h], size);
 }
+RECORDABLE(ring_step)
+
+// Shift registers of `slots` vectors: out (B, S, E) = [entries (B, S, E) without the oldest, x (B, E)]. Rows whose keep (B) is 0 begin
+// with zeros; keep may be null.
+EXPORT void KERNEL(shift)(const float* entries, const float* x, const uint8_t* keep, float* out, int64_t batch, int64_t slots,
+                          int64_t width) {
+  const int64_t older = (slots - 1) * width;
+  for (int64_t b = 0; b < batch; ++b, out += slots * width) {
+    if (!keep || keep[b]) std::memcpy(out, entries + b * slots * width + width, older * sizeof(float));
+    else std::memset(out, 0, older * sizeof(float));
+    std::memcpy(out + older, x + b * width, width * sizeof(float));
+  }
+}
+RECORDABLE(shift)
 
 // One step of attention to stored keys and values. query (B, H, d); keys, values (B, S, H, d), oldest first; since (B). null_key,
 // null_value (H, d). context (B, H, d), with the null entry's part; weights (B, H, S); null_weights (B, H). visible (S).
@@ -877,3 +822,4 @@ EXPORT void KERNEL(kv_step)(const float* query, const float* keys, const float* 
     }
   }
 }
+RECORDABLE(kv_step)

@@ -1,0 +1,193 @@
+"""The step of acting as a recording, which takes a tenth of the time."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from torch import nn
+
+from sb3_cyborg import kernels
+from sb3_cyborg.kernels.recording import Recorded, Tensors
+from sb3_cyborg.memories.trace import tracing
+from sb3_cyborg.sequence_model import State, keep_mask, may_branch
+
+if TYPE_CHECKING:
+    from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
+
+KNOWN_PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_cyborg")
+"""Packages whose modules depend on their inputs and parameters alone. Modules of others might do more, so they are not recorded."""
+
+STEP_METHODS = frozenset(
+    "forward _predict get_distribution extract_features _core_step _features_step _choose _make_distribution "
+    "_get_action_dist_from_latent _uses_default_categorical _shape_actions".split()
+)
+"""Methods of a policy that take part in a step of acting."""
+
+OBSERVATION, FEATURES, STARTS, MASKS, STATE = "observation", "features", "episode_starts", "action_masks", "state."
+ACTIONS, VALUES, LOG_PROB, LATENT = "actions", "values", "log_prob", "latent_pi"
+
+
+class Acted(NamedTuple):
+    """Result of a step of acting."""
+
+    actions: th.Tensor
+    """As sampled, (B, ...)."""
+    values: th.Tensor
+    """(B, 1)."""
+    log_prob: th.Tensor
+    """(B,)."""
+    state: State
+    """After the step and its actions."""
+
+
+class RecordedStep:
+    """
+    The step of acting of a policy. What cannot be recorded runs as it is: features extractors of other packages or with
+    convolutions before the recording, distributions that draw in another way than recorded after it.
+
+    :param policy: The policy.
+    """
+
+    def __init__(self, policy: "MemoryActorCriticPolicy") -> None:
+        self._policy = policy
+        self._recorded: dict[tuple[bool, bool, bool], Recorded] = {}
+        self._hooks = [
+            hooks
+            for module in policy.modules()
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        self.reason = ""
+        """Why steps are not recorded; empty if they are, or if none has been taken yet."""
+        self._with_features = _is_known(policy.features_extractor)
+        self._with_choice = not isinstance(policy.action_dist, StateDependentNoiseDistribution)
+        if kernels.status().isa is None:
+            self.reason = "there are no compiled kernels"
+        elif not all(map(_is_known, (policy.core, policy.mlp_extractor, policy.action_net, policy.value_net))):
+            self.reason = "it has modules of other packages"
+        elif _overrides(policy):
+            self.reason = f"{type(policy).__name__} overrides {', '.join(_overrides(policy))}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of the policy makes its own recording."""
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[()]]:
+        return _nothing, ()
+
+    def applies(self, state: Any, episode_starts: th.Tensor) -> bool:
+        """
+        :param state: State before the step.
+        :param episode_starts: (B,).
+        :return: Whether the step can be a recorded one: without gradient, on the CPU, in single precision, in eager mode, not
+            in training mode, and without hooks.
+        """
+        policy = self._policy
+        return not (
+            self.reason
+            or th.is_grad_enabled()
+            or policy.training
+            or policy.amp
+            or tracing()
+            or any(self._hooks)
+            or not isinstance(state, dict)
+            or not may_branch(episode_starts.device)
+            or th.is_autocast_enabled("cpu")
+        )
+
+    def __call__(
+        self, obs: Any, state: State, episode_starts: th.Tensor, deterministic: bool, action_masks: th.Tensor | None
+    ) -> Acted | None:
+        """
+        :param obs: Observations, (B, ...), or a dictionary of them.
+        :param state: State before the step.
+        :param episode_starts: Non-zero where an episode starts, (B,).
+        :param deterministic: Choose the mode instead of a sample.
+        :param action_masks: Legal actions, bool, (B, M), or ``None``.
+        :return: The result of the step; ``None`` if it is not recorded.
+        """
+        while True:
+            key = self._with_features, self._with_choice, deterministic
+            recorded = self._recorded.get(key)
+            if recorded is None:
+                step = functools.partial(self._step, *key)
+                recorded = self._recorded[key] = Recorded(step, self._parameters)
+            inputs = {STATE + name: leaf for name, leaf in state.items()}
+            inputs[STARTS] = episode_starts
+            if not self._with_features:
+                inputs[FEATURES] = self._policy.extract_features(obs)
+            elif isinstance(obs, dict):
+                inputs |= {f"{OBSERVATION}.{name}": value for name, value in obs.items()}
+            else:
+                inputs[OBSERVATION] = obs
+            if action_masks is not None and self._with_choice:
+                inputs[MASKS] = action_masks
+            outputs = recorded(inputs)
+            if outputs is not None:
+                return self._finish(outputs, deterministic, action_masks)
+            if not recorded.reason:  # too many batch sizes
+                return None
+            if not self._record_less():
+                self.reason = recorded.reason
+                return None
+
+    def _record_less(self) -> bool:
+        """:return: Whether there is a smaller part of the step to try: without features, without choice, without both."""
+        parts = [(True, True), (False, True), (True, False), (False, False)]
+        tried = {key[:2] for key in self._recorded}
+        for part in parts:
+            allowed = (not part[0] or _is_known(self._policy.features_extractor)) and (
+                not part[1] or not isinstance(self._policy.action_dist, StateDependentNoiseDistribution)
+            )
+            if allowed and part not in tried:
+                self._with_features, self._with_choice = part
+                return True
+        return False
+
+    def _parameters(self) -> list[th.Tensor]:
+        return [*self._policy.parameters(), *self._policy.buffers()]
+
+    def _step(self, with_features: bool, with_choice: bool, deterministic: bool, inputs: Tensors) -> Tensors:
+        """:return: The recorded part of a step."""
+        policy = self._policy
+        state = {name.removeprefix(STATE): leaf for name, leaf in inputs.items() if name.startswith(STATE)}
+        mask = keep_mask(inputs[STARTS])
+        if with_features:
+            prefix = f"{OBSERVATION}."
+            parts = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
+            features = policy.extract_features(parts or inputs[OBSERVATION])
+        else:
+            features = inputs[FEATURES]
+        latent, new_state = policy._features_step(features, state, mask)
+        latent_pi, latent_vf = policy.mlp_extractor(latent)
+        outputs = {VALUES: policy.value_net(latent_vf)}
+        if with_choice:
+            actions, outputs[LOG_PROB] = policy._choose(latent_pi, deterministic, inputs.get(MASKS))
+            outputs[ACTIONS] = actions
+            new_state = policy.inputs.remember(new_state, actions.unsqueeze(-1))
+        else:
+            outputs[LATENT] = latent_pi
+        return outputs | {STATE + name: leaf for name, leaf in new_state.items()}
+
+    def _finish(self, outputs: Tensors, deterministic: bool, action_masks: th.Tensor | None) -> Acted:
+        """:return: The result of a step from the outputs of its recorded part."""
+        state = {name.removeprefix(STATE): leaf for name, leaf in outputs.items() if name.startswith(STATE)}
+        if self._with_choice:
+            return Acted(outputs[ACTIONS], outputs[VALUES], outputs[LOG_PROB], state)
+        actions, log_prob = self._policy._choose(outputs[LATENT], deterministic, action_masks)
+        return Acted(actions, outputs[VALUES], log_prob, self._policy.inputs.remember(state, actions.unsqueeze(-1)))
+
+
+def _nothing() -> None:
+    return None
+
+
+def _is_known(module: nn.Module) -> bool:
+    """:return: Whether the module and all parts of it are of packages that are known."""
+    return all(type(part).__module__.split(".")[0] in KNOWN_PACKAGES for part in module.modules())
+
+
+def _overrides(policy: nn.Module) -> list[str]:
+    """:return: Methods of the step of acting that a class of another package overrides."""
+    classes = [base for base in type(policy).__mro__ if base.__module__.split(".")[0] not in KNOWN_PACKAGES]
+    return sorted({name for base in classes for name in vars(base) if name in STEP_METHODS})
