@@ -2,8 +2,8 @@
 Recording of a function of tensors, which is then replayed as one call of compiled code.
 
 A step of acting consists of hundreds of small operations, and calling one from Python takes longer than the operation itself.
-:class:`Recorded` runs a function once while :class:`_Recorder` watches PyTorch's operations and the compiled kernels, and writes
-down their calls: code, addresses and sizes. Later calls with inputs of the same shapes replay the list.
+:class:`Recorded` runs a function once while a recorder watches PyTorch's operations and the compiled kernels, and writes down
+their calls: code, addresses and sizes. Later calls with inputs of the same shapes replay the list.
 
 What depends on the parameters alone (packed weights, for example) is computed again only when a parameter has changed. Random
 numbers are drawn by PyTorch, with the same generator and in the same order. Each replay returns new tensors.
@@ -50,11 +50,12 @@ _STORED = (th.float32, th.int64, th.bool)
 """Types that an operation may compute."""
 
 _OPERATIONS = (
-    "copy neg exp log log1p sqrt rsqrt reciprocal square sin cos tanh sigmoid silu softplus relu abs not "
-    "add sub mul div maximum minimum eq ne lt le gt ge and or where addcmul clamp"
-).split()
+    *("copy", "neg", "exp", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "square", "sin", "cos", "tanh", "sigmoid", "silu"),
+    *("softplus", "relu", "abs", "not", "add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("and", "or", "where", "addcmul", "clamp"),
+)
 _CODES = {name: code for code, name in enumerate(_OPERATIONS)}
-_REDUCTIONS = {name: code for code, name in enumerate("sum mean amax amin any all argmax".split())}
+_REDUCTIONS = {name: code for code, name in enumerate(("sum", "mean", "amax", "amin", "any", "all", "argmax"))}
 
 _RANDOM = ("aten.exponential_.default", "aten.normal_.default", "aten.uniform_.default")
 """Random operations whose arguments are numbers; PyTorch runs them before each replay."""
@@ -91,10 +92,14 @@ class _Address:
     offset: int
 
 
+_Word = int | _Address
+"""An argument of a call."""
+
+
 @dataclass
 class _Call:
     name: str
-    words: list["int | _Address"]
+    words: Sequence[_Word]
 
 
 class _Recorder(TorchDispatchMode):
@@ -106,7 +111,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Iterable[th.Tensor], parameters: Iterable[th.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.calls: list[_Call] = []
         self.constant_calls: list[_Call] = []
         self.random: list[Callable[[], Any]] = []
@@ -115,13 +120,18 @@ class _Recorder(TorchDispatchMode):
         self._regions: dict[int, _Region] = {}
         self._packed: dict[tuple[Any, ...], th.Tensor] = {}
         for tensor in parameters:
-            self._add(tensor, _Kind.PARAMETER)
+            self.add(tensor, _Kind.PARAMETER)
         for tensor in inputs:
-            self._add(tensor, _Kind.INPUT)
+            self.add(tensor, _Kind.INPUT)
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
-    def _add(self, tensor: th.Tensor, kind: _Kind) -> _Region:
+    def add(self, tensor: th.Tensor, kind: _Kind) -> _Region:
+        """
+        :param tensor: A tensor that is not known yet.
+        :param kind: What its memory holds.
+        :return: Its memory.
+        """
         storage = tensor.untyped_storage()
         region = _Region(storage.data_ptr(), storage.nbytes(), kind)
         if region.size and region.start not in self._regions:
@@ -159,7 +169,7 @@ class _Recorder(TorchDispatchMode):
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def call(self, name: str, words: list[int | _Address], reads: Sequence[_Region], writes: Sequence[_Region]) -> None:
+    def call(self, name: str, words: Sequence[_Word], reads: Sequence[_Region], writes: Sequence[_Region]) -> None:
         """
         Write down a call.
 
@@ -184,12 +194,13 @@ class _Recorder(TorchDispatchMode):
         :param types: ctypes types of the arguments.
         :param args: The arguments.
         """
-        words: list[int | _Address] = []
+        words: list[_Word] = []
         regions = []
         for kind, value in zip(types, args, strict=True):
             if kind is ctypes.c_void_p and value:
-                words.append(self._at(value))
-                regions.append(words[-1].region)
+                address = self._at(value)
+                words.append(address)
+                regions.append(address.region)
             elif kind is ctypes.c_float:
                 words.append(int(np.float32(value).view(np.int32)))
             else:
@@ -204,7 +215,11 @@ class _Recorder(TorchDispatchMode):
         # Memory that the kernel may change must not be the result of a computation that runs only once.
         self.call(name, words, reads, writes)
 
-    def _description(self, numbers: Sequence[int]) -> int:
+    def describe(self, numbers: Sequence[int]) -> int:
+        """
+        :param numbers: The description of an operation.
+        :return: Address of the numbers as int64.
+        """
         array = np.array(numbers, dtype=np.int64)
         self.alive.append(array)
         return int(array.ctypes.data)
@@ -212,7 +227,7 @@ class _Recorder(TorchDispatchMode):
     def _number(self, value: float, like: th.Tensor) -> th.Tensor:
         """:return: A number as a tensor, in the precision in which an operation with ``like`` computes."""
         number = th.tensor(value, dtype=th.float32 if like.dtype == th.float32 else th.float64)
-        self._add(number, _Kind.FIXED)
+        self.add(number, _Kind.FIXED)
         return number
 
     def elementwise(self, operation: str, out: th.Tensor, *inputs: th.Tensor | float) -> None:
@@ -235,8 +250,8 @@ class _Recorder(TorchDispatchMode):
         described = [[_TYPES[operand.dtype], *_padded(row)] for operand, row in zip(operands, strides, strict=True)]
         described += [empty] * (4 - len(described))
         numbers = [_CODES[operation], len(shape), *_padded(shape), *(number for row in described for number in row)]
-        addresses: list[int | _Address] = [self.address(operand) for operand in operands]
-        words = [self._description(numbers), *addresses, *[0] * (4 - len(operands))]
+        addresses: list[_Word] = [self.address(operand) for operand in operands]
+        words: list[_Word] = [self.describe(numbers), *addresses, *[0] * (4 - len(operands))]
         self.call("elementwise", words, [self.region(tensor) for tensor in tensors], [self.region(out)])
 
     def dense(self, tensor: th.Tensor) -> th.Tensor:
@@ -247,7 +262,7 @@ class _Recorder(TorchDispatchMode):
         if tensor.is_contiguous():
             return tensor
         copy = tensor.contiguous()
-        self._add(copy, _Kind.EMPTY)
+        self.add(copy, _Kind.EMPTY)
         self.elementwise("copy", copy, tensor)
         return copy
 
@@ -263,16 +278,16 @@ class _Recorder(TorchDispatchMode):
         if any(tensor.dtype != th.float32 for tensor in (out, a, b)) or not out.is_contiguous():
             raise NotRecordable("a product that is not of floats, or whose result is not contiguous")
         depth, columns = b.shape[-2:]
-        at_bias: int | _Address = 0 if bias is None else self.address(bias)
+        at_bias: _Word = 0 if bias is None else self.address(bias)
         reads = [self.region(tensor) for tensor in (a, b) if tensor.numel()] + ([] if bias is None else [self.region(bias)])
         if a.dim() == 2 and self.region(b).kind in (_Kind.PARAMETER, _Kind.CONSTANT, _Kind.FIXED):
             a = a if a.stride(1) == 1 and a.stride(0) >= depth else self.dense(a)
-            words = [self.address(a), a.stride(0), self.address(self._pack(b)), at_bias, self.address(out)]
-            self.call("affine", [*words, columns, len(a), depth, columns, 0], reads, [self.region(out)])
+            start: list[_Word] = [self.address(a), a.stride(0), self.address(self._pack(b)), at_bias, self.address(out)]
+            self.call("affine", [*start, columns, len(a), depth, columns, 0], reads, [self.region(out)])
             return
         a3, b3 = (tensor if tensor.dim() == 3 else tensor.unsqueeze(0) for tensor in (a, b))
         numbers = [len(a3), a3.shape[1], columns, depth, *a3.stride(), *b3.stride()]
-        words = [self._description(numbers), self.address(a), self.address(b), at_bias, self.address(out)]
+        words: list[_Word] = [self.describe(numbers), self.address(a), self.address(b), at_bias, self.address(out)]
         self.call("products", words, reads, [self.region(out)])
 
     def _pack(self, b: th.Tensor) -> th.Tensor:
@@ -282,8 +297,8 @@ class _Recorder(TorchDispatchMode):
             depth, columns = b.shape
             packed = th.empty(primitives.packed_size(columns, depth))
             self._packed[key] = packed
-            region = self._add(packed, _Kind.EMPTY)
-            words = [self.address(b), b.stride(1), b.stride(0), columns, depth, _Address(region, 0)]
+            region = self.add(packed, _Kind.EMPTY)
+            words: list[_Word] = [self.address(b), b.stride(1), b.stride(0), columns, depth, _Address(region, 0)]
             self.call("pack", words, [self.region(b)], [region])
         return self._packed[key]
 
@@ -303,14 +318,16 @@ class _Recorder(TorchDispatchMode):
             self.random.append(lambda: func(*args, **(kwargs or {})))
             return out
         if name == "aten.lift_fresh.default":  # data from Python
-            self._add(out, _Kind.FIXED)
+            self.add(out, _Kind.FIXED)
             return out
+        if th.Tag.nondeterministic_seeded in func.tags:
+            raise NotRecordable(f"{name} has no compiled form")
         starts = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         in_place = name.split(".")[1].endswith("_")
         if not in_place and all(each.untyped_storage().data_ptr() in starts for each in outputs):
             return out  # a view
         if name.startswith(("aten.empty", "aten.new_empty")):
-            self._add(out, _Kind.EMPTY)
+            self.add(out, _Kind.EMPTY)
             return out
         if not in_place and (
             len(tensors) == 0
@@ -318,11 +335,11 @@ class _Recorder(TorchDispatchMode):
             or all(tensor.numel() == 0 or self.region(tensor).kind is _Kind.FIXED for tensor in tensors)
         ):
             for each in outputs:
-                self._add(each, _Kind.FIXED)
+                self.add(each, _Kind.FIXED)
             return out
         for each in outputs:
             if not in_place:
-                self._add(each, _Kind.EMPTY)
+                self.add(each, _Kind.EMPTY)
         write_down = _TRANSLATIONS.get(name)
         if write_down is None:
             raise NotRecordable(f"{name} has no compiled form")
@@ -358,7 +375,7 @@ def _merged(operands: Sequence[th.Tensor]) -> tuple[list[int], list[list[int]]]:
     :return: Shape, and strides of each operand; at least one dimension.
     """
     out = operands[0]
-    order = sorted((d for d in range(out.dim()) if out.shape[d] != 1), key=lambda d: -out.stride(d))
+    order = sorted((d for d in range(out.dim()) if out.shape[d] != 1), key=lambda d: -out.stride()[d])
     shape: list[int] = []
     strides: list[list[int]] = [[] for _ in operands]
     for d in order:
@@ -376,7 +393,7 @@ def _merged(operands: Sequence[th.Tensor]) -> tuple[list[int], list[list[int]]]:
     return (shape or [1]), ([row or [0] for row in strides] if not shape else strides)
 
 
-# --- translations: the recorder, the result, then the arguments of PyTorch's operation ----------------------------------------
+# --- translations: the recorder, the result, then the arguments of PyTorch's operation ---------------------------------------
 
 
 def _scale(name: str, value: Any, wanted: Any) -> None:
@@ -476,7 +493,7 @@ def _reduction(name: str) -> Callable[..., None]:
         numbers = [_REDUCTIONS[name], _TYPES[x.dtype], _TYPES[out.dtype]]
         for chosen in (kept, reduced):
             numbers += [len(chosen), *_padded([x.shape[d] for d in chosen]), *_padded([x.stride(d) for d in chosen])]
-        words = [recorder._description(numbers), recorder.address(x), recorder.address(out)]
+        words: list[_Word] = [recorder.describe(numbers), recorder.address(x), recorder.address(out)]
         recorder.call("reduce", words, [recorder.region(x)], [recorder.region(out)])
 
     return write_down
@@ -487,7 +504,13 @@ def _softmax(logarithm: bool) -> Callable[..., None]:
         if dim % x.dim() != x.dim() - 1 or x.dtype != th.float32 or not out.is_contiguous():
             raise NotRecordable("softmax of another dimension than the last, or not of floats")
         x = recorder.dense(x)
-        words = [recorder.address(x), recorder.address(out), x.numel() // x.shape[-1], x.shape[-1], int(logarithm)]
+        words: list[_Word] = [
+            recorder.address(x),
+            recorder.address(out),
+            x.numel() // x.shape[-1],
+            x.shape[-1],
+            int(logarithm),
+        ]
         recorder.call("softmax", words, [recorder.region(x)], [recorder.region(out)])
 
     return write_down
@@ -498,7 +521,7 @@ def _gather(recorder: _Recorder, out: th.Tensor, x: th.Tensor, dim: int, index: 
         raise NotRecordable("gather of another dimension than the last")
     x, index = recorder.dense(x), recorder.dense(index)
     sizes = [index.numel() // index.shape[-1], x.shape[-1], index.shape[-1], x.element_size()]
-    words = [recorder.address(x), recorder.address(index), recorder.address(out), *sizes]
+    words: list[_Word] = [recorder.address(x), recorder.address(index), recorder.address(out), *sizes]
     recorder.call("gather", words, [recorder.region(x), recorder.region(index)], [recorder.region(out)])
 
 
@@ -528,7 +551,7 @@ def _layer_norm(
         raise NotRecordable("a layer norm over several dimensions, without weight and bias, or not of floats")
     x = recorder.dense(x)
     tensors = x, weight, bias, out[0]
-    words: list[int | _Address] = [recorder.address(tensor) for tensor in tensors]
+    words: list[_Word] = [recorder.address(tensor) for tensor in tensors]
     words += [x.numel() // x.shape[-1], x.shape[-1], int(np.float32(eps).view(np.int32)), 0]
     recorder.call("layer_norm", words, [recorder.region(tensor) for tensor in tensors[:3]], [recorder.region(out[0])])
     for rest in out[1:]:
@@ -537,8 +560,7 @@ def _layer_norm(
 
 def _translations() -> dict[str, Callable[..., None]]:
     table: dict[str, Callable[..., None]] = {}
-    unary = dict.fromkeys("neg exp log log1p sqrt rsqrt reciprocal sin cos tanh sigmoid silu relu abs square".split())
-    for name in unary:
+    for name in _OPERATIONS[1 : _OPERATIONS.index("not")]:
         table[f"aten.{name}.default"] = table[f"aten.{name}_.default"] = _unary(name)
     for name, operation in {"bitwise_not": "not", "logical_not": "not"}.items():
         table[f"aten.{name}.default"] = _unary(operation)
@@ -602,7 +624,7 @@ _LIKE = {f"aten.{name}.default" for name in ("zeros_like", "ones_like", "full_li
 """Operations that read only the shape of their argument."""
 
 
-# --- replay -------------------------------------------------------------------------------------------------------------------
+# --- replay ------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -660,7 +682,8 @@ class _Tape:
 
 
 def _thunk(name: str) -> int | None:
-    return ctypes.cast(get(f"{name}_thunk", [ctypes.c_void_p]), ctypes.c_void_p).value
+    function: Any = get(f"{name}_thunk", [ctypes.c_void_p])
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 _replay_function: Callable[..., Any] | None = None
@@ -713,7 +736,7 @@ class _Program:
         whole = region.kind is _Kind.VALUE and region.base is None and region.size == tensor.numel() * tensor.element_size()
         if not whole or tensor.stride() != slot.stride:
             copy = th.empty_strided(slot.shape, slot.stride, dtype=slot.dtype)
-            region = recorder._add(copy, _Kind.EMPTY)
+            region = recorder.add(copy, _Kind.EMPTY)
             recorder.elementwise("copy", copy, tensor)
             if region.kind is _Kind.CONSTANT:
                 raise NotRecordable(f"its result {name!r} does not depend on its inputs")

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
 
 KNOWN_PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_cyborg")
-"""Packages whose modules depend on their inputs and parameters alone. Modules of others might do more, so they are not recorded."""
+"""Packages whose modules depend on their inputs and parameters alone. Those of others might do more: they are not recorded."""
 
 STEP_METHODS = frozenset(
-    "forward _predict get_distribution extract_features _core_step _features_step _choose _make_distribution "
-    "_get_action_dist_from_latent _uses_default_categorical _shape_actions".split()
+    (
+        *("forward", "_predict", "get_distribution", "extract_features", "_core_step", "_features_step", "_choose"),
+        *("_make_distribution", "_get_action_dist_from_latent", "_uses_default_categorical", "_shape_actions"),
+    )
 )
 """Methods of a policy that take part in a step of acting."""
 
@@ -53,11 +55,7 @@ class RecordedStep:
     def __init__(self, policy: "MemoryActorCriticPolicy") -> None:
         self._policy = policy
         self._recorded: dict[tuple[bool, bool, bool], Recorded] = {}
-        self._hooks = [
-            hooks
-            for module in policy.modules()
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        self._hooks = [hooks for module in policy.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.reason = ""
         """Why steps are not recorded; empty if they are, or if none has been taken yet."""
         self._with_features = _is_known(policy.features_extractor)
