@@ -2,8 +2,9 @@
 // aligned to vectors. `driver overrun`, `driver leak` and
 // `driver undefined` plant a fault instead.
 //
-// It includes the sources, so no declaration is repeated here. A new kernel gets a function and a row in CASES.
+// It includes the sources, so no declaration is repeated here. A new kernel or operation gets a function and a row in CASES.
 #include "kernels.cpp"
+#include "operations.cpp"
 
 #include <cmath>
 #include <cstdio>
@@ -149,7 +150,7 @@ void step_case(int64_t n) {
     Buffer key(heads * KERNEL(packed_size)(width, size)), value(heads * KERNEL(packed_size)(size, width));
     Buffer bias(batch * heads * count), null_logits(batch * heads), context(batch * heads * size);
     Buffer weights(batch * heads * count), null_weights(batch * heads), scratch(2 * batch * heads * width), since(batch);
-    Buffer age_key(heads * slots * size), age_bias(heads * slots), first_key(firsts * heads * size), first_bias(heads * firsts);
+    Buffer age_key(heads * KERNEL(packed_size)(slots, size)), age_bias(heads * slots), first_key(firsts * heads * size), first_bias(heads * firsts);
     Buffer null_key(heads * size), null_value(heads * size), keys(batch * slots * heads * size), values(batch * slots * heads * size);
     std::vector<uint8_t> visible = mask_of(batch * count), scratch_mask(count);
     for (int64_t b = 0; b < batch; ++b) since[b] = float(std::rand() % (2 * slots + 2));
@@ -169,9 +170,129 @@ void step_case(int64_t n) {
                       weights.data(), null_weights.data(), scratch.data(), scratch_mask.data(), batch, heads, size, firsts, slots,
                       width);
     sums_to_one("ring_step", count);
+    std::vector<uint8_t> keep = mask_of(batch);
+    Buffer newest(batch * width), shifted(batch * slots * width);
+    KERNEL(shift)(entries.data(), newest.data(), n % 2 ? keep.data() : nullptr, shifted.data(), batch, slots, width);
+    for (int64_t b = 0; b < batch; ++b) check(shifted[((b + 1) * slots - 1) * width] == newest[b * width], "shift", n, b);
     KERNEL(kv_step)(query.data(), keys.data(), values.data(), since.data(), null_key.data(), null_value.data(), context.data(),
                     weights.data(), null_weights.data(), scratch_mask.data(), batch, heads, size, slots);
     sums_to_one("kv_step", slots);
+}
+
+// A tensor (a, b, c) whose dimensions have any order in memory.
+struct Shape {
+    int64_t dims[3], strides[3];
+    explicit Shape(int64_t n) : dims{n % 3 + 1, n % 5 + 1, size_of(n)} {
+        const int order = static_cast<int>(n % 3);
+        int64_t step = 1;
+        for (int i = 0; i < 3; ++i) {
+            const int d = (order + 2 - i + 3) % 3;
+            strides[d] = step;
+            step *= dims[d];
+        }
+    }
+    int64_t size() const { return dims[0] * dims[1] * dims[2]; }
+};
+
+void elementwise_case(int64_t n) {
+    const Shape shape(n);
+    Buffer a(shape.size()), b(shape.dims[2]), c(1), out(shape.size());
+    std::vector<uint8_t> flags = mask_of(shape.size());
+    for (int64_t operation = COPY; operation <= CLAMP; ++operation)
+        for (int64_t type : {FLOAT, BOOL}) {
+            Elementwise e = {};
+            e.operation = operation;
+            e.dims = 3;
+            for (int d = 0; d < 3; ++d) {
+                e.shape[d] = shape.dims[d];
+                e.out.strides[d] = e.in[0].strides[d] = shape.strides[d];
+            }
+            e.out.type = FLOAT;
+            e.in[0].type = type;
+            e.in[1].strides[2] = 1;  // broadcast over the first two dimensions; the third operand is a number
+            const void* first = type == FLOAT ? static_cast<const void*>(a.data()) : flags.data();
+            KERNEL(elementwise)(&e, out.data(), first, b.data(), c.data());
+            if (operation != ADD || type != FLOAT) continue;
+            for (int64_t i = 0; i < shape.dims[0]; ++i)
+                for (int64_t j = 0; j < shape.dims[1]; ++j)
+                    for (int64_t k = 0; k < shape.dims[2]; ++k) {
+                        const int64_t place = i * shape.strides[0] + j * shape.strides[1] + k * shape.strides[2];
+                        check(out[place] == a[place] + b[k], "elementwise", n, place);
+                    }
+        }
+}
+
+void reduce_case(int64_t n) {
+    const Shape shape(n);
+    Buffer x(shape.size()), out(2 * shape.size());
+    for (int64_t reduction = SUM; reduction <= ARGMAX; ++reduction)
+        for (int reduced = 0; reduced < 3; ++reduced) {
+            Reduce r = {};
+            r.reduction = reduction;
+            r.out_type = FLOAT;
+            r.kept = 2;
+            r.reduced = 1;
+            r.reduced_shape[0] = shape.dims[reduced];
+            r.reduced_strides[0] = shape.strides[reduced];
+            for (int d = 0, to = 0; d < 3; ++d)
+                if (d != reduced) {
+                    r.kept_shape[to] = shape.dims[d];
+                    r.kept_strides[to++] = shape.strides[d];
+                }
+            KERNEL(reduce)(&r, x.data(), out.data());
+            if (reduction != SUM) continue;
+            double want = 0;
+            for (int64_t i = 0; i < shape.dims[reduced]; ++i) want += x[i * shape.strides[reduced]];
+            check(std::abs(out[0] - want) < 1e-5, "reduce", n, 0);
+        }
+}
+
+void rows_case(int64_t n) {
+    const int64_t rows = rows_of(n), size = size_of(n), m = n % 3 + 1;
+    Buffer x(rows * size), y(rows * size), taken(rows * m);
+    KERNEL(softmax)(x.data(), y.data(), rows, size, 1);
+    KERNEL(softmax)(x.data(), y.data(), rows, size, 0);
+    for (int64_t r = 0; r < rows; ++r) {
+        double total = 0;
+        for (int64_t i = 0; i < size; ++i) total += y[r * size + i];
+        check(std::abs(total - 1) < 1e-5, "softmax", n, r);
+    }
+    std::vector<int64_t> index(rows * m);
+    for (int64_t& place : index) place = std::rand() % (size + 4) - 2;  // some are out of range
+    KERNEL(gather)(reinterpret_cast<const char*>(x.data()), index.data(), reinterpret_cast<char*>(taken.data()), rows, size, m, 4);
+    for (int64_t i = 0; i < rows * m; ++i) {
+        const bool inside = index[i] >= 0 && index[i] < size;
+        check(taken[i] == (inside ? x[i / m * size + index[i]] : 0.0F), "gather", n, i);
+    }
+}
+
+void products_case(int64_t n) {
+    const int64_t batch = n % 3 + 1, rows = rows_of(n), columns = size_of(2 * n), depth = size_of(n);
+    Buffer a(batch * rows * depth), b(batch * depth * columns), bias(columns), c(batch * rows * columns);
+    for (bool transposed : {false, true}) {
+        const Products p = {batch, rows, columns, depth, {rows * depth, depth, 1},
+                            {depth * columns, transposed ? 1 : columns, transposed ? depth : 1}};
+        KERNEL(products)(&p, a.data(), b.data(), null_or(bias, n), c.data());
+        double want = n % 2 ? bias[columns - 1] : 0;
+        for (int64_t k = 0; k < depth; ++k) want += double(a[k]) * b[k * p.b[1] + (columns - 1) * p.b[2]];
+        check(std::abs(c[columns - 1] - want) < 1e-4, "products", n, columns - 1);
+    }
+}
+
+void replay_case(int64_t n) {
+    const int64_t rows = rows_of(n), size = size_of(n);
+    Buffer x(rows * size), y(rows * size), z(rows * size);
+    float eps = 1e-6F;
+    int32_t bits;
+    std::memcpy(&bits, &eps, 4);
+    // The address of the input is written into the first call, that of the output into the second.
+    int64_t words[2][5] = {{0, reinterpret_cast<int64_t>(y.data()), rows, size, bits},
+                           {reinterpret_cast<int64_t>(y.data()), 0, rows, size, bits}};
+    const Call calls[] = {{KERNEL(rms_norm_thunk), words[0]}, {KERNEL(rms_norm_thunk), words[1]}};
+    const Patch patches[] = {{&words[0][0], 0, 0}, {&words[1][1], 1, 0}};
+    const int64_t bases[] = {reinterpret_cast<int64_t>(x.data()), reinterpret_cast<int64_t>(z.data())};
+    KERNEL(replay)(calls, 2, patches, 2, bases);
+    for (int64_t i = 0; i < rows * size; ++i) check(std::abs(z[i] - y[i]) < 1e-3, "replay", n, i);
 }
 
 struct Case {
@@ -185,7 +306,9 @@ const Case CASES[] = {
     {"pack_gates", gru_case},           {"gru_forward", gru_case},      {"gru_backward", gru_case},
     {"lstm_forward", lstm_case},        {"lstm_backward", lstm_case},   {"window_scratch", window_case},
     {"window_forward", window_case},    {"window_backward", window_case}, {"attend_projected", step_case},
-    {"ring_step", step_case},           {"kv_step", step_case},
+    {"ring_step", step_case},           {"kv_step", step_case},         {"shift", step_case},
+    {"elementwise", elementwise_case},  {"reduce", reduce_case},        {"softmax", rows_case},
+    {"gather", rows_case},              {"products", products_case},    {"replay", replay_case},
 };
 
 const int64_t SIZES[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 128, 129, 1000};

@@ -27,8 +27,9 @@ QUERIES = ("sb3_cyborg_abi", "sb3_cyborg_best_isa")
 
 
 def test_only_what_is_marked_is_exported(library: Path) -> None:
-    source = (FOLDER / "src" / "kernels.cpp").read_text()
+    source = "".join((FOLDER / "src" / name).read_text() for name in ("kernels.cpp", "operations.cpp"))
     kernels = re.findall(r"^EXPORT .*?\bKERNEL\((\w+)\)", source, re.MULTILINE)
+    kernels += [f"{kernel}_thunk" for kernel in re.findall(r"^RECORDABLE\((\w+)\)", source, re.MULTILINE)]
     expected = {f"{kernel}_{isa}" for kernel in kernels for isa in isa_flags()} | set(QUERIES)
     assert {name for _, name in symbols("-D --defined-only", library)} == expected
 

@@ -46,14 +46,18 @@ inline double load_any(const char* p, int64_t type) {
     default: return static_cast<double>(*reinterpret_cast<const uint8_t*>(p));
   }
 }
+// A whole number within [low, high]; the lower bound for NaN and for numbers that are out of it.
+inline int64_t whole(double value, double low, double high) {
+  return static_cast<int64_t>(value >= low && value <= high ? value : low);
+}
 inline void store_any(char* p, int64_t type, double value) {
   switch (type) {
     case FLOAT: { const float x = static_cast<float>(value); std::memcpy(p, &x, 4); return; }
-    case INT64: { const int64_t x = static_cast<int64_t>(value); std::memcpy(p, &x, 8); return; }
+    case INT64: { const int64_t x = whole(value, -0x1p63, 0x1.fffffffffffffp62); std::memcpy(p, &x, 8); return; }
     case DOUBLE: std::memcpy(p, &value, 8); return;
-    case INT32: { const int32_t x = static_cast<int32_t>(value); std::memcpy(p, &x, 4); return; }
+    case INT32: { const int32_t x = static_cast<int32_t>(whole(value, -0x1p31, 0x1p31 - 1)); std::memcpy(p, &x, 4); return; }
     case BOOL: *reinterpret_cast<uint8_t*>(p) = value != 0.0; return;
-    default: *reinterpret_cast<uint8_t*>(p) = static_cast<uint8_t>(value);
+    default: *reinterpret_cast<uint8_t*>(p) = static_cast<uint8_t>(whole(value, 0.0, 255.0));
   }
 }
 
