@@ -845,8 +845,8 @@ class Recorded:
         try:
             program = _Program(self._function, inputs, self._tensors)
             program.refresh()
-            outputs = program.first_outputs
-            _compare(program(inputs, draw=False), outputs)
+            outputs = program(inputs, draw=False)  # as all later calls round
+            _compare(outputs, program.first_outputs)
         except NotRecordable as error:
             self.reason = str(error)
             th.set_rng_state(random_state)  # the function will run again
