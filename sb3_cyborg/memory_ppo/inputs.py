@@ -93,14 +93,18 @@ class Inputs(SequenceModel):
         :return: One-hot vectors for discrete observations, images in [0, 1], all others normalized, or clipped to
             [-MAX_INPUT, MAX_INPUT] without normalizer.
         """
-        if isinstance(self.observation_space, spaces.Discrete | spaces.MultiDiscrete):
+        if isinstance(self.observation_space, spaces.Dict):
+            parts = self.observation_space.spaces
+            return {name: self._bounded(name, self._preprocess(value, parts[name])) for name, value in obs.items()}
+        return self._bounded(OBSERVATION, self._preprocess(obs, self.observation_space))
+
+    def _preprocess(self, value: th.Tensor, space: spaces.Space[Any]) -> th.Tensor:
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             # Equal to SB3's one-hot vectors, whose check of the range would branch on values.
-            seen: Any = encode_actions(obs.reshape(len(obs), -1).long(), self.observation_space)
-        else:
-            seen = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
-        if isinstance(seen, dict):
-            return {name: self._bounded(name, value) for name, value in seen.items()}
-        return self._bounded(OBSERVATION, seen)
+            return encode_actions(value.reshape(len(value), -1).long(), space)
+        seen = preprocess_obs(value, space, normalize_images=self.normalize_images)
+        assert isinstance(seen, th.Tensor)
+        return seen
 
     def _bounded(self, name: str, value: th.Tensor) -> th.Tensor:
         if name in self.normalizers:

@@ -449,6 +449,8 @@ class MemoryPPO(RecurrentPPO):
                 raise ValueError(CRITIC_DIVERGED)
             largest = rollout_buffer.rewards.abs().max().item()
             raise ValueError(f"Returns are not finite: rewards as large as {largest:g} overflow float32; scale them down.")
+        if self.verbose >= 1 and (text := self.policy.recording_report()):
+            print(text)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True

@@ -20,6 +20,7 @@ from torch import nn
 
 from sb3_cyborg.checks import check_finite_observations, check_positive, nearest_divisors, warn_caller
 from sb3_cyborg.encoders.encoder_v7 import EncoderV7
+from sb3_cyborg.kernels import status as kernel_status
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memory_ppo.action_masks import check_action_masks, mask_distribution, mask_logits
 from sb3_cyborg.memory_ppo.actions import (
@@ -375,6 +376,14 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         if acted is not None and acted.log_prob.sum().isnan():
             raise ValueError(DIVERGED)
         return acted
+
+    def recording_report(self) -> str:
+        """
+        :return: Once: a line for a log if steps of acting, or parts of them, are not recorded
+            (:mod:`~sb3_cyborg.memory_ppo.recorded_step`). Empty otherwise, and where there are no compiled kernels.
+        """
+        step = self._recorded_step
+        return "" if step is None or kernel_status().isa is None else step.tell_once()
 
     def _choose(
         self, latent_pi: th.Tensor, deterministic: bool, action_masks: th.Tensor | None

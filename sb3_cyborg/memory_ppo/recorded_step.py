@@ -56,6 +56,7 @@ class RecordedStep:
         self._policy = policy
         self._recorded: dict[tuple[bool, bool, bool], Recorded] = {}
         self._hooks = [hooks for module in policy.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._told = False
         self.reason = ""
         """Why steps are not recorded; empty if they are, or if none has been taken yet."""
         self._with_features = _is_known(policy.features_extractor)
@@ -66,6 +67,16 @@ class RecordedStep:
             self.reason = "it has modules of other packages"
         elif _overrides(policy):
             self.reason = f"{type(policy).__name__} overrides {', '.join(_overrides(policy))}"
+
+    def tell_once(self) -> str:
+        """:return: Why steps, or parts of them, are not recorded, at the first call; empty if they are, and at later calls."""
+        parts = [("features", self._with_features), ("the choice of actions", self._with_choice)]
+        missing = " and ".join(name for name, recorded in parts if not recorded)
+        text = f"Steps of acting run as they are, without a recording: {self.reason}" if self.reason else ""
+        if missing and not text:
+            text = f"Steps of acting are recorded without {missing}"
+        told, self._told = self._told, True
+        return "" if told else text
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the policy makes its own recording."""
