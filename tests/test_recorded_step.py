@@ -176,7 +176,7 @@ def test_heads_of_other_packages_are_not_recorded() -> None:
 
 
 class Overriding(MemoryActorCriticPolicy):
-    def extract_features(self, obs: th.Tensor, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
+    def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
         return super().extract_features(obs * 2, features_extractor)
 
 
@@ -211,6 +211,7 @@ def test_nan_logits_are_an_error() -> None:
     policy = make_policy()
     run(policy, True)
     with th.no_grad():
+        assert isinstance(policy.action_net, nn.Linear)
         policy.action_net.bias.fill_(float("nan"))
         with pytest.raises(ValueError, match="logits of the actions are nan"):
             policy(th.randn(ROWS, 3), policy.get_initial_state(ROWS), th.ones(ROWS))
