@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """:return: The working directory, in which no file waits for a poll."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs_module, "POLL_SECONDS", 0.0)
-    monkeypatch.setitem(gym.registry, FRAGILE, gym.envs.registration.EnvSpec(FRAGILE, FragileEnv))
+    monkeypatch.setitem(gym.registry, FRAGILE, gym.envs.registration.EnvSpec(FRAGILE, "tests.test_seeds:FragileEnv"))
     FragileEnv.repaired = False
     return tmp_path
 
@@ -448,7 +448,7 @@ def test_jobs_of_a_cluster_are_preempted_and_go_on(folder: Path, monkeypatch: py
     pytest.importorskip("submitit")
     monkeypatch.setattr(jobs_module, "POLL_SECONDS", 0.2)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    config = settings(env="CartPole-v1", total_timesteps=4096)
+    config = settings(env="CartPole-v1", total_timesteps=1024)
     jobs = ClusterJobs("local", {"mem_gb": 2}, group_folder(config))
     submitted: list[ClusterJob] = []
 
