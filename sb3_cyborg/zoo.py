@@ -242,21 +242,22 @@ def _create_study(*, storage: Any, **options: Any) -> "optuna.Study":
 
 
 def _open_database(url: str) -> "optuna.storages.RDBStorage":
-    """:return: The storage in a database. Several workers may find it empty: one makes its tables, the others wait for them."""
+    """:return: The storage in a database. Of several workers that find it empty, one makes its tables, and the others wait."""
     import optuna
     import sqlalchemy.exc
 
     options: dict[str, Any] = {"engine_kwargs": {"pool_pre_ping": True}, "heartbeat_interval": HEARTBEAT_SECONDS}
-    for attempt in range(OPEN_ATTEMPTS):
+    attempt = 1
+    while True:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the heartbeat
                 return optuna.storages.RDBStorage(url, **options)
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # what another worker makes is there already
-            if attempt == OPEN_ATTEMPTS - 1:
+            if attempt == OPEN_ATTEMPTS:
                 raise
+            attempt += 1
             time.sleep(1)
-    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
