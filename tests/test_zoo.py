@@ -380,17 +380,18 @@ def test_sampled_models_can_be_made(encoder: str, memory: str) -> None:
 
 @pytest.fixture
 def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short rollouts and few epochs; the space is otherwise the same."""
+    """Small agents, short rollouts and few epochs. The values that a study draws are those of ``--seed``."""
     suggest, choose = optuna.Trial.suggest_int, optuna.Trial.suggest_categorical
 
     def small(self: optuna.Trial, name: str, low: int, high: int, **kwargs: Any) -> int:
         return suggest(self, name, low, min(high, 6), **kwargs)
 
     def few(self: optuna.Trial, name: str, choices: Any) -> Any:
-        return choose(self, name, [2] if name == "n_epochs" else choices)
+        return choose(self, name, {"n_epochs": [2], "hidden_dim": [32], "encoder": ["gru"]}.get(name, choices))
 
     monkeypatch.setattr(optuna.Trial, "suggest_int", small)
     monkeypatch.setattr(optuna.Trial, "suggest_categorical", few)
+    monkeypatch.setattr(optuna.samplers.TPESampler, "reseed_rng", lambda _: None)
 
 
 @pytest.mark.usefixtures("small_trials")
@@ -415,7 +416,7 @@ def _load_study() -> optuna.Study:
     return optuna.load_study(study_name="tuned", storage=storage)
 
 
-TUNE = ("train", "--env", TOY, "-optimize", "--eval-episodes", "1", "--no-optim-plots", "--study-name", "tuned", "-n", "128")
+TUNE = [*"train -optimize --eval-episodes 1 --no-optim-plots --study-name tuned -n 128 --seed 0".split(), "--env", TOY]
 
 
 @pytest.mark.usefixtures("small_trials")
