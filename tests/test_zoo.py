@@ -382,12 +382,13 @@ def test_sampled_models_can_be_made(encoder: str, memory: str) -> None:
 def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small agents, short rollouts and few epochs. The values that a study draws are those of ``--seed``."""
     suggest, choose = optuna.Trial.suggest_int, optuna.Trial.suggest_categorical
+    fixed: dict[str, Any] = {"n_epochs": [2], "hidden_dim": [32], "encoder": ["gru"]}
 
     def small(self: optuna.Trial, name: str, low: int, high: int, **kwargs: Any) -> int:
         return suggest(self, name, low, min(high, 6), **kwargs)
 
     def few(self: optuna.Trial, name: str, choices: Any) -> Any:
-        return choose(self, name, {"n_epochs": [2], "hidden_dim": [32], "encoder": ["gru"]}.get(name, choices))
+        return choose(self, name, fixed.get(name, choices))
 
     monkeypatch.setattr(optuna.Trial, "suggest_int", small)
     monkeypatch.setattr(optuna.Trial, "suggest_categorical", few)
@@ -416,7 +417,11 @@ def _load_study() -> optuna.Study:
     return optuna.load_study(study_name="tuned", storage=storage)
 
 
-TUNE = [*"train -optimize --eval-episodes 1 --no-optim-plots --study-name tuned -n 128 --seed 0".split(), "--env", TOY]
+TUNE = [
+    *["train", "-optimize", "--eval-episodes", "1", "--no-optim-plots", "--study-name", "tuned", "-n", "128", "--seed", "0"],
+    "--env",
+    TOY,
+]
 
 
 @pytest.mark.usefixtures("small_trials")
@@ -497,6 +502,7 @@ def test_sigterm_ends_a_worker_and_its_trial_fails(zoo: Callable[..., str], monk
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_trials")
 def test_trials_in_threads_leave_the_zoo_as_it_was(zoo: Callable[..., str]) -> None:
     module: Any = sys.modules["rl_zoo3.exp_manager"]
