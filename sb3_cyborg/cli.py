@@ -26,7 +26,7 @@ try:
 
     from sb3_cyborg.trainers.checkpoints import trust_flag
     from sb3_cyborg.trainers.config import RESUME_KEYS
-    from sb3_cyborg.trainers.config_file import read_yaml
+    from sb3_cyborg.trainers.config_file import parse_yaml, read_yaml
     from sb3_cyborg.trainers.config_flags import as_flag, read_flags, with_config_flags
     from sb3_cyborg.trainers.vocabulary import canonical, merge
 except ModuleNotFoundError as error:
@@ -50,6 +50,7 @@ Examples:
   sb3-cyborg train --resume runs/CartPole-v1_1
   sb3-cyborg train --resume runs/CartPole-v1_1 --total-timesteps 100_000
   sb3-cyborg train --resume runs/CartPole-v1_1 --restart
+  sb3-cyborg train --env CartPole-v1 --seeds 0-4 --jobs 2
 """
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -193,13 +194,42 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="With --resume: start the run anew; its files are moved into old_<number>.")
     ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Seeds 0-4 or 0,3,7-9: a run for each, one plot, one table.", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="With --seeds: runs at a time. [default: 1]", show_default=False)
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="With --seeds: 'slurm' or 'local', through submitit.", show_default=False)
+    ] = None,
+    cluster_options: Annotated[
+        str | None,
+        typer.Option("--cluster-options", help="Options of submitit, e.g. '{slurm_partition: cpu}'.", show_default=False),
+    ] = None,
     **given: Any,
 ) -> None:
     """Train an agent, or resume a run."""
+    if seeds is not None:
+        with errors_as_lines():
+            if resume is not None or restart:
+                raise ValueError(
+                    "`--seeds` resumes by itself: give the settings from before, without `--resume`, `--restart`."
+                )
+            values = canonical(read_flags(given))
+            if "seed" in values:
+                raise ValueError("`--seed` and `--seeds`: leave one out.")
+            settings = _new_settings(config, values)
+            code = _train_seeds(settings, seeds, 1 if jobs is None else jobs, cluster, cluster_options, trust)
+        raise typer.Exit(code)
     with errors_as_lines():
         from sb3_cyborg.trainers.trainer_v7 import TrainerV7
 
         values = canonical(read_flags(given))
+        for flag, value in {"--jobs": jobs, "--cluster": cluster, "--cluster-options": cluster_options}.items():
+            if value is not None:
+                raise ValueError(f"`{flag}` is for `--seeds`: a single run is one job.")
         if resume is not None:
             _check_resume(config, values)
             trainer = TrainerV7.resume(resume, restart=restart, trust=trust, **values)
@@ -208,12 +238,22 @@ def train(
                 raise ValueError("`--trust` is for `--resume`: leave it out, a new run loads no file of a model.")
             if restart:
                 raise ValueError("`--restart` is for a run that exists: give its folder with `--resume`.")
-            settings = merge({} if config is None else read_yaml(config), values)
-            if "env" not in settings:
-                raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
-            trainer = TrainerV7(settings)
+            trainer = TrainerV7(_new_settings(config, values))
         trainer.open_run()
     _train(trainer)
+
+
+def _new_settings(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param config: A file with settings.
+    :param values: Settings by key, which override those of the file.
+    :return: Both.
+    :raises ValueError: without an environment.
+    """
+    settings = merge({} if config is None else read_yaml(config), values)
+    if "env" not in settings:
+        raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
+    return settings
 
 
 def _check_resume(config: Path | None, values: dict[str, Any]) -> None:
@@ -240,6 +280,35 @@ def _train(trainer: "TrainerV7") -> None:
         raise typer.Exit(INTERRUPTED) from None
     print(f"Finished after {trainer.model.num_timesteps:,} steps. Next:")
     print(f"  sb3-cyborg eval {trainer.run}{trust_flag(trainer.config)}\n  sb3-cyborg plot {trainer.run} --output curve.png")
+
+
+def _train_seeds(
+    settings: dict[str, Any], seeds: str, jobs: int, cluster: str | None, cluster_options: str | None, trust: bool
+) -> int:
+    """:return: The exit code: 0 if all runs have finished."""
+    from sb3_cyborg.seeds.cluster import ClusterJobs
+    from sb3_cyborg.seeds.jobs import FAILED as RUN_FAILED
+    from sb3_cyborg.seeds.jobs import FINISHED, LocalJob
+    from sb3_cyborg.seeds.seed_runs import group_folder, parse_seeds
+    from sb3_cyborg.seeds.train_seeds import train_seeds
+    from sb3_cyborg.trainers.config import TrainerConfig
+
+    numbers = parse_seeds(seeds)
+    parsed = TrainerConfig.parse(settings)
+    if cluster is None and cluster_options is not None:
+        raise ValueError("`--cluster-options` is for `--cluster`.")
+    options = {} if cluster_options is None else parse_yaml(cluster_options, f"`--cluster-options` {cluster_options!r}")
+    start = LocalJob if cluster is None else ClusterJobs(cluster, options, group_folder(parsed))
+    result = train_seeds(parsed, numbers, jobs, trust=trust, start=start, tell=lambda line: print(line, flush=True))
+    print(f"\n{result.table}")
+    states = {outcome.state for outcome in result.outcomes}
+    for outcome in result.outcomes:
+        if outcome.state == RUN_FAILED:
+            print(f"sb3-cyborg: error: seed {outcome.run.seed} has failed: {outcome.reason}", file=sys.stderr)
+    if states != {FINISHED}:
+        hint = "" if trust or not trust_flag(parsed) else ", with `--trust`"
+        print(f"The same command goes on with the runs that are not finished{hint}.", file=sys.stderr)
+    return 0 if states == {FINISHED} else FAILED if RUN_FAILED in states else INTERRUPTED
 
 
 app.command("train", help=TRAIN_HELP)(train)

@@ -8,10 +8,14 @@ Needs ``pip install "sb3-cyborg[zoo]"``.
 
 import argparse
 import contextlib
+import copy
 import functools
 import inspect
 import runpy
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -20,9 +24,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_cyborg.checks import check_options, unknown_name
+from sb3_cyborg.checks import check_options, check_positive, unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.registration import family_of
 from sb3_cyborg.envs.vec_env import make_memory_vec_env
@@ -46,8 +51,15 @@ LOG_FOLDER = "logs"
 GIVEN_BY_ZOO = {"env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
 """Arguments of ``MemoryPPO`` that the Zoo sets, so that a file of hyperparameters must not contain them."""
 
-CONVERTED = ("n_steps", "seq_len", "batch_size", "gamma", "gae_lambda")
+CONVERTED = ("n_steps", "seq_len", "burn_in", "batch_size", "gamma", "gae_lambda")
 """Hyperparameters that are sampled in another form, e.g. as a power of two. A trial also stores their converted values."""
+
+
+OPEN_ATTEMPTS = 5
+"""Number of attempts, a second apart, to open a database in which another worker makes the tables."""
+
+HEARTBEAT_SECONDS = 60
+"""Interval at which a worker that tunes tells the database that it lives. After twice this time its trial counts as failed."""
 
 
 def hyperparams_file(algo: str = ALGO) -> Path:
@@ -100,9 +112,10 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
     :param base: The Zoo's ``ExperimentManager``.
     :return: A subclass. For our algorithms it reads :func:`hyperparams_file`, refuses unknown hyperparameters, and creates
         environments with :func:`~sb3_cyborg.envs.vec_env.make_memory_vec_env`. Evaluations of ``maskable_memory_ppo`` have
-        masks.
+        masks. For all algorithms, a trial may have several seeds, and several processes may work on one study.
     """
     zoo = _import_zoo("rl_zoo3.exp_manager")
+    making_envs = threading.Lock()  # of the Zoo's module, which is changed meanwhile; `--n-jobs` are threads
 
     class MaskableTrialEvalCallback(MaskableEvalCallback, zoo.TrialEvalCallback):  # type: ignore[misc,name-defined]
         """The Zoo's evaluation of a trial, with action masks."""
@@ -110,24 +123,48 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
     masked = {"EvalCallback": MaskableEvalCallback, "TrialEvalCallback": MaskableTrialEvalCallback}
 
     class MemoryExperimentManager(base):  # type: ignore[misc]  # the Zoo has no types
+        seeds_per_trial = 1
+
         def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, config: str | None = None, **options: Any) -> None:
             if algo in OUR_ALGOS:
                 config = str(hyperparams_file(algo)) if config is None else config
                 if config.endswith((".yml", ".yaml")):  # the Zoo takes modules and files of Python as well
                     _check_hyperparams(Path(config))
             super().__init__(args, algo, *rest, config=config, **options)
+            _check_storage(self.storage)
 
         def create_envs(self, *args: Any, **kwargs: Any) -> Any:
-            with _replaced(zoo, {"make_vec_env": self._make_vec_env} if self.algo in OUR_ALGOS else {}):
+            with making_envs, _replaced(zoo, {"make_vec_env": self._make_vec_env} if self.algo in OUR_ALGOS else {}):
                 return super().create_envs(*args, **kwargs)
 
         def create_callbacks(self) -> Any:
             with _replaced(zoo, masked if self.algo == MASKABLE_ALGO else {}):
                 return super().create_callbacks()
 
-        def objective(self, trial: "optuna.Trial") -> Any:
-            with _replaced(zoo, masked if self.algo == MASKABLE_ALGO else {}):
-                return super().objective(trial)
+        def hyperparameters_optimization(self) -> None:
+            names = masked if self.algo == MASKABLE_ALGO else {}
+            with _replaced(zoo, names), _replaced(zoo.optuna, {"create_study": _create_study}), _terminable():
+                super().hyperparameters_optimization()
+
+        def _create_sampler(self, sampler_method: str) -> Any:
+            sampler = super()._create_sampler(sampler_method)
+            if self.storage is not None:
+                # With one seed for all workers, and for each session of a study, all would try the same values.
+                sampler.reseed_rng()
+            return sampler
+
+        def objective(self, trial: "optuna.Trial") -> float:
+            if self.seeds_per_trial == 1:
+                return float(super().objective(trial))
+            values: list[float] = []
+            reports: list[list[float]] = []
+            for index in range(self.seeds_per_trial):
+                seeded = copy.copy(self)  # trials may run in threads, which share this object
+                seeded.seed = self.seed + index
+                reports.append([])
+                values.append(float(base.objective(seeded, SeedOfTrial(trial, reports, self.n_evaluations))))
+                trial.set_user_attr("values", values)
+            return float(np.mean(values))
 
         def _make_vec_env(
             self, make_env: Callable[..., Any], *, vec_env_cls: type[VecEnv], vec_env_kwargs: Any, **kwargs: Any
@@ -154,6 +191,86 @@ def _experiment_manager(base: type[Any]) -> type[Any]:
             return hyperparams if self.algo in OUR_ALGOS else super()._preprocess_schedules(hyperparams)
 
     return MemoryExperimentManager
+
+
+class SeedOfTrial:
+    """
+    One seed of a trial that has several, one after another. The Zoo takes it for a trial.
+
+    An evaluation reports the mean over the seeds so far, of their evaluations after the same number of steps. So the pruner
+    compares trials after equally many seeds and steps. The last report is the value of the trial.
+
+    :param trial: The trial.
+    :param reports: The mean returns that each seed has reported; the list of this seed is the last one.
+    :param n_evaluations: Number of evaluations of each seed. Further ones, in a last rollout that is longer, are not reported.
+    """
+
+    def __init__(self, trial: "optuna.Trial", reports: list[list[float]], n_evaluations: int) -> None:
+        self.trial, self.reports, self.n_evaluations = trial, reports, n_evaluations
+        self.number = f"{trial.number}_seed_{len(reports) - 1}"  # for the name of its folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trial, name)
+
+    def report(self, value: float, step: int) -> None:
+        """
+        :param value: Mean return of an evaluation.
+        :param step: Number of the evaluation of this seed, from 1.
+        """
+        self.reports[-1].append(value)
+        if step <= self.n_evaluations:
+            mean = float(np.mean([values[step - 1] for values in self.reports]))
+            self.trial.report(mean, (len(self.reports) - 1) * self.n_evaluations + step)
+
+
+def _check_storage(storage: str | None) -> None:
+    """:raises ValueError: for a ``--storage`` that is neither a journal nor the URL of a database."""
+    if storage is not None and not storage.endswith(".log") and "://" not in storage:
+        raise ValueError(
+            f"`--storage` must be a file that ends with .log, which becomes a journal, or the URL of a database, e.g. "
+            f"postgresql+psycopg://user@host/name, got {storage!r}."
+        )
+
+
+def _create_study(*, storage: Any, **options: Any) -> "optuna.Study":
+    """:return: Optuna's study. In a database, trials of workers that have died are found by their heartbeat, and fail."""
+    import optuna
+
+    if isinstance(storage, str):
+        storage = _open_database(storage)
+    return optuna.study.create_study(storage=storage, **options)
+
+
+def _open_database(url: str) -> "optuna.storages.RDBStorage":
+    """:return: The storage in a database. Of several workers that find it empty, one makes its tables, and the others wait."""
+    import optuna
+    import sqlalchemy.exc
+
+    options: dict[str, Any] = {"engine_kwargs": {"pool_pre_ping": True}, "heartbeat_interval": HEARTBEAT_SECONDS}
+    attempt = 1
+    while True:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the heartbeat
+                return optuna.storages.RDBStorage(url, **options)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # what another worker makes is there already
+            if attempt == OPEN_ATTEMPTS:
+                raise
+            attempt += 1
+            time.sleep(1)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """:return: A context in which ``SIGTERM`` acts as Ctrl-C: Optuna marks the trial as failed, the Zoo writes its report."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_hyperparams(path: Path) -> None:
@@ -227,10 +344,12 @@ def sample_memory_ppo_params(
 def convert_memory_ppo_params(sampled_params: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param sampled_params: Parameters of a trial, as :func:`sample_memory_ppo_params` names them.
-    :return: Arguments of ``MemoryPPO``. ``seq_len`` divides ``n_steps`` and ``batch_size``, because all are powers of two.
+    :return: Arguments of ``MemoryPPO``. ``seq_len`` divides ``n_steps`` and ``batch_size``, because all are powers of two;
+        ``burn_in`` is at most half of ``n_steps``.
     """
     hyperparams: dict[str, Any] = _import_zoo("rl_zoo3.hyperparams_opt").convert_onpolicy_params(dict(sampled_params))
     hyperparams["seq_len"] = min(2 ** hyperparams.pop("seq_len_pow"), hyperparams["n_steps"])
+    hyperparams["burn_in"] = min(hyperparams["burn_in"], hyperparams["n_steps"] // 2)
     hyperparams["batch_size"] = max(hyperparams["batch_size"], hyperparams["seq_len"])
     core = {name: hyperparams.pop(name) for name in ("encoder", "memory", "hidden_dim", "num_layers", "use_last_action")}
     num_slots = 2 ** hyperparams.pop("num_slots_pow")
@@ -277,7 +396,25 @@ def _run(command: str, arguments: Sequence[str], script: Callable[[], Any]) -> N
 
 
 def _train(command: str, arguments: Sequence[str]) -> None:
-    _run(command, ["--algo", ALGO, *arguments], _import_zoo("rl_zoo3.train").train)
+    """Runs the Zoo's ``train``. ``--seeds-per-trial`` is our addition."""
+    parser = argparse.ArgumentParser(prog="sb3-cyborg zoo train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--seeds-per-trial", type=int)
+    parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
+    options, _ = parser.parse_known_args(arguments)
+    seeds = options.seeds_per_trial
+    module = _import_zoo("rl_zoo3.train")
+    managers: dict[str, Any] = {}
+    if seeds is not None:
+        check_positive(**{"--seeds-per-trial": seeds})
+        if not options.optimize_hyperparameters:
+            raise ValueError("`--seeds-per-trial` is for `-optimize`: add it, or leave this out.")
+        base: Any = vars(module)["ExperimentManager"]
+        managers["ExperimentManager"] = type(base.__name__, (base,), {"seeds_per_trial": seeds})
+        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        own.add_argument("--seeds-per-trial")
+        arguments = own.parse_known_args(arguments)[1]
+    with _replaced(module, managers):
+        _run(command, ["--algo", ALGO, *arguments], module.train)
 
 
 def _where_trained(arguments: Sequence[str]) -> list[str]:
@@ -389,5 +526,6 @@ USAGE = "\n".join(
         *(f"  {command:<16}{purpose}" for command, (_, purpose) in COMMANDS.items()),
         "",
         "plot_train, all_plots and plot_from_file also take --picture FILE, which saves the plots without a window.",
+        "train -optimize also takes --seeds-per-trial N: the value of a trial is the mean over N seeds.",
     ]
 )

@@ -22,7 +22,7 @@ LAYERS = (
     {"maskable"},
     {"trainers"},
     {"viewers"},
-    {"info", "zoo"},
+    {"info", "seeds", "zoo"},
     {"cli"},
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""

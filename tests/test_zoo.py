@@ -3,11 +3,15 @@
 import argparse
 import itertools
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import yaml
 from gymnasium import spaces
 from matplotlib.figure import Figure
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -29,12 +34,13 @@ from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.envs.memory_chain import MemoryChainVecEnv
 from sb3_cyborg.envs.worker_vec_env import WorkerError
 from sb3_cyborg.memories.memory_v7 import MEMORIES
-from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
+from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
 from sb3_cyborg.zoo import (
     ALGO,
     COMMANDS,
     GIVEN_BY_ZOO,
     MASKABLE_ALGO,
+    SeedOfTrial,
     convert_memory_ppo_params,
     hyperparams_file,
     register,
@@ -317,6 +323,9 @@ def test_other_algorithms_and_own_files(zoo: Callable[..., str]) -> None:
         (["train", "--env", "CartPole-v1", "-params", "policy_kwargs:{'encoder': 'gruu'}"], "Did you mean 'gru'"),
         (["train", "--env", "CartPole-v1", "-i", "nothing.zip"], "valid path to a .zip file"),
         (["enjoy", "--env", "CartPole-v1"], "folder was not found"),
+        (["train", "--env", "CartPole-v1", "-optimize", "--storage", "study.db"], "`--storage` must be .* ends with .log"),
+        (["train", "--env", "CartPole-v1", "--seeds-per-trial", "2"], "is for `-optimize`"),
+        (["train", "--env", "CartPole-v1", "-optimize", "--seeds-per-trial", "0"], "`--seeds-per-trial`"),
     ],
 )
 def test_mistakes(argv: list[str], message: str, zoo: Callable[..., str]) -> None:
@@ -354,6 +363,7 @@ def test_sampled_values_are_valid() -> None:
                 warnings.simplefilter("ignore", UserWarning)  # of minibatches that are larger than the rollout
                 seq_len, _ = plan_minibatches(sampled["n_steps"], n_envs, sampled["seq_len"], sampled["batch_size"])
             assert seq_len == sampled["seq_len"]
+        check_burn_in(sampled["burn_in"], sampled["n_steps"])
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -368,13 +378,25 @@ def test_sampled_models_can_be_made(encoder: str, memory: str) -> None:
     assert model.seq_len == sampled["seq_len"]
 
 
-def test_optimize_then_train_with_a_trial(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    suggest = optuna.Trial.suggest_int
+@pytest.fixture
+def small_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small agents, short rollouts and few epochs. The values that a study draws are those of ``--seed``."""
+    suggest, choose = optuna.Trial.suggest_int, optuna.Trial.suggest_categorical
+    fixed: dict[str, Any] = {"n_epochs": [2], "hidden_dim": [32], "encoder": ["gru"]}
 
     def small(self: optuna.Trial, name: str, low: int, high: int, **kwargs: Any) -> int:
         return suggest(self, name, low, min(high, 6), **kwargs)
 
-    monkeypatch.setattr(optuna.Trial, "suggest_int", small)  # short rollouts; the space is otherwise the same
+    def few(self: optuna.Trial, name: str, choices: Any) -> Any:
+        return choose(self, name, fixed.get(name, choices))
+
+    monkeypatch.setattr(optuna.Trial, "suggest_int", small)
+    monkeypatch.setattr(optuna.Trial, "suggest_categorical", few)
+    monkeypatch.setattr(optuna.samplers.TPESampler, "reseed_rng", lambda _: None)
+
+
+@pytest.mark.usefixtures("small_trials")
+def test_optimize_then_train_with_a_trial(zoo: Callable[..., str]) -> None:
     study = ["--storage", "study.log", "--study-name", "tuned"]
     argv = ["-optimize", "--n-trials", "3", "--n-startup-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1"]
     zoo("train", "--env", TOY, "-n", "128", *study, *argv, "--no-optim-plots", "--seed", "0", "-params", "n_envs:2")
@@ -393,6 +415,216 @@ def test_optimize_then_train_with_a_trial(zoo: Callable[..., str], monkeypatch: 
 def _load_study() -> optuna.Study:
     storage = optuna.storages.JournalStorage(JournalFileBackend("study.log"))
     return optuna.load_study(study_name="tuned", storage=storage)
+
+
+TUNE = [
+    *["train", "-optimize", "--eval-episodes", "1", "--no-optim-plots", "--study-name", "tuned", "-n", "128", "--seed", "0"],
+    "--env",
+    TOY,
+]
+
+
+@pytest.mark.usefixtures("small_trials")
+def test_a_trial_of_several_seeds(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = make_memory_vec_env
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        made.append(kwargs["seed"])
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(sb3_cyborg.zoo, "make_memory_vec_env", spy)
+    seeds = ["--seed", "7", "--seeds-per-trial", "2", "--n-trials", "1", "--n-evaluations", "2"]
+    zoo(*TUNE, *seeds, "--storage", "study.log", "--optimization-log-path", "trials", "-params", "n_envs:2")
+    (trial,) = _load_study().trials
+    values = trial.user_attrs["values"]
+    assert len(set(values)) == 2, "the return of ToyEnv is random: of two seeds it differs"
+    assert trial.value == pytest.approx(np.mean(values))
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
+    assert trial.intermediate_values[2] == values[0]
+    assert trial.intermediate_values[4] == pytest.approx(np.mean(values))
+    assert made[-4:] == [7, 7, 8, 8], "environments of training and evaluation"
+    assert {path.name for path in Path("trials").iterdir()} == {"trial_0_seed_0", "trial_0_seed_1"}
+
+
+def test_reports_of_seeds_are_means_after_the_same_steps() -> None:
+    study = optuna.create_study()
+    trial, reports = study.ask(), list[list[float]]()
+    for returns in ([1.0, 2.0, 100.0], [3.0, 6.0], [5.0]):
+        reports.append([])
+        seed = SeedOfTrial(trial, reports, n_evaluations=2)
+        for step, value in enumerate(returns, start=1):
+            seed.report(value, step)
+    assert study.trials[0].intermediate_values == {1: 1, 2: 2, 3: 2, 4: 4, 5: 3}
+    assert (seed.number, seed.should_prune()) == ("0_seed_2", False)
+
+
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db", None])
+def test_sessions_and_workers_of_a_study_draw_other_values(tmp_path: Path, storage: str | None) -> None:
+    quiet: dict[str, Any] = {"seed": 0, "verbose": 0, "n_startup_trials": 3, "storage": storage}
+    manager = OurExperimentManager(argparse.Namespace(), ALGO, "CartPole-v1", str(tmp_path), **quiet)
+    drawn = []
+    for _ in range(2):
+        study = optuna.create_study(sampler=manager._create_sampler("tpe"))
+        drawn.append([study.ask().suggest_float("x", 0, 1) for _ in range(3)])
+    assert (drawn[0] == drawn[1]) == (storage is None), "the Zoo's seed alone would repeat them"
+
+
+def test_trials_of_dead_workers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sb3_cyborg.zoo, "HEARTBEAT_SECONDS", 1)
+    options: dict[str, Any] = {"storage": f"sqlite:///{tmp_path}/study.db", "study_name": "tuned", "load_if_exists": True}
+    dead = sb3_cyborg.zoo._create_study(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of Optuna: `ask` alone sends no heartbeats
+        dead.ask()
+    storage: Any = dead._storage
+    storage.record_heartbeat(1)
+    study = sb3_cyborg.zoo._create_study(**options)
+    study.optimize(lambda _: 1.0, n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.COMPLETE], "it may still live"
+    time.sleep(3.5)
+    study.optimize(lambda _: 1.0, n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+@pytest.mark.usefixtures("small_trials")
+def test_sigterm_ends_a_worker_and_its_trial_fails(zoo: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(trial: optuna.Trial, *args: Any) -> dict[str, Any]:
+        if trial.number == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return sample_memory_ppo_params(trial, *args)
+
+    monkeypatch.setitem(HYPERPARAMS_SAMPLER, ALGO, sample)
+    before = signal.getsignal(signal.SIGTERM)
+    output = zoo(*TUNE, "--n-trials", "3", "--n-evaluations", "1", "--storage", "study.log")
+    assert "Best trial:" in output
+    assert [trial.state for trial in _load_study().trials] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_trials")
+def test_trials_in_threads_leave_the_zoo_as_it_was(zoo: Callable[..., str]) -> None:
+    module: Any = sys.modules["rl_zoo3.exp_manager"]
+    before = module.make_vec_env, module.TrialEvalCallback, optuna.create_study
+    zoo(*TUNE, "--n-trials", "2", "--n-jobs", "2", "--n-evaluations", "1", "--storage", "study.log")
+    assert [trial.state for trial in _load_study().trials] == 2 * [TrialState.COMPLETE]
+    assert (module.make_vec_env, module.TrialEvalCallback, optuna.create_study) == before
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+import optuna
+import tests.helpers
+import gymnasium as gym
+
+gym.register("tests/Toy-v0", entry_point="tests.helpers:ToyEnv")
+suggest, choose = optuna.Trial.suggest_int, optuna.Trial.suggest_categorical
+
+def small(self, name, low, high, **kwargs):
+    self.set_user_attr("worker", os.getpid())
+    Path(f"worker_{os.getpid()}").touch()
+    while len(list(Path().glob("worker_*"))) < 2:
+        time.sleep(0.05)
+    return suggest(self, name, low, min(high, 6), **kwargs)
+
+optuna.Trial.suggest_int = small
+optuna.Trial.suggest_categorical = lambda self, name, choices: choose(self, name, [2] if name == "n_epochs" else choices)
+from sb3_cyborg.zoo import zoo_main
+zoo_main(sys.argv[1:])
+"""
+"""A worker whose first trial waits until two workers have one."""
+
+
+def two_workers(folder: Path, storage: str, study: optuna.Study) -> None:
+    """
+    Two processes tune on one study, in which each evaluation of three earlier trials was better than any return of ToyEnv. So
+    the pruner, which reads them from the storage, ends each trial at its first evaluation.
+    """
+    (folder / "worker.py").write_text(WORKER)
+    for _ in range(3):
+        reports = {1: 1e6, 2: 1e6}
+        study.add_trial(optuna.trial.create_trial(value=1e6, intermediate_values=reports))
+    flags = ["--storage", storage, "--n-trials", "2", "--n-startup-trials", "1", "--n-evaluations", "2", "--num-threads", "1"]
+    command = [sys.executable, "worker.py", *TUNE, *flags, "--seed", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    workers = [subprocess.Popen(command, cwd=folder, **options) for _ in range(2)]
+    try:
+        for worker in workers:
+            output, _ = worker.communicate(timeout=250)
+            assert worker.returncode == 0, output
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    trials = study.trials
+    assert [trial.number for trial in trials] == list(range(3 + 4))
+    assert [trial.state for trial in trials[3:]] == 4 * [TrialState.PRUNED]
+    assert [list(trial.intermediate_values) for trial in trials[3:]] == 4 * [[1]]
+    made = [trial.user_attrs["worker"] for trial in trials[3:]]
+    assert sorted(made.count(worker.pid) for worker in workers) == [2, 2]
+    assert len({trial.params["learning_rate"] for trial in trials[3:]}) == 4, "no worker repeats what another one tries"
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_journal(tmp_path: Path) -> None:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+    two_workers(tmp_path, "study.log", optuna.create_study(study_name="tuned", storage=storage, direction="maximize"))
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """:return: The URL of a database of PostgreSQL, which runs in a temporary folder and ends with the test."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("PostgreSQL is started on POSIX only here")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = Path(shutil.which("initdb") or (found[-1] if found else ""))
+    if not initdb.is_file():
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason='no driver: pip install "sb3-cyborg[postgresql]"')
+    user: list[str] = []
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # a short path, for the socket, that another user can reach
+    if os.geteuid() == 0:  # initdb refuses root
+        try:
+            shutil.chown(folder, "postgres")
+        except LookupError:
+            pytest.skip("as root, PostgreSQL needs the user postgres")
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+
+    def run(name: str, *arguments: str) -> None:
+        subprocess.run(
+            [*user, initdb.with_name(name), "-D", folder / "data", *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL
+        )
+
+    run("initdb", "--auth=trust", "--username=tuner", "--no-sync")
+    run("pg_ctl", "-o", f"-c listen_addresses='' -k {folder}", "--log", str(folder / "log"), "--wait", "start")
+    try:
+        yield f"postgresql+psycopg://tuner@/postgres?host={folder}"
+    finally:
+        run("pg_ctl", "--mode=immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_on_postgresql(tmp_path: Path, postgresql: str) -> None:
+    two_workers(tmp_path, postgresql, optuna.create_study(study_name="tuned", storage=postgresql, direction="maximize"))
+
+
+@pytest.mark.slow
+def test_two_processes_create_one_study(tmp_path: Path, postgresql: str) -> None:
+    """Both find an empty database: one creates the tables and the study, the other takes them."""
+    code = "import sys, sb3_cyborg.zoo as z; s = z._create_study(storage=sys.argv[1], study_name='new', load_if_exists=True);"
+    code += "input(); s.optimize(lambda trial: 1.0, n_trials=5)"
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    workers = [subprocess.Popen([sys.executable, "-c", code, postgresql], **options) for _ in range(2)]
+    for worker in workers:
+        _, errors = worker.communicate("\n", timeout=250)
+        assert worker.returncode == 0, errors
+    assert len(optuna.load_study(study_name="new", storage=postgresql).trials) == 10
 
 
 # --- our hyperparameters ----------------------------------------------------------------------------------------------

@@ -66,8 +66,13 @@ def new_run(log_dir: Path, name: str | None, env: str) -> tuple[Path, RunLock]:
     return run, lock
 
 
+def folder_stem(env: str) -> str:
+    """:return: The id of an environment as it begins the names of folders."""
+    return env.replace("/", "-").replace(":", "-")
+
+
 def _numbered_folder(log_dir: Path, env: str) -> Path:
-    stem, number = env.replace("/", "-").replace(":", "-"), 1
+    stem, number = folder_stem(env), 1
     while True:
         with contextlib.suppress(FileExistsError):  # another process may have taken the number
             (log_dir / f"{stem}_{number}").mkdir(parents=True)
