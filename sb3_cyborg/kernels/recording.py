@@ -52,7 +52,7 @@ _STORED = (th.float32, th.int64, th.bool)
 _OPERATIONS = (
     *("copy", "neg", "exp", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "square", "sin", "cos", "tanh", "sigmoid", "silu"),
     *("softplus", "relu", "abs", "not", "add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge"),
-    *("and", "or", "where", "addcmul", "clamp"),
+    *("and", "or", "where", "addcmul", "clamp", "lerp"),
 )
 _CODES = {name: code for code, name in enumerate(_OPERATIONS)}
 _REDUCTIONS = {name: code for code, name in enumerate(("sum", "mean", "amax", "amin", "any", "all", "argmax"))}
@@ -543,12 +543,16 @@ def _layer_norm(
     out: tuple[th.Tensor, ...],
     x: th.Tensor,
     shape: Sequence[int],
-    weight: th.Tensor,
-    bias: th.Tensor,
+    weight: th.Tensor | None,
+    bias: th.Tensor | None,
     eps: float,
 ) -> None:
-    if len(shape) != 1 or weight is None or bias is None or x.dtype != th.float32:
-        raise NotRecordable("a layer norm over several dimensions, without weight and bias, or not of floats")
+    if len(shape) != 1 or x.dtype != th.float32:
+        raise NotRecordable("a layer norm over several dimensions, or not of floats")
+    if weight is None:
+        recorder.add(weight := th.ones(shape[0]), _Kind.FIXED)
+    if bias is None:
+        recorder.add(bias := th.zeros(shape[0]), _Kind.FIXED)
     x = recorder.dense(x)
     tensors = x, weight, bias, out[0]
     words: list[_Word] = [recorder.address(tensor) for tensor in tensors]
@@ -576,6 +580,8 @@ def _translations() -> dict[str, Callable[..., None]]:
     table |= {
         "aten.where.self": _by_element("where"),
         "aten.addcmul.default": _by_element("addcmul"),
+        "aten.lerp.Tensor": _by_element("lerp"),
+        "aten.lerp.Scalar": _by_element("lerp"),
         "aten.rsub.Scalar": _rsub,
         "aten.rsub.Tensor": _rsub,
         "aten.pow.Tensor_Scalar": _power,

@@ -198,7 +198,7 @@ void elementwise_case(int64_t n) {
     const Shape shape(n);
     Buffer a(shape.size()), b(shape.dims[2]), c(1), out(shape.size());
     std::vector<uint8_t> flags = mask_of(shape.size());
-    for (int64_t operation = COPY; operation <= CLAMP; ++operation)
+    for (int64_t operation = COPY; operation <= LERP; ++operation)
         for (int64_t type : {FLOAT, BOOL}) {
             Elementwise e = {};
             e.operation = operation;

@@ -110,6 +110,7 @@ BINARY: dict[str, Function] = {
     "lt": th.lt,
     "ge": th.ge,
     "where": lambda a, b: th.where(a > b, a, b),
+    "lerp": lambda a, b: th.lerp(a, b, th.sigmoid(a + b)),
     "addcmul": lambda a, b: th.addcmul(a, b, a),
 }
 
@@ -157,6 +158,7 @@ REDUCTIONS: dict[str, Function] = {
     "log_softmax": lambda x: th.log_softmax(x, -1),
     "softmax of rows that are not contiguous": lambda x: th.softmax(x.transpose(1, 2), -1),
     "layer_norm": lambda x: th.nn.functional.layer_norm(x, x.shape[-1:], th.ones(x.shape[-1]), th.zeros(x.shape[-1])),
+    "layer_norm without weights": lambda x: th.nn.functional.layer_norm(x, x.shape[-1:]),
     "rms_norm": lambda x: th.nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6),
     "gather": lambda x: x.gather(-1, x.argmax(-1, keepdim=True)),
     "cat": lambda x: th.cat([x[:, 1:], x[:, :1], x], dim=1),

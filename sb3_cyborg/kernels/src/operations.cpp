@@ -26,7 +26,7 @@ struct Elementwise {
 enum Operation {
   COPY, NEGATIVE, EXP, LOG, LOG1P, SQRT, RSQRT, RECIPROCAL, SQUARE, SIN, COS, OP_TANH, SIGMOID, OP_SILU, SOFTPLUS, OP_RELU, ABS, NOT,
   ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM, EQ, NE, LT, LE, GT, GE, AND, OR,
-  WHERE, ADDCMUL, CLAMP,
+  WHERE, ADDCMUL, CLAMP, LERP,
 };
 
 inline int64_t bytes_of(int64_t type) {
@@ -101,7 +101,8 @@ double compute(int64_t operation, double a, double b, double c) {
     case OR: return a != 0.0 || b != 0.0;
     case WHERE: return a != 0.0 ? b : c;
     case ADDCMUL: return a + b * c;
-    default: return smaller(larger(a, b), c);  // CLAMP
+    case CLAMP: return smaller(larger(a, b), c);
+    default: return c < 0.5 ? a + c * (b - a) : b - (b - a) * (1.0 - c);  // LERP
   }
 }
 
@@ -238,6 +239,9 @@ bool with_vectors(const Elementwise& e, Row row) {
   if (has_vectors<3>(e)) {
     switch (e.operation) {
       case ADDCMUL: by_vectors<3>(e, row, [](vec a, vec b, vec c) { return a + b * c; }); return true;
+      case LERP:
+        by_vectors<3>(e, row, [](vec a, vec b, vec c) { return c < 0.5f ? a + c * (b - a) : b - (b - a) * (1.0f - c); });
+        return true;
       case CLAMP: by_vectors<3>(e, row, [](vec a, vec b, vec c) { return smaller_v(larger_v(a, b), c); }); return true;
       default: break;
     }
