@@ -17,10 +17,10 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr, save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
@@ -357,8 +357,8 @@ class MemoryPPO(RecurrentPPO):
         """
         Set the seeds of the random generators, and of the environments.
 
-        On rank ``r`` of several, generators get ``seed + r``, and environment ``i`` gets ``seed + r * n_envs + i``, as it would
-        have in one process with all environments.
+        On rank ``r`` of several, generators get ``seed + r``, and environment ``i`` gets ``seed + r * n_envs + i``, which it
+        would get in one process with all environments.
 
         :param seed: The seed. ``None`` changes nothing in one process; each of several draws one, because they would start
             with the same random numbers otherwise.
@@ -799,7 +799,7 @@ class MemoryPPO(RecurrentPPO):
         self.lr_schedule = learning_rate_schedule(self.learning_rate, continued=not reset_num_timesteps)
         if self.ranks.size == 1:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        with self.ranks.training(self.device):
+        with self.ranks.together():
             self._take_state_of_first_rank(total_timesteps)
             callback = callbacks_of_rank(callback, self.ranks)
             progress_bar = progress_bar and self.ranks.is_first

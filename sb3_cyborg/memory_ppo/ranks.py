@@ -28,6 +28,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -92,11 +93,10 @@ class Ranks:
 
     # --- joining and leaving ----------------------------------------------------------------------------------------
 
-    def join(self, device: th.device) -> None:
+    def join(self) -> None:
         """
         Join the other ranks, unless this process has done so before.
 
-        :param device: Device of the model.
         :raises RuntimeError: if training has failed before in this process: the other ranks have ended.
         """
         global _joined
@@ -104,23 +104,19 @@ class Ranks:
             return
         if _has_left:
             raise RuntimeError("Training with the other ranks has ended with an error: start all processes again.")
-        backend = _backend(device)
+        backend = _backend()
         if dist.is_initialized():  # by the script: its own collectives must not mix with ours
             _joined = _Joined(dist.new_group(backend=backend), None)
             return
-        store, rank, size = next(iter(dist.rendezvous("env://")))
+        store, rank, size = next(iter(rendezvous("env://")))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         assert dist.group.WORLD is not None
         _joined = _Joined(dist.group.WORLD, store)
 
     @contextlib.contextmanager
-    def training(self, device: th.device) -> Iterator[None]:
-        """
-        Train together: an error in the body ends the other ranks, too, which raise a :class:`RankError` with its text.
-
-        :param device: Device of the model.
-        """
-        self.join(device)
+    def together(self) -> Iterator[None]:
+        """Join the other ranks. An error in the body ends them, too: they raise a :class:`RankError` with its text."""
+        self.join()
         try:
             yield
         except BaseException as error:
@@ -147,7 +143,9 @@ class Ranks:
         try:
             function(*args, group=_joined.group, **options)
         except RuntimeError as error:
-            raise RankError(_reason(_joined.store) or f"The connection to another rank is lost ({_first_line(error)}).") from error
+            raise RankError(
+                _reason(_joined.store) or f"The connection to another rank is lost ({_first_line(error)})."
+            ) from error
 
     # --- collectives ------------------------------------------------------------------------------------------------
 
@@ -199,9 +197,9 @@ class Ranks:
         for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def of_first(self, tensors: T, device: th.device) -> T:
+    def of_first(self, tensors: T, device: th.device | str = "cpu") -> T:
         """
-        :param tensors: Tensors and numbers in nested dictionaries and lists, such as a state-dict.
+        :param tensors: Tensors, numbers and text in nested dictionaries and lists, such as a state-dict.
         :param device: Device of the result.
         :return: Those of rank 0.
         """
@@ -257,12 +255,11 @@ def use_own_gpu(ranks: Ranks) -> None:
         th.cuda.set_device(int(os.environ.get("LOCAL_RANK", ranks.rank)) % th.cuda.device_count())
 
 
-def _backend(device: th.device) -> str:
+def _backend() -> str:
     """:return: gloo for tensors on a CPU, and NCCL for those on a GPU, unless several ranks share one, which NCCL refuses."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type == "cuda" and dist.is_nccl_available() and ranks_here <= th.cuda.device_count():
-        return "cpu:gloo,cuda:nccl"
-    return "gloo"
+    has_own_gpu = th.cuda.is_available() and ranks_here <= th.cuda.device_count()
+    return "cpu:gloo,cuda:nccl" if has_own_gpu and dist.is_nccl_available() else "gloo"
 
 
 def _reason(store: Any) -> str:
@@ -291,7 +288,9 @@ def callbacks_of_rank(callback: MaybeCallback, ranks: Ranks) -> MaybeCallback:
     if isinstance(callback, list):
         return [kept for part in callback if isinstance(kept := callbacks_of_rank(part, ranks), BaseCallback)]
     if isinstance(callback, CallbackList):
-        return CallbackList([kept for part in callback.callbacks if isinstance(kept := callbacks_of_rank(part, ranks), BaseCallback)])
+        return CallbackList(
+            [kept for part in callback.callbacks if isinstance(kept := callbacks_of_rank(part, ranks), BaseCallback)]
+        )
     if isinstance(callback, WRITERS):
         return None
     if isinstance(callback, EventCallback):
@@ -318,7 +317,7 @@ class NormalizeMerger:
         self.normalize, self.ranks = normalize, ranks
         own = running_statistics(normalize)
         arrays = [th.from_numpy(np.array(array, dtype=np.float64)) for now in own for array in (now.mean, now.var, now.count)]
-        common = [tensor.numpy() for tensor in ranks.of_first(arrays, th.device("cpu"))]
+        common = [tensor.numpy() for tensor in ranks.of_first(arrays)]
         for now, mean, var, count in zip(own, common[::3], common[1::3], common[2::3], strict=True):
             now.mean, now.var, now.count = mean, var, float(count)
         self._common = copy.deepcopy(own)

@@ -394,7 +394,8 @@ class RolloutBufferV7:
         """
         epoch = self._epoch(batch_size)
         moments = [{}] * len(epoch) if self.reduce is None else self._advantage_moments(epoch, self.reduce)
-        return (self._training_batch(places, of_all) for places, of_all in zip(epoch, moments, strict=True))
+        pairs = zip(epoch, moments, strict=True)
+        return (cast(TrainingBatch, self._training_batch(places) | of_all) for places, of_all in pairs)
 
     def _advantage_moments(self, epoch: list[_Places], reduce: Reduce) -> list[dict[str, th.Tensor]]:
         """:return: Mean and standard deviation of the advantages of each minibatch of all processes, by one reduction."""
@@ -463,9 +464,9 @@ class RolloutBufferV7:
         }
         return {name: _take(tensor, places) for name, tensor in targets.items()}
 
-    def _training_batch(self, places: _Places, moments: dict[str, th.Tensor]) -> TrainingBatch:
+    def _training_batch(self, places: _Places) -> TrainingBatch:
         training = places._replace(step=places.step[:, self.burn_in :])
-        return cast(TrainingBatch, self._sequences(places) | self._targets(training) | moments)
+        return cast(TrainingBatch, self._sequences(places) | self._targets(training))
 
     def _whole_batch(self, places: _Places) -> SequenceBatch:
         grad_mask = (th.arange(self.burn_in + self.seq_len, device=self.device) >= self.burn_in).float()
