@@ -1,8 +1,8 @@
 """
 Data-parallel training: several processes, the ranks, train one policy, each with environments of its own.
 
-A launcher such as ``torchrun`` starts the processes and tells each its number. They compute together with ``torch.distributed``:
-gloo for tensors on a CPU, NCCL for those on a GPU.
+A launcher such as ``torchrun`` starts the processes and gives each its number. They communicate by ``torch.distributed``: gloo
+for tensors on a CPU, NCCL for those on a GPU.
 """
 
 import contextlib
