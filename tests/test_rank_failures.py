@@ -18,7 +18,7 @@ from sb3_cyborg.trainers.launch import report_error
 from tests.trainer_helpers import EPISODE_LENGTH
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 120.0
+TIMEOUT = 240.0
 TORCHRUN = ("-m", "torch.distributed.run")
 TRAIN = ("-m", "sb3_cyborg.cli", "train")
 ENV = "tests.rank_envs:tests/RankFailure-v0"
