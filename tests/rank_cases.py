@@ -25,7 +25,7 @@ from tests.helpers import record_updates, small, toy_vec_env, weights
 
 UPDATES, N_STEPS, N_ENVS, SEQ_LEN, ROWS = 3, 24, 2, 6, 2
 """Per rank: environments, and sequences of a minibatch."""
-TIMEOUT = 240.0
+TIMEOUT = 600.0
 """Seconds after which the ranks of a test are ended."""
 
 STACKS: dict[str, dict[str, Any]] = {
@@ -211,7 +211,7 @@ def main(folder: str, rank: str, size: str, *cases: str) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=ranks.rank,
         world_size=ranks.size,
-        timeout=datetime.timedelta(seconds=TIMEOUT / 4),
+        timeout=datetime.timedelta(seconds=TIMEOUT / 10),
     )
     results = {}
     for case in cases:

@@ -211,6 +211,17 @@ def test_the_launcher_restarts_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    run, new = tmp_path / "runs" / "run", (*SETTINGS, *SIZES, f"--total-timesteps={2 * ROLLOUT}")
+    for workers, flags in ((2, new), (1, ()), (4, ())):
+        before = steps_of(run) if run.exists() else 0
+        resumed = flags or (f"--resume={run}", "--trust", f"--total-timesteps={before + 2 * ROLLOUT}")
+        command = Command(*TRAIN, *resumed, f"--workers={workers}", cwd=tmp_path)
+        assert command.wait() == 0, command.output
+        assert steps_of(run) == before + 2 * ROLLOUT
+
+
+@pytest.mark.slow
 def test_two_nodes_on_the_loopback(tmp_path: Path) -> None:
     """Two launchers, each with one rank, meet at an address, as on two machines that share a folder."""
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29417", "--rdzv-id=test")
