@@ -752,13 +752,14 @@ class MemoryPPO(RecurrentPPO):
 
     def _log_update(self, stats: Stats, clip_range: float, clip_range_vf: float | None) -> None:
         for name, values in self._of_all_ranks(stats).items():
-            # Where a minibatch is not that of one rank, the mean is that of the parts; an error is the largest one.
+            # A minibatch is divided equally among the ranks, so its mean is the mean of theirs.
             self.logger.record(name, max(values) if name == "train/ratio_error" else sum(values) / len(values))
         buffer = self.rollout_buffer
         errors = buffer.returns.double() - buffer.values.double()
         moments = measure({"errors": errors.view(-1, 1), "returns": buffer.returns.view(-1, 1)}, self.ranks.sum)
         unexplained, var = moments["errors"].var.item(), moments["returns"].var.item()
-        self.logger.record("train/explained_variance", 1 - unexplained / var if var > 0 else np.nan)
+        varies = var > 1e-12 * moments["returns"].square.item()  # otherwise it is rounding of equal returns
+        self.logger.record("train/explained_variance", 1 - unexplained / var if varies else np.nan)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -163,7 +163,7 @@ class TrainerV7:
         trainer._prepare(config)
         n_envs = envs_of_rank(config, trainer.ranks)  # those of the file are of another number of processes
         trainer.model = _algorithm(config).load(checkpoint.path, device=config.device, trust=trust, n_envs=n_envs)
-        trainer.model.verbose = config.verbose
+        trainer.model.verbose = config.verbose if trainer.ranks.is_first else 0
         trainer._checkpoint = checkpoint
         return trainer
 
