@@ -38,7 +38,7 @@ from sb3_cyborg.memory_ppo.ranks import Ranks
 
 LEARNING_RATE = 1e-8
 POPGYM: dict[str, Any] = {
-    "env": "sb3_cyborg/POPGymRepeatPreviousEasy-v0",
+    "env": "sb3_cyborg/popgym-RepeatPreviousEasy-v0",
     "policy": "MlpPolicy",
     "n_envs": 16,
     "n_steps": 128,
@@ -143,7 +143,8 @@ def measure_all_reduce(size: int, numbers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--all-reduce", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -152,7 +153,7 @@ def main() -> None:
         train(json.loads(args.worker[0]), args.iterations, Path(args.worker[1]))
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
-    for numbers in (2, 100_000, 235_000, 1_000_000):
+    for numbers in (2, 100_000, 235_000, 1_000_000) if args.all_reduce else ():
         measure_all_reduce(args.ranks, numbers)
     print("| setting | one process, steps/s | ranks | steps/s | ratio | ratio of CPU time | seconds in collectives |")
     print("|---|---:|---:|---:|---:|---:|---:|")

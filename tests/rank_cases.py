@@ -39,6 +39,10 @@ STACKS: dict[str, dict[str, Any]] = {
 }
 
 
+FP64 = " in fp64"
+"""End of the name of a case in double precision."""
+
+
 class Result(NamedTuple):
     """
     A training of one rank.
@@ -72,11 +76,11 @@ def joint_order(size: int, epoch: int) -> th.Tensor:
 
 def train(case: str, ranks: Ranks, size: int, patch: pytest.MonkeyPatch) -> Result:
     """
-    Train a case, ``<stack>`` or ``<stack>:<fault>``, as one rank or as one process with the environments of ``size`` ranks.
+    Train a case, ``<stack>`` or ``<stack>:<fault>``, in fp64 with the suffix :data:`FP64`, as one rank or as one process with the environments of ``size`` ranks.
 
     Actions are the most probable ones: sampled ones would come from other random numbers in one process.
     """
-    stack, _, fault = case.partition(":")
+    stack, _, fault = case.removesuffix(FP64).partition(":")
     alone = ranks.size == 1
     epochs = iter(range(10**6))
     order = partial(joint_order, size) if alone else partial(rank_order, ranks.rank)
@@ -98,6 +102,8 @@ def train(case: str, ranks: Ranks, size: int, patch: pytest.MonkeyPatch) -> Resu
     )
     assert model.ranks == ranks
     patch.setattr(model.policy, "forward", partial(model.policy.forward, deterministic=True))
+    if case.endswith(FP64):
+        use_float64(model, patch)
     if fault == "moments of a rank":
         model._scales.reduce = in_one_process
     if fault == "advantages of a rank":
@@ -121,6 +127,22 @@ def train(case: str, ranks: Ranks, size: int, patch: pytest.MonkeyPatch) -> Resu
     model.learn(UPDATES * N_STEPS * N_ENVS * size, log_interval=100)
     errors = [float(update["train/ratio_error"]) for update in updates]
     return Result(weights(model.policy), steps, errors, model.num_timesteps)
+
+
+def use_float64(model: MemoryPPO, patch: pytest.MonkeyPatch) -> None:
+    """Let a new model act and train in double precision: weights, states, and what the buffer stores of them."""
+    model.policy.double()
+    model._last_state = {name: _as_double(leaf) for name, leaf in model._last_state.items()}
+    buffer = model.rollout_buffer
+    buffer.states = {name: _as_double(leaf) for name, leaf in buffer.states.items()}
+    for name in ("rewards", "values", "log_probs", "advantages", "returns"):
+        patch.setattr(buffer, name, getattr(buffer, name).double())
+    bootstrap = model._add_truncation_bootstrap
+    patch.setattr(model, "_add_truncation_bootstrap", lambda rewards, *args: bootstrap(rewards.double(), *args))
+
+
+def _as_double(tensor: th.Tensor) -> th.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 # --- planted faults -------------------------------------------------------------------------------------------------------

@@ -91,10 +91,9 @@ class Command:
 
 
 def steps_of(run: Path) -> int:
-    """:return: Steps of the newest file of a run; none is damaged, or incomplete."""
+    """:return: Steps of the newest file of a run; none is damaged. A rank that is killed may leave one under another name."""
     newest = newest_file(run)
     assert not newest.damaged
-    assert not list(run.rglob("*.writing"))
     return newest.num_timesteps
 
 
@@ -238,7 +237,7 @@ def test_ranks_killed_at_random(tmp_path: Path, kills: int) -> None:
     """A rank of a run is killed at a random time, again and again; the run goes on from its newest checkpoint each time."""
     generator, run, before = random.Random(0), tmp_path / "runs" / "run", 0
     flags: tuple[str, ...] = (*SETTINGS, *SIZES, "--total-timesteps=100_000_000")
-    for _ in range(kills):
+    for kill in range(kills):
         command = train(*flags, cwd=tmp_path)
         flags = (f"--resume={run}", "--trust")
         assert command.begun.wait(TIMEOUT), command.output
@@ -252,7 +251,9 @@ def test_ranks_killed_at_random(tmp_path: Path, kills: int) -> None:
         assert len(command.errors()) == 1
         assert steps_of(run) >= before
         before = steps_of(run)
+        print(f"kill {kill + 1}: rank {killed}, checkpoint after {before} steps")
     assert before > 0
     last = train(*flags, f"--total-timesteps={before + 2 * ROLLOUT}", cwd=tmp_path)
     assert last.wait() == 0, last.output
     assert steps_of(run) == before + 2 * ROLLOUT
+    assert not list(run.rglob("*.writing"))

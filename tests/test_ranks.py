@@ -25,7 +25,7 @@ from sb3_cyborg.memory_ppo import ranks as ranks_module
 from sb3_cyborg.memory_ppo.ranks import NormalizeMerger, Ranks, _new_sums, callbacks_of_rank, find_ranks, running_statistics
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
 from tests.helpers import RATIO_TOLERANCE, same, toy_model, toy_vec_env
-from tests.rank_cases import FAULTS, STACKS, UPDATES, Result, train_in_one_process, train_in_ranks
+from tests.rank_cases import FAULTS, FP64, STACKS, UPDATES, Result, train_in_one_process, train_in_ranks
 
 TOLERANCE = 1e-6
 """Largest difference of a weight after three updates: rounding of float32."""
@@ -36,13 +36,17 @@ def difference(one: Result, other: Result) -> float:
     return max((tensor - other.weights[name]).abs().max().item() for name, tensor in one.weights.items())
 
 
+DOUBLE_TOLERANCE = 1e-10
+"""The same in float64."""
+
+
 def are_equal(of_ranks: list[Result], one: Result) -> bool:
     """:return: Whether the ranks are identical to each other, and equal one process up to rounding."""
     identical = all(same(of_ranks[0].weights, result.weights) for result in of_ranks)
     return identical and all(result.steps == one.steps for result in of_ranks) and difference(one, of_ranks[0]) <= TOLERANCE
 
 
-def check(of_ranks: list[Result], one: Result) -> None:
+def check(of_ranks: list[Result], one: Result, tolerance: float = TOLERANCE) -> None:
     """Assert that ranks equal one process, in three updates with burn-in of which at least one is stopped by its KL."""
     for result in of_ranks:
         assert same(of_ranks[0].weights, result.weights), "the ranks differ"
@@ -50,7 +54,7 @@ def check(of_ranks: list[Result], one: Result) -> None:
         assert result.num_timesteps == one.num_timesteps
         assert max(result.ratio_errors) <= RATIO_TOLERANCE
     assert len(one.steps) == UPDATES
-    assert difference(one, of_ranks[0]) <= TOLERANCE
+    assert difference(one, of_ranks[0]) <= tolerance
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
@@ -63,11 +67,12 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_equal_one_process(size: int, tmp_path: Path) -> None:
-    results = train_in_ranks(size, list(STACKS), tmp_path)
+    cases = [*STACKS, *(stack + FP64 for stack in STACKS)]
+    results = train_in_ranks(size, cases, tmp_path)
     steps = set()
-    for stack in STACKS:
-        one = train_in_one_process(size, stack)
-        check([of_rank[stack] for of_rank in results], one)
+    for case in cases:
+        one = train_in_one_process(size, case)
+        check([of_rank[case] for of_rank in results], one, DOUBLE_TOLERANCE if case.endswith(FP64) else TOLERANCE)
         steps |= set(one.steps)
     assert len(steps) > 1, "the KL divergence stops some updates"
 
