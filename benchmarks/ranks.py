@@ -1,19 +1,20 @@
 """
 Speed of data-parallel training: N processes beside one, in turns.
 
-Three settings, each beside one process with the environments and the batch of the first column:
+Each setting is compared with one process:
 
 ==============  =====================================  ================================
 setting         environments of each of N processes    batch of all processes
 ==============  =====================================  ================================
 grown           as many as the one process             N times that of the one process
-held            an Nth of those of the one process     that of the one process
+held            as many as the one process             that of the one process
+divided         an Nth of those of the one process     that of the one process
 crafter         as many as the one process, Crafter    N times that of the one process
 ==============  =====================================  ================================
 
 Each turn starts its processes, makes one iteration of warm-up, and measures the wall time of ``--iterations`` more; the tables
 show medians over ``--repeats``. Each process has one thread. The learning rate is close to zero, as in ``throughput.py``.
-``seconds in collectives`` is the time of rank 0 in calls of ``torch.distributed``, the wait for slower ranks included.
+``time in collectives`` is the share of rank 0's time in calls of ``torch.distributed``, the wait for slower ranks included.
 
 ``python -m benchmarks.ranks`` needs as many idle cores as ranks: other load makes one rank slower, and all wait for it.
 """
@@ -54,15 +55,15 @@ CRAFTER: dict[str, Any] = {
     "seq_len": 32,
     "policy_kwargs": {"encoder": "gru", "memory": "pmm", "hidden_dim": 128, "memory_kwargs": {"num_slots": 16}},
 }
-SETTINGS: dict[str, dict[str, Any]] = {"grown": POPGYM, "held": POPGYM, "crafter": CRAFTER}
+SETTINGS: dict[str, dict[str, Any]] = {"grown": POPGYM, "held": POPGYM, "divided": POPGYM, "crafter": CRAFTER}
 
 
 def settings_of(name: str, ranks: int) -> dict[str, Any]:
     """:return: Settings of a script that each of the ranks runs."""
     settings = dict(SETTINGS[name])
-    if name == "held":
+    if name == "divided":
         settings["n_envs"] //= ranks
-    else:
+    elif name != "held":
         settings["batch_size"] *= ranks
     return settings
 
@@ -99,9 +100,10 @@ def train(settings: dict[str, Any], iterations: int, output: Path) -> None:
         output.write_text(json.dumps(result))
 
 
-def run(name: str, ranks: int, of: int, iterations: int) -> dict[str, float]:
-    """:return: The result of one turn: one process, or ``ranks`` of them, in a setting for ``of`` ranks."""
-    settings = SETTINGS[name] if ranks == 1 else settings_of(name, of)
+def run(name: str, ranks: int, iterations: int, seq_len: int | None) -> dict[str, float]:
+    """:return: The result of one turn: one process, or ``ranks`` of them in a setting."""
+    settings = SETTINGS[name] if ranks == 1 else settings_of(name, ranks)
+    settings = settings if seq_len is None else settings | {"seq_len": seq_len}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
@@ -143,6 +145,7 @@ def measure_all_reduce(size: int, numbers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seq-len", type=int, help="steps of a training sequence; the default is MemoryPPO's choice")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--all-reduce", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--iterations", type=int, default=4)
@@ -155,10 +158,10 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     for numbers in (2, 100_000, 235_000, 1_000_000) if args.all_reduce else ():
         measure_all_reduce(args.ranks, numbers)
-    print("| setting | one process, steps/s | ranks | steps/s | ratio | ratio of CPU time | seconds in collectives |")
+    print("| setting | one process, steps/s | ranks | steps/s | ratio | ratio of CPU time | time in collectives |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in args.settings:
-        pairs = [[run(name, n, args.ranks, args.iterations) for n in (1, args.ranks)] for _ in range(args.repeats)]
+        pairs = [[run(name, n, args.iterations, args.seq_len) for n in (1, args.ranks)] for _ in range(args.repeats)]
         one, many = (statistics.median(pair[index]["steps_per_second"] for pair in pairs) for index in (0, 1))
         ratio = statistics.median(pair[1]["steps_per_second"] / pair[0]["steps_per_second"] for pair in pairs)
         cpu = statistics.median(

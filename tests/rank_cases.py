@@ -76,7 +76,9 @@ def joint_order(size: int, epoch: int) -> th.Tensor:
 
 def train(case: str, ranks: Ranks, size: int, patch: pytest.MonkeyPatch) -> Result:
     """
-    Train a case, ``<stack>`` or ``<stack>:<fault>``, in fp64 with the suffix :data:`FP64`, as one rank or as one process with the environments of ``size`` ranks.
+    Train a case, as one rank or as one process with the environments of ``size`` ranks.
+
+    A case is ``<stack>`` or ``<stack>:<fault>``, in double precision with the suffix :data:`FP64`.
 
     Actions are the most probable ones: sampled ones would come from other random numbers in one process.
     """
