@@ -233,15 +233,15 @@ def _trainer_for(config: Path | None, resume: Path | None, restart: bool, trust:
         _check_resume(config, values)
         return TrainerV7.resume(resume, restart=restart and not is_restarted(), trust=trust, **values)
     settings = _settings_of_new_run(config, restart, trust, values)
-    if is_restarted() and (begun := run_of_launch(Path(settings.log_dir))) is not None:
+    if is_restarted() and (begun := run_of_launch(Path(TrainerConfig.parse(settings).log_dir))) is not None:
         return TrainerV7.resume(begun, trust=True)  # the same command has written it
     return TrainerV7(settings)
 
 
-def _settings_of_new_run(config: Path | None, restart: bool, trust: bool, values: dict[str, Any]) -> TrainerConfig:
+def _settings_of_new_run(config: Path | None, restart: bool, trust: bool, values: dict[str, Any]) -> dict[str, Any]:
     """
-    :return: The settings, checked.
-    :raises ValueError: for settings that cannot work, and for flags that are for a run that exists.
+    :return: The settings of the file and of the flags.
+    :raises ValueError: for flags that are for a run that exists, and without an environment.
     """
     if trust:
         raise ValueError("`--trust` is for `--resume`: leave it out, a new run loads no file of a model.")
@@ -250,7 +250,7 @@ def _settings_of_new_run(config: Path | None, restart: bool, trust: bool, values
     settings = merge({} if config is None else read_yaml(config), values)
     if "env" not in settings:
         raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
-    return TrainerConfig.parse(settings)
+    return settings
 
 
 def _train_in_workers(
@@ -267,7 +267,8 @@ def _train_in_workers(
         raise ValueError("`--workers` starts processes, but torchrun has started this one: leave it out.")
     values = canonical(read_flags(given))
     if resume is None:
-        envs_of_rank(_settings_of_new_run(config, restart, trust, values), Ranks(size=workers))
+        settings = TrainerConfig.parse(_settings_of_new_run(config, restart, trust, values))
+        envs_of_rank(settings, Ranks(size=workers))
     else:
         _check_resume(config, values)
     paths = {"--config": config, "--resume": resume}
