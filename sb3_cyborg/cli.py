@@ -24,10 +24,13 @@ try:
     import typer
     from typer.core import TyperCommand, TyperGroup
 
+    from sb3_cyborg.memory_ppo.ranks import RankError, Ranks
     from sb3_cyborg.trainers.checkpoints import trust_flag
-    from sb3_cyborg.trainers.config import RESUME_KEYS
+    from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
     from sb3_cyborg.trainers.config_file import parse_yaml, read_yaml
-    from sb3_cyborg.trainers.config_flags import as_flag, read_flags, with_config_flags
+    from sb3_cyborg.trainers.config_flags import as_flag, as_flags, read_flags, with_config_flags
+    from sb3_cyborg.trainers.environments import envs_of_rank
+    from sb3_cyborg.trainers.launch import WorkerError, is_restarted, is_worker, launch, report_error
     from sb3_cyborg.trainers.vocabulary import canonical, merge
 except ModuleNotFoundError as error:
     sys.exit(f'sb3-cyborg: error: {error.name} is missing: pip install "sb3-cyborg[train]"')
@@ -51,6 +54,7 @@ Examples:
   sb3-cyborg train --resume runs/CartPole-v1_1 --total-timesteps 100_000
   sb3-cyborg train --resume runs/CartPole-v1_1 --restart
   sb3-cyborg train --env CartPole-v1 --seeds 0-4 --jobs 2
+  sb3-cyborg train --env CartPoleNoVel-v1 --n-envs 16 --workers 2
 """
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -63,7 +67,9 @@ def fail(message: object, code: int) -> NoReturn:
     :param message: The error, printed as one line on the standard error.
     :param code: The exit code.
     """
-    print(f"sb3-cyborg: error: {' '.join(str(message).split())}", file=sys.stderr)
+    line = " ".join(str(message).split())
+    if not report_error(line, isinstance(message, RankError)):
+        print(f"sb3-cyborg: error: {line}", file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -78,6 +84,10 @@ def errors_as_lines(value_error: int = BAD_INPUT) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
+    except RankError as error:
+        fail(error, FAILED)
+    except WorkerError as error:
+        _end(error, str(error), error.exit_code)
     except (ValueError, AssertionError) as error:  # SB3 checks input with assertions
         _end(error, str(error), value_error)
     except (ImportError, RuntimeError, OSError, gym.error.Error) as error:
@@ -208,6 +218,12 @@ def train(
         str | None,
         typer.Option("--cluster-options", help="Options of submitit, e.g. '{slurm_partition: cpu}'.", show_default=False),
     ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that train together; they divide `n_envs` and each minibatch.")
+    ] = 1,
+    max_restarts: Annotated[
+        int, typer.Option("--max-restarts", min=0, help="With --workers: how often all start again if one fails.")
+    ] = 0,
     **given: Any,
 ) -> None:
     """Train an agent, or resume a run."""
@@ -220,40 +236,80 @@ def train(
             values = canonical(read_flags(given))
             if "seed" in values:
                 raise ValueError("`--seed` and `--seeds`: leave one out.")
-            settings = _new_settings(config, values)
+            if workers > 1 or max_restarts:
+                raise ValueError("`--workers` and `--seeds`: leave one out; `--jobs` trains several seeds at a time.")
+            settings = _settings_of_new_run(config, restart=False, trust=False, values=values)
             code = _train_seeds(settings, seeds, 1 if jobs is None else jobs, cluster, cluster_options, trust)
         raise typer.Exit(code)
     with errors_as_lines():
-        from sb3_cyborg.trainers.trainer_v7 import TrainerV7
-
         values = canonical(read_flags(given))
         for flag, value in {"--jobs": jobs, "--cluster": cluster, "--cluster-options": cluster_options}.items():
             if value is not None:
                 raise ValueError(f"`{flag}` is for `--seeds`: a single run is one job.")
-        if resume is not None:
-            _check_resume(config, values)
-            trainer = TrainerV7.resume(resume, restart=restart, trust=trust, **values)
-        else:
-            if trust:
-                raise ValueError("`--trust` is for `--resume`: leave it out, a new run loads no file of a model.")
-            if restart:
-                raise ValueError("`--restart` is for a run that exists: give its folder with `--resume`.")
-            trainer = TrainerV7(_new_settings(config, values))
+        if workers > 1:
+            _train_in_workers(workers, max_restarts, config, resume, restart, trust, given)
+            return
+        if max_restarts:
+            raise ValueError("`--max-restarts` is for several processes: give `--workers`.")
+        trainer = _trainer_for(config, resume, restart, trust, values)
         trainer.open_run()
     _train(trainer)
 
 
-def _new_settings(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
+def _trainer_for(config: Path | None, resume: Path | None, restart: bool, trust: bool, values: dict[str, Any]) -> "TrainerV7":
+    """:return: The trainer of a run: one that is resumed, a new one, or that which the launcher has begun before a failure."""
+    from sb3_cyborg.trainers.runs import run_of_launch
+    from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+    if resume is not None:
+        _check_resume(config, values)
+        return TrainerV7.resume(resume, restart=restart and not is_restarted(), trust=trust, **values)
+    settings = _settings_of_new_run(config, restart, trust, values)
+    if is_restarted() and (begun := run_of_launch(Path(TrainerConfig.parse(settings).log_dir))) is not None:
+        return TrainerV7.resume(begun, trust=True)  # the same command has written it
+    return TrainerV7(settings)
+
+
+def _settings_of_new_run(config: Path | None, restart: bool, trust: bool, values: dict[str, Any]) -> dict[str, Any]:
     """
-    :param config: A file with settings.
-    :param values: Settings by key, which override those of the file.
-    :return: Both.
-    :raises ValueError: without an environment.
+    :return: The settings of the file and of the flags.
+    :raises ValueError: for flags that are for a run that exists, and without an environment.
     """
+    if trust:
+        raise ValueError("`--trust` is for `--resume`: leave it out, a new run loads no file of a model.")
+    if restart:
+        raise ValueError("`--restart` is for a run that exists: give its folder with `--resume`.")
     settings = merge({} if config is None else read_yaml(config), values)
     if "env" not in settings:
         raise ValueError("No environment: give `--env`, or a `--config` with `env`; `sb3-cyborg envs` lists our own.")
     return settings
+
+
+def _train_in_workers(
+    workers: int,
+    max_restarts: int,
+    config: Path | None,
+    resume: Path | None,
+    restart: bool,
+    trust: bool,
+    given: dict[str, Any],
+) -> None:
+    """Start the command in several processes, and wait for their end. What can be wrong is checked before."""
+    if is_worker():
+        raise ValueError("`--workers` starts processes, but torchrun has started this one: leave it out.")
+    values = canonical(read_flags(given))
+    if resume is None:
+        settings = TrainerConfig.parse(_settings_of_new_run(config, restart, trust, values))
+        envs_of_rank(settings, Ranks(size=workers))
+    else:
+        _check_resume(config, values)
+    paths = {"--config": config, "--resume": resume}
+    arguments = [text for flag, path in paths.items() if path is not None for text in (flag, str(path))]
+    arguments += [flag for flag, wanted in {"--restart": restart, "--trust": trust}.items() if wanted]
+    try:
+        launch([*arguments, *as_flags(given)], workers, max_restarts)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _check_resume(config: Path | None, values: dict[str, Any]) -> None:
@@ -269,7 +325,8 @@ def _check_resume(config: Path | None, values: dict[str, Any]) -> None:
 
 
 def _train(trainer: "TrainerV7") -> None:
-    print(f"Run: {trainer.run}", flush=True)
+    if trainer.ranks.is_first:
+        print(f"Run: {trainer.run}", flush=True)
     try:
         with errors_as_lines(value_error=FAILED):
             try:
@@ -278,6 +335,8 @@ def _train(trainer: "TrainerV7") -> None:
                 trainer.close()
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    if not trainer.ranks.is_first:
+        return
     print(f"Finished after {trainer.model.num_timesteps:,} steps. Next:")
     print(f"  sb3-cyborg eval {trainer.run}{trust_flag(trainer.config)}\n  sb3-cyborg plot {trainer.run} --output curve.png")
 

@@ -223,7 +223,7 @@ def test_every_argument_of_memory_ppo_is_a_key() -> None:
     import inspect
 
     own = {"policy", "policy_kwargs"}
-    ours = {"env", "tensorboard_log", "_init_setup_model", "rollout_buffer_class", "rollout_buffer_kwargs"}
+    ours = {"env", "tensorboard_log", "_init_setup_model", "distributed", "rollout_buffer_class", "rollout_buffer_kwargs"}
     assert inspect.signature(MemoryPPO).parameters.keys() - own - ours == set(MODEL_KEYS)
     defaults = TrainerConfig.parse({"env": "CartPole-v1"}).model_arguments()
     for name, parameter in inspect.signature(MemoryPPO).parameters.items():

@@ -13,7 +13,7 @@ from torch import nn
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.normalization import Moments, ObservationNormalizer, RunningMoments, ValueHead
-from sb3_cyborg.memory_ppo.objective import UpdateScales
+from sb3_cyborg.memory_ppo.objective import measure
 from tests.helpers import (
     OBSERVATION_SPACES,
     ToyEnv,
@@ -31,7 +31,7 @@ NUMBERS = st.floats(-1e4, 1e4).map(lambda x: round(x, 3))
 
 def measured(samples: th.Tensor) -> Moments:
     """:return: The moments of samples (n, ...), as an update measures them."""
-    return UpdateScales()._measure({"samples": samples.view(len(samples), -1)})["samples"]
+    return measure({"samples": samples.view(len(samples), -1)})["samples"]
 
 
 def test_moments_average_all_rollouts() -> None:

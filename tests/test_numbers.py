@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.memory_ppo.normalization import ObservationNormalizer
-from sb3_cyborg.memory_ppo.objective import UpdateScales
+from sb3_cyborg.memory_ppo.objective import measure
 from sb3_cyborg.sequence_model import select_only
 from tests.helpers import (
     ACTION_SPACES,
@@ -114,7 +114,7 @@ def moments(*samples: th.Tensor) -> ObservationNormalizer:
     normalizer = ObservationNormalizer(samples[0].shape[1])
     for sample in samples:
         clipped = ObservationNormalizer.without_outliers(sample)
-        normalizer.update(UpdateScales()._measure({"x": clipped})["x"])
+        normalizer.update(measure({"x": clipped})["x"])
     return normalizer
 
 

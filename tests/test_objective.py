@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution
 
 from sb3_cyborg.memory_ppo import losses
-from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, ppo_terms, weighted_sum
+from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, measure, ppo_terms, weighted_sum
 
 
 def make_minibatch(aux_loss: th.Tensor | None = None) -> Minibatch:
@@ -109,7 +109,7 @@ def test_moments_of_two_processes_equal_those_of_all_samples() -> None:
 
 def test_moments_are_those_of_the_samples() -> None:
     samples = th.randn(1000, 3) * th.tensor([1e-3, 1.0, 1e3]) + th.tensor([0.0, 50.0, -1e4])
-    measured = UpdateScales()._measure({"samples": samples})["samples"]
+    measured = measure({"samples": samples})["samples"]
     exact = samples.double()
     th.testing.assert_close(measured.mean, exact.mean(0), rtol=1e-9, atol=1e-12)
     th.testing.assert_close(measured.std, exact.std(0, correction=0), rtol=1e-6, atol=1e-12)

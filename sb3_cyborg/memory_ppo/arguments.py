@@ -167,6 +167,7 @@ MODEL_ARGUMENTS: dict[str, Rule] = {
     "scale_lr_by_advantage": Flag(),
     "use_last_action": Flag(),
     "amp": Flag(),
+    "distributed": Flag(),
     "n_envs": Whole(1),
 }
 """Rules of the arguments of ``MemoryPPO``. What several arguments have to keep together is checked where they are used."""

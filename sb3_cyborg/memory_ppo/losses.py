@@ -10,7 +10,9 @@ from torch.distributions import Bernoulli, Categorical
 from torch.nn import functional as F
 
 
-def normalize_advantages(advantages: th.Tensor, least_std: float = 0.0) -> th.Tensor:
+def normalize_advantages(
+    advantages: th.Tensor, least_std: float = 0.0, mean: th.Tensor | None = None, std: th.Tensor | None = None
+) -> th.Tensor:
     """
     Normalize the advantages of a minibatch: ``(A - mean(A)) / (max(std(A), least_std) + 1e-8)``.
 
@@ -18,9 +20,13 @@ def normalize_advantages(advantages: th.Tensor, least_std: float = 0.0) -> th.Te
 
     :param advantages: A, any shape, at least two elements.
     :param least_std: Lower bound of the standard deviation, >= 0. It prevents the amplification of small advantages.
+    :param mean: ``mean(A)``, 0-d, if ``advantages`` are a part of the minibatch; ``None`` computes it.
+    :param std: ``std(A)``, in the same way.
     :return: The normalized advantages, same shape.
     """
-    return (advantages - advantages.mean()) / (advantages.std().clamp(min=least_std) + 1e-8)
+    mean = advantages.mean() if mean is None else mean
+    std = advantages.std() if std is None else std
+    return (advantages - mean) / (std.clamp(min=least_std) + 1e-8)
 
 
 def clipped_policy_loss(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:

@@ -17,10 +17,11 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr, save_to_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.utils import obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
@@ -31,13 +32,14 @@ from sb3_cyborg.memory_ppo import losses, model_file
 from sb3_cyborg.memory_ppo.actions import DIVERGED
 from sb3_cyborg.memory_ppo.arguments import LEARN_ARGUMENTS, MODEL_ARGUMENTS, check_policy_arguments, scheduled_value
 from sb3_cyborg.memory_ppo.env_checks import check_observation, check_observations, check_returns, check_spaces, check_step
-from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, ppo_terms, weighted_sum
+from sb3_cyborg.memory_ppo.objective import LossTerm, Minibatch, UpdateScales, measure, ppo_terms, weighted_sum
 from sb3_cyborg.memory_ppo.policies import (
     MemoryActorCriticCnnPolicy,
     MemoryActorCriticPolicy,
     MemoryMultiInputActorCriticPolicy,
     policy_options,
 )
+from sb3_cyborg.memory_ppo.ranks import NormalizeMerger, RankError, Ranks, callbacks_of_rank, find_ranks, use_own_gpu
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import (
     RolloutBufferV7,
     TrainingBatch,
@@ -142,6 +144,9 @@ class MemoryPPO(RecurrentPPO):
     :param amp: Compute features and the encoder's projections in bf16 (autocast; same as in ``policy_kwargs``). Recurrence,
         memory, state and heads stay in fp32. It is faster for image observations, and for wide networks on a GPU.
         ``train/ratio_error`` is up to 0.05 with it.
+    :param distributed: Train together with the other processes if ``torchrun`` has started several, see :class:`Ranks`. The
+        environments are those of this process; ``n_steps``, ``batch_size`` and all numbers of steps mean what they mean for
+        one process with the environments of all. ``False`` trains alone.
     :param rollout_buffer_class: PPO's argument; must be ``None``, because the buffer is :class:`RolloutBufferV7`.
     :param rollout_buffer_kwargs: PPO's argument; must be ``None`` or empty.
     :raises ValueError: for invalid names, options and sizes, with values that work.
@@ -163,6 +168,8 @@ class MemoryPPO(RecurrentPPO):
     """Training transitions in a minibatch."""
     seq_len: int
     """Steps in a training sequence."""
+    ranks: Ranks
+    """The processes that train together, and the number of this one."""
     _last_state: State
 
     def __init__(
@@ -200,6 +207,7 @@ class MemoryPPO(RecurrentPPO):
         scale_lr_by_advantage: bool = True,
         use_last_action: bool = False,
         amp: bool = False,
+        distributed: bool = True,
         rollout_buffer_class: None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -211,6 +219,8 @@ class MemoryPPO(RecurrentPPO):
             )
         if use_last_action:
             policy_kwargs = {**(policy_kwargs or {}), "use_last_action": True}
+        self.distributed, self.ranks = distributed, find_ranks(distributed)
+        use_own_gpu(self.ranks)
         super().__init__(
             policy,
             env,
@@ -232,7 +242,7 @@ class MemoryPPO(RecurrentPPO):
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
-            verbose=verbose,
+            verbose=verbose if self.ranks.is_first else 0,
             seed=seed,
             device=device,
             _init_setup_model=False,
@@ -245,6 +255,8 @@ class MemoryPPO(RecurrentPPO):
         self.normalize_value = normalize_value
         self.scale_lr_by_advantage = scale_lr_by_advantage
         self._scales = UpdateScales()
+        self._merger: NormalizeMerger | None = None
+        self._episodes: list[dict[str, Any]] = []
         self.amp = amp or bool((policy_kwargs or {}).get("amp", False))
         if _init_setup_model:
             self._setup_model()
@@ -263,6 +275,10 @@ class MemoryPPO(RecurrentPPO):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        self.ranks = find_ranks(self.distributed)  # once more, for a model that is loaded
+        self._scales.reduce = self.ranks.sum
+        if not self.ranks.is_first:
+            self.verbose = 0
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._plan_sizes()
@@ -289,6 +305,7 @@ class MemoryPPO(RecurrentPPO):
             burn_in=self.burn_in,
             channels_last=self._keeps_channels_last(),
             action_mask_dim=self._action_mask_dim(),
+            reduce=self.ranks.sum if self.ranks.size > 1 else None,
         )
         self.clip_range = as_schedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -336,6 +353,30 @@ class MemoryPPO(RecurrentPPO):
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = learning_rate_schedule(self.learning_rate)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seeds of the random generators, and of the environments.
+
+        On rank ``r`` of several, generators get ``seed + r``, and environment ``i`` gets ``seed + r * n_envs + i``, which it
+        would get in one process with all environments.
+
+        :param seed: The seed. ``None`` changes nothing in one process; each of several draws one, because they would start
+            with the same random numbers otherwise.
+        """
+        if self.ranks.size == 1:
+            super().set_random_seed(seed)
+            return
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        super().set_random_seed((seed + self.ranks.rank) % 2**32)
+        if self.env is not None:
+            self.env.seed((seed + self.ranks.rank * self.n_envs) % 2**32)
+
+    @property
+    def total_envs(self) -> int:
+        """Number of environments of all ranks."""
+        return self.n_envs * self.ranks.size
+
     def _plan_sizes(self) -> None:
         """
         Choose ``n_steps``, ``batch_size`` and ``seq_len`` where the user gave ``None``.
@@ -348,18 +389,25 @@ class MemoryPPO(RecurrentPPO):
             if given[name] == planned:  # `load(path, batch_size=...)` may have changed it
                 given[name] = wanted
         n_steps: int | None = self.n_steps
-        self.n_steps = plan_n_steps(self.n_envs, given["seq_len"]) if n_steps is None else n_steps
+        self.n_steps = plan_n_steps(self.total_envs, given["seq_len"]) if n_steps is None else n_steps
         check_rollout_memory(self.n_steps, self.n_envs, self.observation_space, self.action_space, self.device)
-        self.seq_len, self.batch_size = plan_minibatches(self.n_steps, self.n_envs, given["seq_len"], given["batch_size"])
+        self.seq_len, self.batch_size = plan_minibatches(
+            self.n_steps, self.total_envs, given["seq_len"], given["batch_size"], self.ranks.size
+        )
         self._planned = {name: (given[name], getattr(self, name)) for name in given}
         check_burn_in(self.burn_in, self.n_steps)
         if self.verbose >= 1:
             if self.device.type == "cpu":
                 print(kernels.describe())
             print(
-                f"Rollouts of n_steps={self.n_steps} in {self.n_envs} environments, minibatches of "
+                f"Rollouts of n_steps={self.n_steps} in {self.total_envs} environments, minibatches of "
                 f"batch_size={self.batch_size} in sequences of seq_len={self.seq_len}, burn_in={self.burn_in}"
             )
+            if self.ranks.size > 1:
+                print(
+                    f"{self.ranks.size} processes with n_envs={self.n_envs} each, {self.total_envs} environments in total; of "
+                    f"each minibatch, each process computes {self.batch_size // self.ranks.size} transitions"
+                )
 
     def _check_log_barrier(self) -> None:
         if self.log_barrier_coef and isinstance(self.action_space, spaces.Box):
@@ -417,9 +465,10 @@ class MemoryPPO(RecurrentPPO):
             new_obs: Any  # SB3's type of a VecEnv's observations is wider than that of its other functions
             new_obs, rewards, dones, infos = env.step(self._env_actions(actions))
 
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * self.ranks.size
             callback.update_locals(locals())
             if not callback.on_step():
+                self._end_rollout(False)
                 return False
             when = f"after {self.num_timesteps} steps"
             check_observations(new_obs, self.observation_space, env.num_envs, when)
@@ -437,6 +486,8 @@ class MemoryPPO(RecurrentPPO):
             self._last_episode_starts = dones
             self._last_state = state
 
+        if not self._end_rollout(True):
+            return False
         with th.no_grad():
             values = self.policy.predict_values(
                 obs_as_tensor(new_obs, self.device), state, th.as_tensor(dones, dtype=th.float32, device=self.device)
@@ -454,6 +505,34 @@ class MemoryPPO(RecurrentPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _end_rollout(self, complete: bool) -> bool:
+        """
+        Merge the episodes and the statistics of ``VecNormalize`` of all ranks.
+
+        :param complete: Whether this rank has a complete rollout; its callback may have stopped training.
+        :return: Whether all ranks have one.
+        """
+        if self.ranks.size == 1:
+            return complete
+        of_ranks = self.ranks.gather((complete, self._episodes))
+        for rank, (_, episodes) in enumerate(of_ranks):
+            if rank != self.ranks.rank:
+                super()._update_info_buffer(episodes, np.ones(len(episodes), dtype=bool))
+        self._episodes = []
+        if self._merger is not None:
+            self._merger.merge()
+        return all(one for one, _ in of_ranks)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if self.ranks.size > 1:
+            ended = np.zeros(len(infos), dtype=bool) if dones is None else dones
+            self._episodes += [
+                {name: info[name] for name in ("episode", "is_success") if name in info and (end or name == "episode")}
+                for info, end in zip(infos, ended, strict=True)
+                if "episode" in info or (end and "is_success" in info)
+            ]
 
     def _action_mask_dim(self) -> int:
         """:return: Entries of the action mask of a step; 0 if no masks are stored."""
@@ -528,7 +607,7 @@ class MemoryPPO(RecurrentPPO):
             self._update()
             if not all_finite(self.policy.state_dict().values()):
                 raise ValueError(NOT_FINITE.format(what="Weights"))
-        except ValueError:
+        except (ValueError, RankError):
             policy, optimizer, scales = before
             self.policy.load_state_dict(policy)
             self.policy.optimizer.load_state_dict(optimizer)
@@ -548,7 +627,7 @@ class MemoryPPO(RecurrentPPO):
         stats: Stats = defaultdict(list)
         for epoch in range(self.n_epochs):
             stepped, stop = False, False
-            for batch in buffer.minibatches(self.batch_size):
+            for batch in buffer.minibatches(self.batch_size // self.ranks.size):
                 loss = self._minibatch_loss(batch, terms, clip_range, stats)
                 if stop := self._exceeds_target_kl(stats, epoch):
                     break
@@ -605,7 +684,9 @@ class MemoryPPO(RecurrentPPO):
             evaluation = self.policy.evaluate_sequences(batch)
         advantages = batch["advantages"]
         if self.normalize_advantage:
-            advantages = losses.normalize_advantages(advantages, self._scales.advantages.std)
+            advantages = losses.normalize_advantages(
+                advantages, self._scales.advantages.std, batch.get("advantage_mean"), batch.get("advantage_std")
+            )
         log_ratio = evaluation.log_prob - batch["old_log_prob"]
         minibatch = Minibatch(
             values=evaluation.values,
@@ -639,7 +720,7 @@ class MemoryPPO(RecurrentPPO):
         """:return: Whether the KL divergence of the last minibatch stops the update; it synchronizes with the device."""
         if self.target_kl is None:
             return False
-        kl = stats["train/approx_kl"][-1].item()
+        kl = self.ranks.mean(stats["train/approx_kl"][-1]).item()
         if kl <= 1.5 * self.target_kl:
             return False
         if self.verbose >= 1:
@@ -656,6 +737,7 @@ class MemoryPPO(RecurrentPPO):
         """
         self.policy.optimizer.zero_grad()
         loss.backward()
+        self.ranks.average_gradients(self.policy.parameters())
         norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         if may_branch(norm.device) and not norm.isfinite():
             # The norm of finite gradients may overflow: then they were clipped to 0.
@@ -664,14 +746,22 @@ class MemoryPPO(RecurrentPPO):
                 raise ValueError(NOT_FINITE.format(what="Gradients"))
         self.policy.optimizer.step()
 
+    def _of_all_ranks(self, stats: Stats) -> dict[str, list[float]]:
+        """:return: The means of the diagnostics over the minibatches of an update, a number of each rank."""
+        own = {name: th.stack(entries).mean().item() for name, entries in stats.items()}
+        of_ranks = self.ranks.gather(own)
+        return {name: [one[name] for one in of_ranks if name in one] for name in own}
+
     def _log_update(self, stats: Stats, clip_range: float, clip_range_vf: float | None) -> None:
-        for name, entries in stats.items():
-            self.logger.record(name, th.stack(entries).mean().item())
+        for name, values in self._of_all_ranks(stats).items():
+            # A minibatch is divided equally among the ranks, so its mean is the mean of theirs.
+            self.logger.record(name, max(values) if name == "train/ratio_error" else sum(values) / len(values))
         buffer = self.rollout_buffer
-        # float64: the squares of large returns overflow float32.
-        values, returns = (tensor.flatten().double().cpu().numpy() for tensor in (buffer.values, buffer.returns))
-        explained = explained_variance(values, returns)
-        self.logger.record("train/explained_variance", explained)
+        errors = buffer.returns.double() - buffer.values.double()
+        moments = measure({"errors": errors.view(-1, 1), "returns": buffer.returns.view(-1, 1)}, self.ranks.sum)
+        unexplained, var = moments["errors"].var.item(), moments["returns"].var.item()
+        varies = var > 1e-12 * moments["returns"].square.item()  # otherwise it is rounding of equal returns
+        self.logger.record("train/explained_variance", 1 - unexplained / var if varies else np.nan)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -710,10 +800,49 @@ class MemoryPPO(RecurrentPPO):
         """
         check_values(LEARN_ARGUMENTS, locals())
         self.lr_schedule = learning_rate_schedule(self.learning_rate, continued=not reset_num_timesteps)
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self.ranks.size == 1:
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with self.ranks.together():
+            self._take_state_of_first_rank(total_timesteps)
+            callback = callbacks_of_rank(callback, self.ranks)
+            progress_bar = progress_bar and self.ranks.is_first
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            self.ranks.gather(None)  # so that no rank ends while another one still computes with it
+        return self
+
+    def _setup_learn(self, *args: Any, **options: Any) -> tuple[int, BaseCallback]:
+        if self.ranks.is_first or self._custom_logger:
+            return super()._setup_learn(*args, **options)
+        self.set_logger(Logger(None, []))  # SB3 would make a folder for TensorBoard
+        try:
+            return super()._setup_learn(*args, **options)
+        finally:
+            self._custom_logger = False
+
+    def _take_state_of_first_rank(self, total_timesteps: int) -> None:
+        """
+        Take weights, optimizer, counters and running moments of rank 0.
+
+        :param total_timesteps: Number of environment steps, which must be the same on all ranks.
+        :raises ValueError: if the ranks have different settings.
+        """
+        names = ("n_envs", "n_steps", "seq_len", "burn_in", "batch_size", "n_epochs", "target_kl", "normalize_advantage")
+        shapes = [tuple(parameter.shape) for parameter in self.policy.parameters()]
+        settings = {name: getattr(self, name) for name in names}
+        self.ranks.check_equal(settings | {"total_timesteps": total_timesteps, "shapes of the weights": shapes})
+        scales = {"advantages": vars(self._scales.advantages), "returns": vars(self._scales.returns)}
+        own = (self.policy.state_dict(), self.policy.optimizer.state_dict(), scales, self.num_timesteps, self._n_updates)
+        policy, optimizer, scales, self.num_timesteps, self._n_updates = self.ranks.of_first(own, self.device)
+        if not self.ranks.is_first:
+            self.policy.load_state_dict(policy)
+            self.policy.optimizer.load_state_dict(optimizer)
+            vars(self._scales.advantages).update(scales["advantages"])
+            vars(self._scales.returns).update(scales["returns"])
+        normalize = self.get_vec_normalize_env()
+        self._merger = None if normalize is None else NormalizeMerger(normalize, self.ranks)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state"]
+        return [*super()._excluded_save_params(), "_last_state", "_merger", "_episodes", "ranks"]
 
     def save(
         self,

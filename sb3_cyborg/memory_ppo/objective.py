@@ -8,6 +8,7 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_cyborg.memory_ppo import losses
 from sb3_cyborg.memory_ppo.normalization import Moments, RunningMoments
+from sb3_cyborg.memory_ppo.ranks import Reduce, in_one_process
 
 
 class Minibatch(NamedTuple):
@@ -103,20 +104,6 @@ def weighted_sum(terms: Sequence[LossTerm], minibatch: Minibatch) -> tuple[th.Te
     return loss, parts
 
 
-Reduce = Callable[[th.Tensor], th.Tensor]
-"""A function that sums a float64 vector over all processes."""
-
-
-def in_one_process(sums: th.Tensor) -> th.Tensor:
-    """
-    The sum over processes for a single process.
-
-    :param sums: A vector, float64.
-    :return: The same vector.
-    """
-    return sums
-
-
 class UpdateScales:
     """
     Moments of the advantages, returns and observations of rollouts, computed once per update.
@@ -146,7 +133,7 @@ class UpdateScales:
         :return: Moments of the observations by the name of their normalizer.
         """
         own = {"advantages": advantages.reshape(-1, 1), "returns": returns.reshape(-1, 1)}
-        measured = self._measure({**own, **observations})
+        measured = measure({**own, **observations}, self.reduce)
         current = measured.pop("advantages")
         self.advantages.update(current)
         self.returns.update(measured.pop("returns"))
@@ -154,16 +141,23 @@ class UpdateScales:
         self.lr_scale = min(1.0, 2 * current.std.item() / running_std) if running_std > 0 else 1.0
         return measured
 
-    def _measure(self, samples: Mapping[str, th.Tensor]) -> dict[str, Moments]:
-        """:return: Moments of samples (n, ...) by name, over all processes."""
-        flat = {name: sample.flatten(1).double() for name, sample in samples.items()}
-        sums = []
-        for sample in flat.values():
-            count = sample.new_full((1,), len(sample))
-            sums += [count, sample.sum(0), sample.square().sum(0)]
-        reduced = self.reduce(th.cat(sums)).split([part.numel() for part in sums])
-        triples = zip(reduced[::3], reduced[1::3], reduced[2::3], strict=True)
-        return {
-            name: Moments(count, total / count, squares / count)
-            for name, (count, total, squares) in zip(flat, triples, strict=True)
-        }
+
+def measure(samples: Mapping[str, th.Tensor], reduce: Reduce = in_one_process) -> dict[str, Moments]:
+    """
+    Compute moments with one reduction.
+
+    :param samples: Samples by name, (n, ...).
+    :param reduce: Sums a float64 vector over all processes.
+    :return: Moments of the samples of all processes, by name.
+    """
+    flat = {name: sample.flatten(1).double() for name, sample in samples.items()}
+    sums = []
+    for sample in flat.values():
+        count = sample.new_full((1,), len(sample))
+        sums += [count, sample.sum(0), sample.square().sum(0)]
+    reduced = reduce(th.cat(sums)).split([part.numel() for part in sums])
+    triples = zip(reduced[::3], reduced[1::3], reduced[2::3], strict=True)
+    return {
+        name: Moments(count, total / count, squares / count)
+        for name, (count, total, squares) in zip(flat, triples, strict=True)
+    }

@@ -25,7 +25,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 from sb3_cyborg.memory_ppo.normalization import RunningMoments
-from sb3_cyborg.memory_ppo.objective import UpdateScales, in_one_process
+from sb3_cyborg.memory_ppo.objective import UpdateScales
+from sb3_cyborg.memory_ppo.ranks import Ranks, in_one_process
 from sb3_cyborg.memory_ppo.schedules import FlooredSchedule
 
 TYPE = ":type:"
@@ -200,7 +201,8 @@ def _counts_parts(space: Any) -> dict[str, Any]:
 
 
 def _scales_parts(scales: UpdateScales) -> dict[str, Any]:
-    if scales.reduce is not in_one_process:
+    # The model sets that of its ranks.
+    if scales.reduce is not in_one_process and getattr(scales.reduce, "__func__", None) is not Ranks.sum:
         raise NotPlainError("an UpdateScales with a `reduce` of its own")
     return {"advantages": scales.advantages, "returns": scales.returns, "lr_scale": scales.lr_scale}
 

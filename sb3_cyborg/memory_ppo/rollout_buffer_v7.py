@@ -12,6 +12,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from typing_extensions import NotRequired
 
 from sb3_cyborg.checks import check_divides, check_positive, check_whole, divisors, warn_caller
+from sb3_cyborg.memory_ppo.ranks import Reduce
 from sb3_cyborg.sequence_model import State, keep_mask
 
 Observations = th.Tensor | dict[str, th.Tensor]
@@ -51,6 +52,8 @@ class TrainingBatch(Sequences):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
+    advantage_mean: NotRequired[th.Tensor]  # 0-d, over the parts of all processes, as `advantage_std`; only with `reduce`
+    advantage_std: NotRequired[th.Tensor]
 
 
 class SequenceBatch(Sequences):
@@ -91,15 +94,18 @@ def plan_n_steps(n_envs: int, seq_len: int | None) -> int:
     return unit * math.ceil(MIN_ROLLOUT / (unit * n_envs))
 
 
-def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size: int | None) -> tuple[int, int]:
+def plan_minibatches(
+    n_steps: int, n_envs: int, seq_len: int | None, batch_size: int | None, n_ranks: int = 1
+) -> tuple[int, int]:
     """
     Choose ``seq_len`` and ``batch_size`` where they are ``None``, and check the given ones.
 
     :param n_steps: Steps of each environment in a rollout, >= 1.
-    :param n_envs: Number of environments, >= 1.
+    :param n_envs: Number of environments of all processes together, >= 1, a multiple of ``n_ranks``.
     :param seq_len: Steps in a sequence, a divisor of ``n_steps``, or ``None``.
-    :param batch_size: Transitions in a minibatch, >= 2, or ``None``.
-    :return: ``seq_len``, a divisor of ``n_steps``, and ``batch_size``, a multiple of ``seq_len`` that is at least 2.
+    :param batch_size: Transitions in a minibatch of all processes together, >= 2, or ``None``.
+    :param n_ranks: Number of processes, each of which takes an equal part of each minibatch.
+    :return: ``seq_len``, a divisor of ``n_steps``, and ``batch_size``, a multiple of ``seq_len * n_ranks`` that is at least 2.
     :raises ValueError: for numbers that do not work, with the nearest ones that do.
     """
     check_positive(n_steps=n_steps, n_envs=n_envs)
@@ -116,28 +122,31 @@ def plan_minibatches(n_steps: int, n_envs: int, seq_len: int | None, batch_size:
     if seq_len is not None:
         check_positive(seq_len=seq_len)
         check_divides("seq_len", seq_len, "n_steps", n_steps)
-        if batch_size is not None and batch_size % seq_len:
-            below = max(batch_size // seq_len, 1) * seq_len
+        unit = seq_len * n_ranks
+        if batch_size is not None and batch_size % unit:
+            below = max(batch_size // unit, 1) * unit
+            among = "" if n_ranks == 1 else f" in each of {n_ranks} processes"
             raise ValueError(
-                f"`batch_size`={batch_size} is not a multiple of `seq_len`={seq_len}; the nearest that are: "
-                f"{below} and {below + seq_len}."
+                f"`batch_size`={batch_size} is not a multiple of `seq_len`={seq_len}{among}; the nearest that are: "
+                f"{below} and {below + unit}."
             )
     wanted = min(max(MIN_BATCH_SIZE, total // MINIBATCHES), MAX_BATCH_SIZE) if batch_size is None else batch_size
     if seq_len is None:
         longest = LONG_SEQ_LEN if min(wanted, total) >= MIN_ROWS * LONG_SEQ_LEN else TARGET_SEQ_LEN
-        seq_len = _fitting_seq_len(n_steps, batch_size, longest)
-        if batch_size is not None and batch_size < SHORT_SEQ_LEN <= n_steps:
+        share = None if batch_size is None else max(batch_size // n_ranks, 1)
+        seq_len = _fitting_seq_len(n_steps, share, longest)
+        if share is not None and share < SHORT_SEQ_LEN <= n_steps:
             warn_caller(
                 f"`batch_size`={batch_size} leaves sequences of {seq_len} steps, too few to train a memory: use a "
-                f"`batch_size` of at least {SHORT_SEQ_LEN}, or give `seq_len`."
+                f"`batch_size` of at least {SHORT_SEQ_LEN * n_ranks}, or give `seq_len`."
             )
-    rows = max(1, min(wanted, total) // seq_len)
-    fewest = 2 if seq_len == 1 else 1
+    rows = max(1, min(wanted, total) // (seq_len * n_ranks))  # of each process
+    fewest = 2 if seq_len * n_ranks == 1 else 1
     if batch_size is None:
         # A divisor of the number of sequences, so that all minibatches have the same size; the nearest one in ratio.
-        fitting = [divisor for divisor in divisors(total // seq_len) if divisor >= fewest]
+        fitting = [divisor for divisor in divisors(total // (seq_len * n_ranks)) if divisor >= fewest]
         rows = min(fitting, key=lambda divisor: max(divisor / rows, rows / divisor))
-    rows = max(rows, fewest)
+    rows = max(rows, fewest) * n_ranks
     _refuse_single(total, seq_len, rows)
     if batch_size is not None and rows * seq_len != batch_size:
         warn_caller(
@@ -228,6 +237,8 @@ class RolloutBufferV7:
         used.
     :param channels_last: Whether images (C, H, W) are stored as (H, W, C) in memory; shapes do not change.
     :param action_mask_dim: Entries M of the action mask of a step; 0 stores no masks.
+    :param reduce: Sums a float64 vector over all processes, for the moments of the advantages of a minibatch, of which each
+        process has a part; ``None`` for one process.
     :raises ValueError: for sizes out of these ranges.
     """
 
@@ -245,6 +256,7 @@ class RolloutBufferV7:
         burn_in: int = 0,
         channels_last: bool = False,
         action_mask_dim: int = 0,
+        reduce: Reduce | None = None,
     ) -> None:
         seq_len = n_steps if seq_len is None else seq_len
         check_positive(n_steps=n_steps, n_envs=n_envs, seq_len=seq_len)
@@ -253,7 +265,7 @@ class RolloutBufferV7:
         self.n_steps, self.n_envs, self.seq_len = n_steps, n_envs, seq_len = int(n_steps), int(n_envs), int(seq_len)
         # No sequence has more steps before it; a longer burn-in would be padding in all rows.
         self.burn_in = min(int(burn_in), n_steps - seq_len)
-        self.gae_lambda, self.gamma = gae_lambda, gamma
+        self.gae_lambda, self.gamma, self.reduce = gae_lambda, gamma, reduce
         self.device = th.device(device)
 
         def steps(*shape: int, dtype: th.dtype = th.float32) -> th.Tensor:
@@ -380,7 +392,21 @@ class RolloutBufferV7:
         :return: The minibatches.
         :raises ValueError: for an incomplete rollout, and a ``batch_size`` that is no multiple of ``seq_len``.
         """
-        return (self._training_batch(places) for places in self._epoch(batch_size))
+        epoch = self._epoch(batch_size)
+        moments = [{}] * len(epoch) if self.reduce is None else self._advantage_moments(epoch, self.reduce)
+        pairs = zip(epoch, moments, strict=True)
+        return (cast(TrainingBatch, self._training_batch(places) | of_all) for places, of_all in pairs)
+
+    def _advantage_moments(self, epoch: list[_Places], reduce: Reduce) -> list[dict[str, th.Tensor]]:
+        """:return: Mean and standard deviation of the advantages of each minibatch of all processes, by one reduction."""
+        advantages = [self.advantages[places.step[:, self.burn_in :], places.env.unsqueeze(1)].double() for places in epoch]
+        counts = th.tensor([float(part.numel()) for part in advantages], dtype=th.float64, device=self.device)
+        sums = [th.stack([part.sum() for part in parts]) for parts in (advantages, [part.square() for part in advantages])]
+        count, total, squares = reduce(th.cat([counts, *sums])).chunk(3)
+        mean = total / count
+        std = ((squares - total * mean).clamp(min=0.0) / (count - 1)).sqrt()
+        pairs = zip(mean.to(self.advantages.dtype), std.to(self.advantages.dtype), strict=True)
+        return [{"advantage_mean": mean, "advantage_std": std} for mean, std in pairs]
 
     def _epoch(self, batch_size: int | None) -> list[_Places]:
         """:return: The positions of all minibatches, copied to the device together to avoid one copy per minibatch."""
@@ -390,10 +416,14 @@ class RolloutBufferV7:
         batch_size = total if batch_size is None else int(batch_size)
         if batch_size < self.seq_len or batch_size % self.seq_len:
             raise ValueError(f"`batch_size`={batch_size} is not a multiple of `seq_len`={self.seq_len}.")
-        places, size = self._places(th.randperm(total // self.seq_len)), batch_size // self.seq_len
+        places, size = self._places(self._order(total // self.seq_len)), batch_size // self.seq_len
         steps, envs, anchors = (tensor.to(self.device).split(size) for tensor in places[:3])
         lengths = (places.prefix_lens[start : start + size] for start in range(0, total // self.seq_len, size))
         return [_Places(*place) for place in zip(steps, envs, anchors, lengths, strict=True)]
+
+    def _order(self, n_sequences: int) -> th.Tensor:
+        """:return: A random order of the sequences."""
+        return th.randperm(n_sequences)
 
     def _places(self, rows: th.Tensor) -> _Places:
         """

@@ -185,7 +185,7 @@ class Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         model = self.model
         assert isinstance(model, MemoryPPO)
-        rollout = model.n_steps * model.n_envs
+        rollout = model.n_steps * model.total_envs
         if self.num_timesteps > self.last and self.num_timesteps + rollout - self.last > self.interval:
             self.save()
             self.last = self.num_timesteps

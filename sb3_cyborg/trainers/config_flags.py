@@ -73,6 +73,18 @@ def with_config_flags(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def as_flags(given: Mapping[str, Any]) -> list[str]:
+    """
+    :param given: Values of flags by key or alias, as text or booleans.
+    :return: The command line that gives them.
+    """
+    arguments: list[str] = []
+    for name, value in given.items():
+        flag = as_flag(name)
+        arguments += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [f"{flag}={value}"]
+    return arguments
+
+
 def read_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param given: Values of flags by key or alias, as text or booleans.

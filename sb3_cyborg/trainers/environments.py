@@ -10,17 +10,37 @@ from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.envs import make_memory_vec_env
 from sb3_cyborg.maskable import is_masking_supported
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.memory_ppo.ranks import Ranks
 from sb3_cyborg.trainers.config import TrainerConfig
 
 
-def make_training_env(config: TrainerConfig, normalize: VecNormalize | None = None) -> VecEnv:
+def envs_of_rank(config: TrainerConfig, ranks: Ranks) -> int:
+    """
+    :param config: The settings.
+    :param ranks: The processes that train together.
+    :return: Number of environments of each of them.
+    :raises ValueError: if they cannot be divided equally.
+    """
+    size, n_envs = ranks.size, config.n_envs
+    if n_envs % size:
+        below = max(n_envs // size, 1) * size
+        raise ValueError(
+            f"`n_envs`={n_envs} environments cannot be divided among {size} processes; the nearest numbers that can: {below} "
+            f"and {below + size}."
+        )
+    return n_envs // size
+
+
+def make_training_env(config: TrainerConfig, normalize: VecNormalize | None = None, ranks: Ranks = Ranks()) -> VecEnv:  # noqa: B008  # frozen
     """
     :param config: The settings.
     :param normalize: ``VecNormalize`` of a checkpoint, whose statistics are continued, or ``None``.
-    :return: The training environments.
+    :param ranks: The processes that train together, among which the environments are divided.
+    :return: The training environments of this process.
     :raises ValueError: for settings that do not fit the environment.
     """
-    env = _stacked_env(config, config.n_envs)
+    n_envs = envs_of_rank(config, ranks)
+    env = _stacked_env(config, n_envs, first=ranks.rank * n_envs)
     if normalize is not None:
         normalize.set_venv(env)
         return normalize
@@ -40,11 +60,12 @@ def make_evaluation_env(config: TrainerConfig, render_mode: str | None = None) -
     return MemoryPPO._wrap_env(env, verbose=0, monitor_wrapper=False)
 
 
-def _stacked_env(config: TrainerConfig, n_envs: int, render_mode: str | None = None) -> VecEnv:
+def _stacked_env(config: TrainerConfig, n_envs: int, render_mode: str | None = None, first: int = 0) -> VecEnv:
     # Native environments cannot render in a window.
     kwargs = config.env_kwargs if render_mode is None else {**config.env_kwargs, "render_mode": render_mode}
     vec_env = config.vec_env if render_mode is None else "dummy"
-    env = make_memory_vec_env(config.env, n_envs, seed=config.seed, env_kwargs=kwargs, vec_env=vec_env)
+    seed = None if config.seed is None else config.seed + first
+    env = make_memory_vec_env(config.env, n_envs, seed=seed, env_kwargs=kwargs, vec_env=vec_env)
     if config.frame_stack == 1:
         return env
     space = env.observation_space

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import math
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,9 @@ from sb3_cyborg.trainers.side_files import OLD_FOLDER, move_aside, move_to_old_f
 from sb3_cyborg.trainers.vocabulary import canonical, merge
 
 SESSIONS_FILE = "sessions.yaml"
+
+LAUNCH_ID, NO_LAUNCH_ID = "TORCHELASTIC_RUN_ID", "none"
+"""Environment variable with the id of a launch by ``torchrun``, and its default."""
 
 
 RUN_FILES = (CONFIG_FILE, SESSIONS_FILE, MONITOR_FILE, EVALUATIONS, BEST, FINAL, FOLDER)
@@ -158,6 +162,29 @@ def best_mean_return(run: Path) -> float:
     return -math.inf
 
 
+def launch_id() -> str | None:
+    """:return: The id that ``torchrun`` has given the processes that it started together; ``None`` if they have none."""
+    given = os.environ.get(LAUNCH_ID)
+    return None if given == NO_LAUNCH_ID else given
+
+
+def run_of_launch(log_dir: Path) -> Path | None:
+    """
+    Find the run that the launcher of this process has begun before it started the processes again.
+
+    :param log_dir: Folder of all runs.
+    :return: The folder of the run, or ``None`` if there is none yet.
+    :raises ValueError: if the launch has no id to find its run by.
+    """
+    if (wanted := launch_id()) is None:
+        raise ValueError("A restart finds its run by the id of the launch: give torchrun `--standalone`, or `--rdzv-id`.")
+    for sessions in log_dir.glob(f"*/{SESSIONS_FILE}"):
+        with contextlib.suppress(ValueError):
+            if any(session.get("launch") == wanted for session in _read_sessions(sessions)):
+                return sessions.parent
+    return None
+
+
 def start_anew(run: Path) -> None:
     """
     Move the files of a run into a new folder ``old_<number>`` in it, apart from its config.
@@ -247,5 +274,6 @@ def _session(model: MemoryPPO) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "platform": platform.platform(),
         "device": str(model.device),
+        **({"processes": model.ranks.size, "launch": launch_id()} if model.ranks.size > 1 else {}),
         "versions": {"python": platform.python_version(), **package_versions()},
     }

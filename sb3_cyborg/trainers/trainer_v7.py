@@ -12,16 +12,18 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_cyborg.checks import check_positive, unknown_name
 from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
+from sb3_cyborg.memory_ppo.ranks import find_ranks
 from sb3_cyborg.trainers import callbacks, checkpoints, logs, runs
 from sb3_cyborg.trainers.acting import ActingLoop, EpisodeResult
 from sb3_cyborg.trainers.config import RESUME_KEYS, TrainerConfig
 from sb3_cyborg.trainers.config_file import read_yaml
-from sb3_cyborg.trainers.environments import make_evaluation_env, make_training_env, policy_for, uses_masks
+from sb3_cyborg.trainers.environments import envs_of_rank, make_evaluation_env, make_training_env, policy_for, uses_masks
 from sb3_cyborg.trainers.monitor import MonitorLog
 from sb3_cyborg.trainers.run_lock import RunLock
 from sb3_cyborg.trainers.vocabulary import canonical, merge
@@ -79,7 +81,7 @@ class TrainerV7:
 
     def __init__(self, config: TrainerConfig | Mapping[str, Any] | str | Path) -> None:
         self._prepare(TrainerConfig.parse(config))
-        env = make_training_env(self.config)
+        env = make_training_env(self.config, ranks=self.ranks)
         self.config = self.config.changed(use_masking=uses_masks(self.config, env))
         try:
             self.model = _algorithm(self.config)(policy_for(self.config, env), env, **self.config.model_arguments())
@@ -132,20 +134,23 @@ class TrainerV7:
             cannot change.
         :raises RunInUseError: if another trainer is training the run.
         """
-        run, changes = Path(run), _checked_changes(changes, RESUME_KEYS)
+        run, changes, ranks = Path(run), _checked_changes(changes, RESUME_KEYS), find_ranks(True)
         runs.check_is_run(run)
-        with RunLock(run):
-            path = None if restart else runs.file_to_resume(run)
-            if path is None:
+        with ranks.together(), RunLock(run) if ranks.is_first else contextlib.nullcontext():
+            found = None if restart or not ranks.is_first else runs.file_to_resume(run)
+            file = ranks.of_first(None if found is None else str(found))
+            if file is None:
                 config = read_yaml(run / checkpoints.CONFIG_FILE)
                 checkpoints.check_modules(config, run / checkpoints.CONFIG_FILE, trust)
                 trainer = cls(TrainerConfig.parse(config).changed(**changes))
-                runs.start_anew(run)
+                if ranks.is_first:
+                    runs.start_anew(run)
             else:
-                checkpoint = checkpoints.read_checkpoint(path)
+                checkpoint = checkpoints.read_checkpoint(file)
                 checkpoint.unpack(trust)
                 trainer = cls._restore(checkpoint, runs.edited_config(run, checkpoint, changes, trust), trust)
-                print(f"Resuming from {path}, after {trainer.model.num_timesteps:,} steps.", file=sys.stderr)
+                if ranks.is_first:
+                    print(f"Resuming from {file}, after {trainer.model.num_timesteps:,} steps.", file=sys.stderr)
         trainer._attach_env()
         trainer.run = run
         return trainer
@@ -156,15 +161,18 @@ class TrainerV7:
     ) -> SelfTrainerV7:
         trainer = cls.__new__(cls)
         trainer._prepare(config)
-        trainer.model = _algorithm(config).load(checkpoint.path, device=config.device, trust=trust)
-        trainer.model.verbose = config.verbose
+        n_envs = envs_of_rank(config, trainer.ranks)  # those of the file are of another number of processes
+        trainer.model = _algorithm(config).load(checkpoint.path, device=config.device, trust=trust, n_envs=n_envs)
+        trainer.model.verbose = config.verbose if trainer.ranks.is_first else 0
         trainer._checkpoint = checkpoint
         return trainer
 
     def _prepare(self, config: TrainerConfig) -> None:
-        """Set the attributes of a trainer without a model yet. A missing seed is drawn."""
+        """Set the attributes of a trainer without a model yet. A missing seed is drawn, the same on all ranks."""
+        self.ranks = find_ranks(True)
         if config.seed is None:
-            config = config.changed(seed=int(np.random.SeedSequence().generate_state(1)[0] % 2**31))
+            self.ranks.join()
+            config = config.changed(seed=self.ranks.of_first(int(np.random.SeedSequence().generate_state(1)[0] % 2**31)))
         self.config = config
         self.run: Path | None = None
         self._lock: RunLock | None = None
@@ -187,16 +195,17 @@ class TrainerV7:
         Create the environments of a loaded model, if it has none yet.
 
         Episodes begin anew, seeded by the step. The first observations are not counted by the normalization. The random states
-        of the checkpoint are restored last.
+        of the checkpoint are restored last. They are those of rank 0; other ranks are seeded by the step and their number.
         """
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
-        self.model.set_env(make_training_env(self.config, checkpoint.normalize))
+        self.model.set_env(make_training_env(self.config, checkpoint.normalize, self.ranks))
         env, normalize = self.env, self.model.get_vec_normalize_env()
         assert self.config.seed is not None
-        seeds = np.random.SeedSequence([self.config.seed, checkpoint.progress["num_timesteps"]])
-        env.seed(int(seeds.generate_state(1)[0] % 2**31))
+        entropy = [self.config.seed, checkpoint.progress["num_timesteps"]]
+        first = self.ranks.rank * env.num_envs
+        env.seed((int(np.random.SeedSequence(entropy).generate_state(1)[0]) + first) % 2**31)
         if normalize is not None:
             normalize.training = False
         obs: Any = env.reset()
@@ -204,7 +213,11 @@ class TrainerV7:
             normalize.training = True
         self.model._last_obs = obs
         self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-        checkpoints.set_random_state(checkpoint.random)
+        if self.ranks.is_first:
+            checkpoints.set_random_state(checkpoint.random)
+        else:
+            own = np.random.SeedSequence([*entropy, self.ranks.rank])
+            set_random_seed(int(own.generate_state(1)[0]), using_cuda=self.model.device.type == "cuda")
 
     # --- training and evaluation
 
@@ -212,7 +225,8 @@ class TrainerV7:
         """
         Train up to ``total_timesteps`` environment steps in total, including the steps before a resumption.
 
-        Ctrl-C and errors save a checkpoint, print its path, and are raised.
+        Ctrl-C and errors save a checkpoint, print its path, and are raised. If ``torchrun`` has started several processes, the
+        first one writes all files, and they divide the environments among them.
 
         :param total_timesteps: Environment steps; ``None`` takes those of the config.
         :param callback: Further callbacks, as for SB3's ``learn``.
@@ -225,20 +239,22 @@ class TrainerV7:
             check_positive(total_timesteps=total_timesteps)
             self.config = self.config.changed(total_timesteps=int(total_timesteps))
         self._attach_env()
-        run = self.open_run()
-        try:
-            runs.describe_run(run, self.config, self.model)
-            self._train(run, _as_list(callback))
-        finally:
-            self._unlock()
+        with self.ranks.together():
+            run = self.open_run()
+            try:
+                if run is not None:
+                    runs.describe_run(run, self.config, self.model)
+                self._train(run, _as_list(callback))
+            finally:
+                self._unlock()
         return self
 
-    def _train(self, run: Path, further: list[BaseCallback]) -> None:
+    def _train(self, run: Path | None, further: list[BaseCallback]) -> None:
         total, done = self.config.total_timesteps, self.model.num_timesteps
         with contextlib.ExitStack() as stack:
             mark = callbacks.RolloutMark()
             mark.num_timesteps_kept = done
-            parts = [mark, *self._callbacks(run, stack), *further]
+            parts = [mark, *([] if run is None else self._callbacks(run, stack)), *further]
             stack.enter_context(callbacks.stop_on_signals(mark))
             try:
                 self.model.learn(total - done, callback=CallbackList(parts), reset_num_timesteps=False)
@@ -251,10 +267,11 @@ class TrainerV7:
                     raise KeyboardInterrupt(f"saved in {run}") from error
                 raise
             self.model.num_timesteps = mark.num_timesteps_kept
-            if mark.stop:
+            if any(self.ranks.gather(mark.stop)):
                 self._rescue(run, KeyboardInterrupt())
                 raise KeyboardInterrupt(f"saved in {run}")
-            self._finish(run)
+            if run is not None:
+                self._finish(run)
 
     def evaluate(self, n_episodes: int = 10, deterministic: bool = True) -> tuple[float, float]:
         """
@@ -337,11 +354,11 @@ class TrainerV7:
 
     # --- the run
 
-    def open_run(self) -> Path:
+    def open_run(self) -> Path | None:
         """
         Create the folder of the run, if there is none yet, and lock it. :meth:`train` calls this, and releases the lock.
 
-        :return: The folder.
+        :return: The folder; ``None`` if this process writes no files because it is not the first one of several.
         :raises ValueError: if the run is complete, if there is another run of this name, or if another process has continued
             the run since this trainer was loaded.
         :raises RunInUseError: if another trainer is training the run.
@@ -352,6 +369,8 @@ class TrainerV7:
             raise ValueError(
                 f"The run has made {done:,} steps already; `total_timesteps`={config.total_timesteps:,} must be more to go on."
             )
+        if not self.ranks.is_first:
+            return None
         for package, wanted in {"tensorboard": config.tensorboard, "wandb": config.wandb}.items():
             if wanted and find_spec(package) is None:
                 extra = "wandb" if package == "wandb" else "train"
@@ -427,8 +446,10 @@ class TrainerV7:
             self._evaluation.run_now()
         self._write(run / checkpoints.FINAL)
 
-    def _rescue(self, run: Path, error: BaseException) -> None:
+    def _rescue(self, run: Path | None, error: BaseException) -> None:
         """Save a checkpoint and print its path. A failure is printed, not raised: it would hide the error."""
+        if run is None:
+            return
         path = checkpoints.checkpoint_path(run, self.model.num_timesteps)
         try:
             # A file of this name was saved at the start of the interrupted rollout and allows an exact resumption.
