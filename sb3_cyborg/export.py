@@ -291,7 +291,8 @@ def _trace(step: AgentStep, example: dict[str, Any]) -> th.export.ExportedProgra
     except Exception as error:  # of PyTorch's tracer, and of modules of the user
         raise ValueError(
             "The agent cannot be exported: `torch.export` cannot trace one step of it. A features extractor, encoder or "
-            f"memory of your own must not branch on the values of tensors, see `may_branch`. The reason: {type(error).__name__}: {error}"
+            "memory of your own must not branch on the values of tensors, see `may_branch`. The reason: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -442,7 +443,8 @@ def _check(content: bytes, step: AgentStep, masks: int | None) -> None:
             if name != "action" and not (error <= CHECK_TOLERANCE).all():
                 raise ValueError(
                     f"The exported graph computes something else than the agent: {name!r} differs by {error.max():.3g} at "
-                    f"step {t} of a comparison. A part of your own may keep a state outside of the State; otherwise this is a bug."
+                    f"step {t} of a comparison. A part of your own may keep a state outside of the "
+                    "State; otherwise this is a bug."
                 )
 
 
