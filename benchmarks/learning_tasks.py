@@ -77,7 +77,7 @@ class Task:
     :param metric: The score: ``"return"`` of an episode, or ``"success"``, the rate of ``is_success``.
     :param env_kwargs: Keyword arguments of the environment.
     :param frames: Size of the frame stack: the steps that the task requires if that is at most 257, else 4.
-    :param slots: Slots of memories in the grid of kinds, enough for a window over the steps that the task requires.
+    :param slots: Slots of memories, and window of ``trxl``, in the grid of kinds: enough for the steps that the task requires.
     :param zoo: For each peer's algorithm the file and the entry of RL Zoo with its settings.
     :param curve_episodes: Episodes per evaluation during training.
     :param masked: Whether the environment has action masks: its agents are ``MASK_AGENTS``.
@@ -418,7 +418,8 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
     replaced = ("encoder_kwargs", "memory_kwargs")
     kept = {key: value for key, value in _mapping(entry.get("policy_kwargs")).items() if key not in replaced}
     slots = {"memory_kwargs": {"num_slots": task.slots}} if "num_slots" in MEMORIES.options(memory) else {}
-    return {**entry, "policy_kwargs": {**kept, "encoder": encoder, "memory": memory, **slots}}
+    window = {"encoder_kwargs": {"window": task.slots}} if "window" in ENCODERS.options(encoder) else {}
+    return {**entry, "policy_kwargs": {**kept, "encoder": encoder, "memory": memory, **slots, **window}}
 
 
 def _best(task: Task, name: str) -> Settings:

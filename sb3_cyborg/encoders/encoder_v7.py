@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_cyborg.checks import check_positive
-from sb3_cyborg.encoders import fusion, gru, hybrid, lstm, mamba  # noqa: F401  # each registers itself
+from sb3_cyborg.encoders import fusion, gru, hybrid, lstm, mamba, mingru, trxl  # noqa: F401  # each registers itself
 from sb3_cyborg.ops.linear import Projection
 from sb3_cyborg.registry import ENCODERS as ENCODERS
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
