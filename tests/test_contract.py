@@ -7,14 +7,14 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS, EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Stack, State
 from sb3_cyborg.testing import verify_contract, verify_gradcheck
+from tests.helpers import encoder_options
 
 STEPS = 13  # crosses chunks of 4, windows of 5
 
 
 def make_encoder(mode: str, size: int = 8) -> EncoderV7:
     """With fewer features, LayerNorm divides by small standard deviations and amplifies rounding errors."""
-    sizes = {"d_state": 3, "headdim": 2, "chunk_size": 4, "expand": 2, "window": 5, "num_heads": 2}
-    options = {name: sizes[name] for name in ENCODERS.options(mode).keys() & sizes.keys()}
+    options = encoder_options(mode, d_state=3, headdim=2, expand=2)
     th.manual_seed(0)
     return EncoderV7(3, hidden_dim=size, latent_dim=size + 1, mode=mode, num_layers=2 if size > 2 else 1, **options)
 

@@ -1,7 +1,7 @@
 """
-Transformer-XL (Dai et al. 2019, https://arxiv.org/abs/1901.02860) with the layers of GTrXL (Parisotto et al. 2019, "Stabilizing
-Transformers for Reinforcement Learning", https://arxiv.org/abs/1910.06764): normalization in front of each part of a layer, and
-gates instead of residual connections.
+Transformer-XL (Dai et al. 2019, https://arxiv.org/abs/1901.02860) with the layers of GTrXL (Parisotto et al. 2019,
+"Stabilizing Transformers for Reinforcement Learning", https://arxiv.org/abs/1910.06764): normalization in front of each part
+of a layer, and gates instead of residual connections.
 """
 
 from typing import Any
@@ -54,11 +54,11 @@ class TrXLLayer(SequenceModel):
     """
     One layer: attention to earlier inputs, then a feed-forward network, each between a normalization and a gate.
 
-    The attention is that of the memory ``ring``, to the last ``window`` inputs of the layer: keys and values are functions of the
-    normalized inputs, positions are relative, and a step reads the steps *before* it (itself, it is the gate's other input).
+    The attention is that of the memory ``ring``, over the last ``window`` inputs of the layer. Keys and values are functions
+    of the normalized inputs, and positions are relative. A step reads the steps *before* it; its own input reaches the gate.
 
-    State: that of :class:`~sb3_cyborg.memories.ring.RingMemory`, with the normalized inputs as ``entries``. The normalization has
-    no weights, so that stored inputs are what they would be if they were normalized again.
+    State: that of :class:`~sb3_cyborg.memories.ring.RingMemory`, with the normalized inputs as ``entries``. The normalization
+    has no weights. The keys and values of stored inputs are therefore always made with the current weights.
 
     :param hidden_dim: Features of input and output, >= 1.
     :param window: Number of earlier inputs that a step can read, >= 1.
