@@ -235,7 +235,8 @@ def test_modules_import_each_other_in_no_circle() -> None:
     [
         ("ops", "from sb3_cyborg.memories.kv import KV", 1),
         ("ops", "from sb3_cyborg.sequence_model import State\nimport torch", 0),
-        ("encoders", "from sb3_cyborg.memories.kv import KV", 1),
+        ("encoders", "from sb3_cyborg.memories.kv import KV", 0),
+        ("memories", "from sb3_cyborg.encoders.gru import GRU", 1),
         ("memory_ppo", "def f():\n    import sb3_cyborg.trainers.config", 1),
         ("memory_ppo", "if TYPE_CHECKING:\n    import sb3_cyborg.trainers.config\nelse:\n    import sb3_cyborg.cli", 1),
         ("memory_ppo", "from sb3_cyborg.envs import make_memory_vec_env", 1),

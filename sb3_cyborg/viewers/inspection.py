@@ -189,7 +189,7 @@ def _parts_of(model: Any) -> tuple[MemoryV7, int]:
     assert isinstance(memory, MemoryV7)
     num_layers = sum(isinstance(module, AttentionMemory) for module in model.policy.core.parts["encoder"].modules())
     if memory.kind == "none" and not num_layers:
-        kinds = ", ".join(repr(kind) for kind in MEMORIES if kind != "none")
+        kinds = ", ".join(repr(kind) for kind in sorted(MEMORIES) if kind != "none")
         raise ValueError(
             f"This agent has no memory to inspect (memory 'none'); memories that can be inspected: {kinds}; encoder: 'trxl'."
         )
