@@ -249,7 +249,7 @@ MASK_TASKS = tuple(name for name, task in TASKS.items() if task.masked)
 """The tasks with action masks."""
 
 KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
-ENCODER_TASKS = (*KIND_TASKS, "MemoryChain-256", "MiniGrid-MemoryS9", "MiniGrid-MemoryS13", "CartPoleNoVel", "TMaze-500")
+ENCODER_TASKS = (*KIND_TASKS, "MemoryChain-256", "MiniGrid-MemoryS9", "MiniGrid-MemoryS13", "CartPoleNoVel", "TMaze-100")
 STUDY_STEPS = 400_000
 """Budget of the grids of kinds and burn-in, lower than the table's: the default solves their tasks within it."""
 BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousEasy", "RepeatPreviousMedium", "MiniGrid-MemoryS9")

@@ -37,16 +37,15 @@ class Gate(GRU):
 
     def forward(self, x: th.Tensor, result: th.Tensor) -> th.Tensor:
         """
-        :param x: Input of the part, (..., features).
-        :param result: Result of the part, (..., features).
-        :return: The gated sum of both, (..., features).
+        :param x: Input of the part, of a step (B, features) or a sequence (B, T, features).
+        :param result: Result of the part, of the same shape.
+        :return: The gated sum of both, of the same shape.
         """
-        state = {"h": x.reshape(-1, self.input_dim)}
-        rows = result.reshape(-1, self.input_dim)
-        if th.is_grad_enabled():
-            gated, _, _ = self.forward_sequence(rows.unsqueeze(1), state)
-        else:
-            gated, _, _ = self.forward_step(rows, state)
+        if x.dim() == 2:
+            gated, _, _ = self.forward_step(result, {"h": x})
+            return gated
+        # Each step of the sequence is a row of its own, with a sequence of one step.
+        gated, _, _ = self.forward_sequence(result.reshape(-1, 1, self.input_dim), {"h": x.reshape(-1, self.input_dim)})
         return gated.reshape(x.shape)
 
 
