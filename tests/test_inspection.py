@@ -511,7 +511,7 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 def transformer_agent(memory: str) -> MemoryPPO:
-    encoder = {"encoder": "trxl", "num_layers": 2, "encoder_kwargs": {"window": 3, "num_heads": 2}}
+    encoder: dict[str, Any] = {"encoder": "trxl", "num_layers": 2, "encoder_kwargs": {"window": 3, "num_heads": 2}}
     return agent(memory, **encoder)
 
 
