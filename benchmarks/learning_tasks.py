@@ -77,7 +77,7 @@ class Task:
     :param metric: The score: ``"return"`` of an episode, or ``"success"``, the rate of ``is_success``.
     :param env_kwargs: Keyword arguments of the environment.
     :param frames: Size of the frame stack: the steps that the task requires if that is at most 257, else 4.
-    :param slots: Slots of memories in the grid of kinds, enough for a window over the steps that the task requires.
+    :param slots: Slots of memories, and window of ``trxl``, in the grid of kinds: enough for the steps that the task requires.
     :param zoo: For each peer's algorithm the file and the entry of RL Zoo with its settings.
     :param curve_episodes: Episodes per evaluation during training.
     :param masked: Whether the environment has action masks: its agents are ``MASK_AGENTS``.
@@ -239,9 +239,11 @@ MASK_TASKS = tuple(name for name, task in TASKS.items() if task.masked)
 """The tasks with action masks."""
 
 KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
+ENCODER_TASKS = (*KIND_TASKS, "MemoryChain-256", "MiniGrid-MemoryS9", "CartPoleNoVel", "TMaze-100")
 STUDY_STEPS = 400_000
 """Budget of the grids of kinds and burn-in, lower than the table's: the default solves their tasks within it."""
 BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousEasy", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
+PEERS_OF_ENCODERS = (("gru", "none"), ("gru", "ring"), ("lstm", "none"))
 BURN_INS, BURN_IN_EPOCHS = (0, 32, 64), (4, 10)
 
 
@@ -256,11 +258,13 @@ def burn_in_agent(burn_in: int, n_epochs: int) -> str:
 
 
 KINDS = [kind_agent(encoder, memory) for encoder in ENCODERS for memory in MEMORIES]
+ENCODER_AGENTS = [kind_agent(*each) for each in (("trxl", "none"), ("mingru", "none"), *PEERS_OF_ENCODERS)]
 BURN_IN_AGENTS = [burn_in_agent(burn_in, n_epochs) for n_epochs in BURN_IN_EPOCHS for burn_in in BURN_INS]
 GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "table": (tuple(name for name in TASKS if name not in MASK_TASKS), list(AGENTS)),
     "masks": (MASK_TASKS, list(MASK_AGENTS)),
     "kinds": (KIND_TASKS, KINDS),
+    "encoders": (ENCODER_TASKS, ENCODER_AGENTS),
     "burn_in": (BURN_IN_TASKS, BURN_IN_AGENTS),
 }
 """The tasks and agents of each grid."""
@@ -418,7 +422,8 @@ def _base_settings(task: Task, name: str, agent: str) -> Settings:
     replaced = ("encoder_kwargs", "memory_kwargs")
     kept = {key: value for key, value in _mapping(entry.get("policy_kwargs")).items() if key not in replaced}
     slots = {"memory_kwargs": {"num_slots": task.slots}} if "num_slots" in MEMORIES.options(memory) else {}
-    return {**entry, "policy_kwargs": {**kept, "encoder": encoder, "memory": memory, **slots}}
+    window = {"encoder_kwargs": {"window": task.slots}} if "window" in ENCODERS.options(encoder) else {}
+    return {**entry, "policy_kwargs": {**kept, "encoder": encoder, "memory": memory, **slots, **window}}
 
 
 def _best(task: Task, name: str) -> Settings:

@@ -39,7 +39,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_cyborg import MemoryPPO
 
-ENCODERS = ("gru", "lstm", "mamba", "hybrid", "fusion")
+ENCODERS = ("gru", "lstm", "mamba", "mingru", "trxl", "hybrid", "fusion")
+NUM_LAYERS = {"trxl": 2}
+"""Layers of encoders that have more than one in this benchmark."""
 MEMORIES = ("none", "ring", "kv", "slot", "pmm")
 AGENTS = [f"{encoder}/none" for encoder in ENCODERS] + [f"gru/{memory}" for memory in MEMORIES if memory != "none"]
 PEER, SHARED_PEER = "RecurrentPPO", "RecurrentPPO shared"
@@ -56,7 +58,8 @@ Seconds = dict[str, float]
 def memory_ppo_kwargs(agent: str, width: int) -> dict[str, Any]:
     """:return: The ``policy_kwargs`` of ``MemoryPPO`` for an agent named ``encoder/memory``."""
     encoder, memory = agent.split("/")
-    return {"encoder": encoder, "memory": memory, "hidden_dim": width, "latent_dim": width, "memory_dim": width // 2}
+    sizes = {"hidden_dim": width, "latent_dim": width, "memory_dim": width // 2, "num_layers": NUM_LAYERS.get(encoder, 1)}
+    return {"encoder": encoder, "memory": memory, **sizes}
 
 
 def recurrent_ppo_kwargs(agent: str, width: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
 from sb3_cyborg import MemoryPPO
+from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memory_ppo.policies import NumpyState
 
 RATIO_TOLERANCE = 1e-5
@@ -113,6 +114,12 @@ def toy_vec_env(n_envs: int = 3, make: Callable[[], gym.Env[Any, Any]] = ToyEnv,
     env = DummyVecEnv([make] * n_envs)
     env.seed(seed)
     return env
+
+
+def encoder_options(mode: str, **more: Any) -> dict[str, Any]:
+    """:return: Those options of small sizes, or of ``more``, that an encoder has."""
+    sizes = {"headdim": 8, "d_state": 4, "chunk_size": 4, "window": 5, "num_heads": 2, **more}
+    return {name: sizes[name] for name in ENCODERS.options(mode).keys() & sizes.keys()}
 
 
 def small(**settings: Any) -> dict[str, Any]:

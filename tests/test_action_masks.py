@@ -33,6 +33,7 @@ from tests.helpers import (
     RATIO_TOLERANCE,
     VECTOR,
     assert_exact_ratios,
+    encoder_options,
     record_updates,
     rollout,
     same,
@@ -199,7 +200,6 @@ def test_a_mask_without_a_legal_action_names_environment_and_step() -> None:
 
 def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str = "discrete", **kwargs: Any) -> list[float]:
     """:return: The largest |ratio - 1| of the first minibatch of each update; the minibatch is the whole rollout."""
-    encoder_kwargs = {"headdim": 8, "d_state": 4, "chunk_size": 4} if ENCODERS.options(encoder) else {}
     memory_kwargs = {} if memory == "none" else {"num_slots": 5, "num_heads": 2}
     n_steps, n_envs = 24, 4
     model = masked_model(
@@ -213,7 +213,7 @@ def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str = "d
         policy_kwargs={
             "encoder": encoder,
             "memory": memory,
-            "encoder_kwargs": encoder_kwargs,
+            "encoder_kwargs": encoder_options(encoder),
             "memory_kwargs": memory_kwargs,
         },
         **kwargs,

@@ -117,7 +117,10 @@ def test_numpy_integers_are_accepted_as_sizes() -> None:
 @pytest.mark.parametrize(
     ("policy_kwargs", "message"),
     [
-        ({"encoder": "gur"}, "Unknown encoder 'gur'. Did you mean 'gru'? Known: 'fusion', 'gru', 'hybrid', 'lstm', 'mamba'"),
+        (
+            {"encoder": "gur"},
+            "Unknown encoder 'gur'. Did you mean 'gru'? Known: 'fusion', 'gru', 'hybrid', 'lstm', 'mamba', 'mingru', 'trxl'",
+        ),
         ({"encoder": "Mamba2"}, "Unknown encoder 'Mamba2'. Did you mean 'mamba'?"),
         ({"memory": "rign"}, "Unknown memory 'rign'. Did you mean 'ring'? Known: 'kv', 'none', 'pmm', 'ring', 'slot'"),
         ({"memory": None}, "Unknown memory None."),

@@ -39,13 +39,16 @@ def test_layers_equal_pytorch(ours: type[GRU] | type[LSTM], theirs: type[nn.GRU]
 @pytest.mark.parametrize("mode", ENCODERS)
 def test_each_mode_has_the_cores_of_its_name(mode: str) -> None:
     """The set of cores of each mode is that of its name."""
-    types = {type(module).__name__ for module in EncoderV7(3, 16, mode=mode).modules()} & {"GRU", "LSTM", "Mamba2"}
+    cores = {"GRU", "LSTM", "Mamba2", "MinGRU", "TrXLLayer"}
+    types = {type(module).__name__ for module in EncoderV7(3, 16, mode=mode).modules()} & cores
     assert (
         types
         == {
             "gru": {"GRU"},
             "lstm": {"LSTM"},
             "mamba": {"Mamba2"},
+            "mingru": {"MinGRU"},
+            "trxl": {"TrXLLayer"},
             "hybrid": {"Mamba2", "GRU"},
             "fusion": {"Mamba2", "GRU"},
         }[mode]

@@ -505,3 +505,55 @@ def test_a_run(tmp_path: Path) -> None:
         inspect_run(tmp_path / "nowhere", tmp_path / "a.txt")
     with pytest.raises(ValueError, match="nowhere"):
         inspect_run(tmp_path / "nowhere", tmp_path / "a.png")
+
+
+# --- attention in the encoder -------------------------------------------------------------------------------------------
+
+
+def transformer_agent(memory: str) -> MemoryPPO:
+    encoder: dict[str, Any] = {"encoder": "trxl", "num_layers": 2, "encoder_kwargs": {"window": 3, "num_heads": 2}}
+    return agent(memory, **encoder)
+
+
+@pytest.mark.parametrize("memory", ["none", "ring", "pmm"])
+def test_attention_of_each_layer(memory: str) -> None:
+    """The layers come first, in order, each with its own attention; the memory's records are those of the memory."""
+    model = transformer_agent(memory)
+    encoder: Any = model.policy.core.parts["encoder"]
+    first, second = (encoder.core.get_submodule(f"layer{index}").attention for index in range(2))
+    with th.no_grad():
+        for layer, age in ((first, 1), (second, 3)):
+            for parameter in (layer.key.weight, layer.age_key, layer.null_key):
+                parameter.zero_()
+            layer.age_bias.fill_(-50.0)
+            layer.age_bias[:, age - 1] = 50.0
+    inspection = inspect_episode(model)
+    layers = ["encoder, layer 0", "encoder, layer 1"]
+    assert list(inspection.parts) == (layers if memory == "none" else [*layers, f"memory {memory!r}"])
+    for name, age in zip(layers, (1, 3), strict=True):
+        attention = inspection.parts[name].attention
+        assert attention is not None
+        wanted = np.zeros((STEPS, STEPS))
+        wanted[np.arange(age, STEPS), np.arange(STEPS - age)] = 1
+        for head in range(2):
+            np.testing.assert_allclose(attention[:, head], wanted, atol=1e-6)
+    if memory != "none":
+        assert inspection.memory["read"].shape[2] == 4 + 4 * (memory == "ring"), "slots, and the ring's first inputs"
+
+
+@pytest.mark.parametrize("memory", ["none", "slot"])
+def test_panels_of_each_layer(memory: str, tmp_path: Path) -> None:
+    figure = inspection_figure(inspect_episode(transformer_agent(memory)))
+    title = figure.get_suptitle()
+    assert "Encoder, layer 0, encoder, layer 1" in title
+    assert ("memory 'slot'" in title) == (memory == "slot")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert sum(text.startswith("encoder, layer 1: Attention") for text in titles) == 1
+    assert sum(text.startswith("memory 'slot': ") for text in titles) == 5 * (memory == "slot")
+    assert [axes.get_ylabel() for axes in figure.axes].count("reward") == 1
+    draw_inspection(inspect_episode(transformer_agent(memory)), tmp_path / "picture.png")
+
+
+def test_an_agent_without_memory_and_attention_names_the_encoder() -> None:
+    with pytest.raises(ValueError, match="encoder: 'trxl'"):
+        inspect_episode(agent("none", encoder="mingru"))

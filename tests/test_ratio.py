@@ -17,7 +17,7 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, TrainingBatch
 from sb3_cyborg.sequence_model import State
-from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_updates, toy_vec_env
+from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, encoder_options, record_updates, toy_vec_env
 
 UPDATES = 3
 
@@ -30,7 +30,6 @@ def ratio_errors(
     def make() -> gym.Env[Any, Any]:
         return ToyEnv(VECTOR, ACTION_SPACES[action_space], mean_length=9)
 
-    encoder_kwargs = {"headdim": 8, "d_state": 4, "chunk_size": 4} if ENCODERS.options(encoder) else {}
     memory_kwargs = {} if memory == "none" else {"num_slots": 5, "num_heads": 2}
     n_steps, n_envs = 24, 4
     model = MemoryPPO(
@@ -49,7 +48,7 @@ def ratio_errors(
             "memory": memory,
             "hidden_dim": 8,
             "net_arch": [8],
-            "encoder_kwargs": encoder_kwargs,
+            "encoder_kwargs": encoder_options(encoder),
             "memory_kwargs": memory_kwargs,
             "use_time": use_time,
         },
@@ -116,7 +115,10 @@ def _never_reset(batch: TrainingBatch) -> None:
 
 
 @pytest.mark.parametrize("burn_in", [0, 9])
-@pytest.mark.parametrize(("encoder", "memory"), [("gru", "none"), ("lstm", "ring"), ("mamba", "slot"), ("gru", "pmm")])
+@pytest.mark.parametrize(
+    ("encoder", "memory"),
+    [("gru", "none"), ("lstm", "ring"), ("mamba", "slot"), ("gru", "pmm"), ("mingru", "none"), ("trxl", "none")],
+)
 @pytest.mark.parametrize("fault", [_zero_states, _swap_environments, _reset_one_step_late, _never_reset])
 def test_a_planted_fault_changes_the_ratio(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[TrainingBatch], None], encoder: str, memory: str, burn_in: int

@@ -15,7 +15,7 @@ from sb3_cyborg.registry import Registry, with_options_of
 
 
 def test_all_models_of_the_package_are_registered() -> None:
-    assert set(ENCODERS) == {"gru", "lstm", "mamba", "hybrid", "fusion"}
+    assert set(ENCODERS) == {"gru", "lstm", "mamba", "mingru", "trxl", "hybrid", "fusion"}
     assert set(MEMORIES) == {"pmm", "slot", "kv", "ring", "none"}
 
 
@@ -25,6 +25,8 @@ def test_options_are_those_of_the_signature() -> None:
     for mode in ("mamba", "hybrid", "fusion"):
         assert ENCODERS.options(mode).keys() == block
         assert ENCODERS.options(mode)["expand"].default == 1, "the core's own default"
+    assert ENCODERS.options("mingru").keys() == {"expand"}
+    assert ENCODERS.options("trxl").keys() == {"window", "num_heads", "expand"}
     assert MEMORIES.options("ring").keys() == {"memory_dim", "num_slots", "num_heads", "num_first"}
     assert not MEMORIES.options("none")
 

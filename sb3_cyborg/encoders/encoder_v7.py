@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_cyborg.checks import check_positive
-from sb3_cyborg.encoders import fusion, gru, hybrid, lstm, mamba  # noqa: F401  # each registers itself
+from sb3_cyborg.encoders import fusion, gru, hybrid, lstm, mamba, mingru, trxl  # noqa: F401  # each registers itself
 from sb3_cyborg.ops.linear import Projection
 from sb3_cyborg.registry import ENCODERS as ENCODERS
 from sb3_cyborg.sequence_model import Logs, SequenceModel, State, full_precision
@@ -37,8 +37,9 @@ class EncoderV7(SequenceModel):
     :param input_dim: Features of the input, >= 1.
     :param hidden_dim: Features of the core, >= 1.
     :param latent_dim: Features of the output, >= 1; ``None`` is ``hidden_dim``.
-    :param mode: One of :data:`~sb3_cyborg.registry.ENCODERS`: ``"gru"``, ``"lstm"``, ``"mamba"``, ``"hybrid"`` (mamba → gru,
-        with a residual connection around both), ``"fusion"`` (mamba ∥ gru, concatenated), or a registered one.
+    :param mode: One of :data:`~sb3_cyborg.registry.ENCODERS`: ``"gru"``, ``"lstm"``, ``"mamba"``, ``"mingru"``, ``"trxl"``,
+        ``"hybrid"`` (mamba → gru, with a residual connection around both), ``"fusion"`` (mamba ∥ gru, concatenated), or a
+        registered one.
     :param num_layers: Layers of the core, >= 1; in ``hybrid`` and ``fusion``, of each of the two.
     :param options: Options of the mode, e.g. ``d_state`` for modes with Mamba.
     :raises ValueError: for sizes below 1, and for an unknown mode or option.

@@ -1,6 +1,7 @@
-"""Inspection of a memory: the reads, writes and contents of its slots along one episode, as arrays."""
+"""Inspection of a memory and of an encoder's attention: reads, writes and contents of slots along one episode, as arrays."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_cyborg.checks import check_positive
+from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memories.trace import QUANTITIES, Record, trace
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
@@ -22,15 +24,17 @@ MAX_OBSERVATION = 8
 @dataclass(frozen=True)
 class Inspection:
     """
-    One episode of T steps, from its start, and the records of the memory.
+    One episode of T steps, from its start, and the records of the memory and of the encoder's attention.
 
     :param kind: Kind of the memory.
     :param name: Name of the environment.
-    :param memory: Records of the memory, ``(T, ...)`` each; the names are those of ``memories.trace.QUANTITIES``.
+    :param memory: Records of the memory, ``(T, ...)`` each; the names are those of ``memories.trace.QUANTITIES``. Empty for
+        the memory ``none``.
     :param observations: (T, D) if D is at most 8, or ``None``.
     :param actions: (T, A).
     :param rewards: (T,), not normalized.
     :param ended: True if the episode ended, false if ``max_steps`` cut it off.
+    :param layers: Records of each attention layer of the encoder (``trxl``), as in ``memory``; empty for other encoders.
     """
 
     kind: str
@@ -40,6 +44,13 @@ class Inspection:
     actions: np.ndarray
     rewards: np.ndarray
     ended: bool
+    layers: tuple[dict[str, np.ndarray], ...] = ()
+
+    @property
+    def parts(self) -> dict[str, "Inspection"]:
+        """The layers of the encoder and the memory by name, each as the inspection of an agent that has only this part."""
+        layers = {f"encoder, layer {index}": replace(self, memory=layer, layers=()) for index, layer in enumerate(self.layers)}
+        return layers | ({f"memory {self.kind!r}": replace(self, layers=())} if self.memory else {})
 
     @property
     def steps(self) -> int:
@@ -119,7 +130,7 @@ def inspect_episode(
     name: str | None = None,
 ) -> Inspection:
     """
-    Play one episode and record the memory.
+    Play one episode and record the memory, and the attention of the encoder if it has any.
 
     :param model: The agent.
     :param env: Its environment; of several, the first is recorded. ``None`` takes those of the model.
@@ -128,15 +139,14 @@ def inspect_episode(
     :param seed: Seed of the environment and of sampled actions; ``None`` leaves both as they are.
     :param name: Name of the environment; ``None`` takes its id or class.
     :return: The episode.
-    :raises ValueError: for an agent without a memory, for a memory that records nothing, and for a model without an
-        environment.
+    :raises ValueError: for an agent with neither, for a memory that records nothing, and for a model without an environment.
     """
     check_positive(max_steps=max_steps)
-    memory = _memory_of(model)
+    memory, num_layers = _parts_of(model)
     env = env_to_act_in(model, env)
     loop = ActingLoop(model, env, deterministic=deterministic, seed=seed)
     keeps_observations = not isinstance(loop.obs, dict) and np.size(loop.obs[0]) <= MAX_OBSERVATION
-    records: list[Record] = []
+    records: list[list[Record]] = []  # of each step: the layers of the encoder, then the memory
     observations: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     rewards: list[float] = []
@@ -144,45 +154,57 @@ def inspect_episode(
     while not ended and len(rewards) < max_steps:
         with trace() as recorded:
             step = loop.step()
-        records.append(_one_record(recorded, memory))
+        records.append(recorded[:num_layers] + _memory_records(recorded[num_layers:], memory))
         if keeps_observations:
             observations.append(np.ravel(step.obs[0]).copy())
         actions.append(np.ravel(step.actions[0]))
         rewards.append(float(step.rewards[0]))
         ended = bool(step.dones[0])
+    parts = [_stack(part) for part in zip(*records, strict=True)]
     return Inspection(
         kind=memory.kind,
         name=name or _name_of(env),
-        memory={key: th.stack([record[key][0] for record in records]).double().cpu().numpy() for key in records[0]},
+        memory=parts[num_layers] if len(parts) > num_layers else {},
         observations=np.stack(observations) if keeps_observations else None,
         actions=np.stack(actions),
         rewards=np.array(rewards),
         ended=ended,
+        layers=tuple(parts[:num_layers]),
     )
 
 
-def _memory_of(model: Any) -> MemoryV7:
+def _stack(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """:return: The first row of the records of all steps, (T, ...) each."""
+    return {key: th.stack([record[key][0] for record in records]).double().cpu().numpy() for key in records[0]}
+
+
+def _parts_of(model: Any) -> tuple[MemoryV7, int]:
     """
-    :return: The memory of an agent.
-    :raises ValueError: for other agents, and for one without a memory.
+    :return: The memory of an agent, and the number of attention layers of its encoder. Each of them records once in a step.
+    :raises ValueError: for other agents, and for one with neither.
     """
     if not isinstance(model, MemoryPPO):
         raise ValueError(f"Only a MemoryPPO agent can be inspected, got {type(model).__name__}.")
     memory = model.policy.core.parts["memory"]
     assert isinstance(memory, MemoryV7)
-    if memory.kind == "none":
-        kinds = ", ".join(repr(kind) for kind in MEMORIES if kind != "none")
-        raise ValueError(f"This agent has no memory to inspect (memory 'none'); memories that can be inspected: {kinds}.")
-    return memory
+    num_layers = sum(isinstance(module, AttentionMemory) for module in model.policy.core.parts["encoder"].modules())
+    if memory.kind == "none" and not num_layers:
+        kinds = ", ".join(repr(kind) for kind in sorted(MEMORIES) if kind != "none")
+        raise ValueError(
+            f"This agent has no memory to inspect (memory 'none'); memories that can be inspected: {kinds}; encoder: 'trxl'."
+        )
+    return memory, num_layers
 
 
-def _one_record(records: list[Record], memory: MemoryV7) -> Record:
+def _memory_records(records: list[Record], memory: MemoryV7) -> list[Record]:
     """
-    :param records: Records of one step. They are checked, as registered memories record, too.
+    :param records: Records of the memory in one step. They are checked, as registered memories record, too.
     :param memory: The memory.
-    :return: The only record.
+    :return: The only record; none for the memory ``none``.
     :raises ValueError: for several records or none, missing quantities and wrong shapes.
     """
+    if memory.kind == "none":
+        return []
     name = f"Memory {memory.kind!r} ({type(memory.memory).__name__})"
     if len(records) != 1 or not {"read", "null"} <= records[0].keys():
         got = f"{len(records)} records" if len(records) != 1 else f"only {sorted(records[0])}"
@@ -197,7 +219,7 @@ def _one_record(records: list[Record], memory: MemoryV7) -> Record:
         sizes = [shapes[letter] for letter in wanted.strip("()").split(", ")]
         if len(sizes) != tensor.dim() or any(size not in (None, got) for size, got in zip(sizes, tensor.shape, strict=True)):
             raise ValueError(f"{name} recorded `{quantity}` of shape {tuple(tensor.shape)}; it must be {wanted}.")
-    return records[0]
+    return records
 
 
 def _name_of(env: VecEnv) -> str:

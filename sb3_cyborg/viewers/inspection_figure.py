@@ -29,15 +29,16 @@ class _Panel:
     :param bar: Axes for a colour bar, hidden until used.
     :param side: Axes beside them, hidden until used.
     :param steps: Number of steps.
+    :param part: Name of the part that the row shows, for its title; empty if there is one part.
     """
 
-    def __init__(self, axes: "Axes", bar: "Axes", side: "Axes", steps: int) -> None:
-        self.axes, self.bar, self.side, self.steps = axes, bar, side, steps
+    def __init__(self, axes: "Axes", bar: "Axes", side: "Axes", steps: int, part: str = "") -> None:
+        self.axes, self.bar, self.side, self.steps, self.part = axes, bar, side, steps, part
         bar.set_visible(False)
         side.set_visible(False)
 
     def title(self, text: str) -> None:
-        self.axes.set_title(text, loc="left", fontsize=10)
+        self.axes.set_title(f"{self.part}: {text}" if self.part else text, loc="left", fontsize=10)
 
     def map(
         self, values: np.ndarray, label: str, *, first: float = 0, top: float | None = None, cmap: str = "magma_r"
@@ -94,19 +95,24 @@ def inspection_figure(inspection: Inspection, heads: Heads = "mean") -> "Figure"
     :return: The figure.
     :raises ValueError: for an unknown reduction, and for a head that does not exist.
     """
-    choose = _chooser(heads, inspection.memory["null"].shape[1])
-    panels = _panels(inspection)
-    figure = new_figure(11, 1.0 + sum(height for height, _ in panels))
-    grid = figure.add_gridspec(len(panels), 3, width_ratios=[30, 0.7, 6], height_ratios=[height for height, _ in panels])
+    parts = inspection.parts
+    rows: list[tuple[float, Draw, Inspection, str, Choose]] = []
+    for name, part in parts.items():
+        choose = _chooser(heads, part.memory["null"].shape[1])
+        rows += [(height, draw, part, name if len(parts) > 1 else "", choose) for height, draw in _panels(part)]
+    rows += [(height, draw, inspection, "", choose) for height, draw in _episode_panels(inspection)]
+    heights = [height for height, *_ in rows]
+    figure = new_figure(11, 1.0 + sum(heights))
+    grid = figure.add_gridspec(len(rows), 3, width_ratios=[30, 0.7, 6], height_ratios=heights)
     first: Axes | None = None
-    for row, (_, draw) in enumerate(panels):
+    for row, (_, draw, part, name, choose) in enumerate(rows):
         axes = figure.add_subplot(grid[row, 0], sharex=first)
         first = first or axes
-        panel = _Panel(axes, figure.add_subplot(grid[row, 1]), figure.add_subplot(grid[row, 2]), inspection.steps)
-        draw(panel, inspection, choose)
-        axes.tick_params(labelsize=8, labelbottom=row == len(panels) - 1)
+        panel = _Panel(axes, figure.add_subplot(grid[row, 1]), figure.add_subplot(grid[row, 2]), inspection.steps, name)
+        draw(panel, part, choose)
+        axes.tick_params(labelsize=8, labelbottom=row == len(rows) - 1)
         axes.yaxis.label.set_fontsize(9)
-        if row == len(panels) - 1:
+        if row == len(rows) - 1:
             axes.set_xlabel("step of the episode")
     assert first is not None
     first.set_xlim(-0.5, inspection.steps - 0.5)
@@ -148,14 +154,20 @@ def _chooser(heads: Heads, number: int) -> Choose:
 
 
 def _headline(inspection: Inspection, heads: Heads) -> str:
-    memory, (_, number, slots) = inspection.memory, inspection.memory["read"].shape
-    over = f"head {heads} of {number}" if isinstance(heads, int) else f"{heads} of {number} head{'s' * (number > 1)}"
     length = f"{inspection.steps} steps" if inspection.ended else f"the first {inspection.steps} steps"
-    each = " each" if "write" in memory else ""
+    names = ", ".join(inspection.parts)
+    sizes = "; ".join(dict.fromkeys(_sizes(part.memory, heads) for part in inspection.parts.values()))
     return (
-        f"Memory '{inspection.kind}' along an episode of {inspection.name}\n"
-        f"{over}, {slots} slots{each}; {length}, return {inspection.rewards.sum():.2f}"
+        f"{names[0].upper()}{names[1:]} along an episode of {inspection.name}\n"
+        f"{sizes}; {length}, return {inspection.rewards.sum():.2f}"
     )
+
+
+def _sizes(memory: dict[str, np.ndarray], heads: Heads) -> str:
+    _, number, slots = memory["read"].shape
+    over = f"head {heads} of {number}" if isinstance(heads, int) else f"{heads} of {number} head{'s' * (number > 1)}"
+    each = " each" if "write" in memory else ""
+    return f"{over}, {slots} slots{each}"
 
 
 def _panels(inspection: Inspection) -> list[tuple[float, Draw]]:
@@ -174,10 +186,13 @@ def _panels(inspection: Inspection) -> list[tuple[float, Draw]]:
         panels.append((per_slot, _draw_slots))
         panels += [(per_slot, draw) for name, draw in _BY_SLOT.items() if name in memory]
     panels.append((1.3, _draw_shares))
-    if inspection.observations is not None:
-        panels.append((0.9, _draw_observations))
-    panels += [(0.9, _draw_actions), (0.9, _draw_rewards)]
     return panels
+
+
+def _episode_panels(inspection: Inspection) -> list[tuple[float, Draw]]:
+    """:return: Height in inches and drawing function of each panel that does not depend on the memory."""
+    panels: list[tuple[float, Draw]] = [(0.9, _draw_actions), (0.9, _draw_rewards)]
+    return panels if inspection.observations is None else [(0.9, _draw_observations), *panels]
 
 
 def _draw_attention(panel: _Panel, inspection: Inspection, choose: Choose) -> None:
