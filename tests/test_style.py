@@ -23,6 +23,7 @@ LAYERS = (
     {"trainers"},
     {"viewers"},
     {"info", "zoo"},
+    {"hub"},
     {"cli"},
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""
