@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch as th
+
+if TYPE_CHECKING:  # the environments check their arguments, too, and do without PyTorch
+    import torch as th
 
 MAX_LISTED_NAMES = 20
 """Largest number of known names that an error lists."""
@@ -212,12 +214,14 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def available_memory(device: th.device | str = "cpu") -> int:
+def available_memory(device: "th.device | str" = "cpu") -> int:
     """
     :param device: A device of PyTorch.
     :return: Bytes that can still be allocated on it. On Linux, swap is not counted, and the limit of a container is; where the
         system cannot tell, it is the address space of a process, 128 TiB.
     """
+    import torch as th
+
     device = th.device(device)
     if device.type == "cuda":
         return int(th.cuda.mem_get_info(device)[0])
@@ -322,7 +326,7 @@ def nearest_divisors(size: int, wanted: int) -> tuple[int, int]:
 
 
 def check_finite_observations(
-    obs: np.ndarray | th.Tensor | Mapping[str, np.ndarray | th.Tensor], when: str, envs: Sequence[int] | None = None
+    obs: "np.ndarray | th.Tensor | Mapping[str, np.ndarray | th.Tensor]", when: str, envs: Sequence[int] | None = None
 ) -> None:
     """
     Require finite observations.
@@ -334,6 +338,8 @@ def check_finite_observations(
     """
     for key, value in obs.items() if isinstance(obs, Mapping) else [("", obs)]:
         if not _is_finite(value):
+            import torch as th
+
             tensor = th.as_tensor(value)
             place = tuple((~tensor.isfinite()).nonzero()[0].tolist())
             env = place[0] if envs is None else envs[place[0]]
@@ -341,15 +347,17 @@ def check_finite_observations(
             raise ValueError(f"Observation{name} of environment {env} {when} is not finite: it holds {tensor[place].item()}.")
 
 
-def all_finite(tensors: Iterable[th.Tensor]) -> bool:
+def all_finite(tensors: "Iterable[th.Tensor]") -> bool:
     """
     :param tensors: Tensors of numbers on one device.
     :return: Whether all numbers are finite; the device is waited for once.
     """
+    import torch as th
+
     return bool(th.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def _is_finite(values: np.ndarray | th.Tensor) -> bool:
+def _is_finite(values: "np.ndarray | th.Tensor") -> bool:
     if isinstance(values, np.ndarray):  # runs at each step of acting: a NumPy call takes a third of the time of PyTorch's
         return values.dtype.kind != "f" or bool(np.isfinite(values).all())
     return not values.is_floating_point() or bool(values.isfinite().all())

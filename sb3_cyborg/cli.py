@@ -1,5 +1,5 @@
 """
-The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, hub, envs, info, zoo.
+The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, export, hub, envs, info, zoo.
 
 It needs ``pip install "sb3-cyborg[train]"``. Errors and warnings are one line. The exit code is 2 for bad input, 1 for a
 failure while running, and 130 for Ctrl-C.
@@ -391,6 +391,44 @@ def inspect_memory(
             seed=seed,
         )
         print(f"{output}: {episode.steps} steps of {episode.name}, return {episode.rewards.sum():.3f}")
+
+
+@app.command("export")
+def export_agent(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("agent.onnx"),
+    kind: Annotated[str, typer.Option("--format", help="onnx, or pt2 for torch.export.")] = "onnx",
+    opset: Annotated[
+        int | None, typer.Option("--opset", help="Version of ONNX's operator set; the default is 20.", show_default=False)
+    ] = None,
+    which: Which = "best",
+    trust: Trust = False,
+) -> None:
+    """
+    Export a trained agent with its memory, for onnxruntime or torch.export. It needs pip install "sb3-cyborg[export]".
+
+    \b
+    Examples:
+      sb3-cyborg export runs/CartPole-v1_1 --output agent.onnx
+      sb3-cyborg export runs/CartPole-v1_1 --which last --format pt2 --output agent.pt2
+    """
+    with errors_as_lines():
+        from sb3_cyborg.export import OPSET, export_onnx, export_pt2
+        from sb3_cyborg.trainers.checkpoints import find_checkpoint
+        from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+        if kind not in ("onnx", "pt2"):
+            raise ValueError(f"`--format` must be 'onnx' or 'pt2', got {kind!r}.")
+        if kind == "pt2" and opset is not None:
+            raise ValueError("`--opset` is for `--format onnx`: leave it out.")
+        path = find_checkpoint(run, which)
+        trainer = TrainerV7.load(path, device="cpu", trust=trust)
+        if kind == "onnx":
+            export_onnx(trainer.model, output, normalize=trainer.normalize, opset=OPSET if opset is None else opset)
+        else:
+            export_pt2(trainer.model, output, normalize=trainer.normalize)
+        trainer.close()
+        print(f"{output}: {path}, {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
 
 
 # --- the Hub ----------------------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ FILES = [path for folder in ("sb3_cyborg", "benchmarks", "examples") for path in
 PACKAGE = "sb3_cyborg"
 
 LAYERS = (
-    {"checks", "files", "packages"},
+    {"checks", "files", "packages", "runtime"},
     {"sequence_model"},
     {"kernels"},
     {"ops", "registry", "testing"},
     {"encoders", "memories"},
     {"memory_ppo"},
-    {"maskable"},
+    {"maskable", "export"},
     {"trainers"},
     {"viewers"},
     {"info", "zoo"},

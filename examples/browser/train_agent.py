@@ -1,8 +1,8 @@
 """
 Trains the agent of the browser example and writes it to ``agent.onnx``.
 
-The task is POPGym's RepeatPrevious with ``k=5``: name the suit of the card that was shown four cards ago. It takes about half a
-minute, and needs ``pip install "sb3-cyborg[popgym,export]"``.
+The task is POPGym's RepeatPrevious with ``k=5``: name the suit of the card that was shown four cards ago. Training takes about
+a minute. It needs ``pip install "sb3-cyborg[popgym,export]"``.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from typing import Any
 
 from sb3_cyborg.checks import check_positive
 from sb3_cyborg.envs.vec_env import make_env_by_id
+from sb3_cyborg.export import export_onnx
 from sb3_cyborg.files import write_atomically, write_text
 from sb3_cyborg.hub import files
 from sb3_cyborg.hub.model_card import Agent, SeedResult, model_card
@@ -192,7 +193,10 @@ def _total_timesteps(run: Path) -> Any:
 
 def _export(trainer: TrainerV7, path: Path, report: Callable[[str], None]) -> None:
     """Export the agent to ONNX, where the packages for it are installed and the agent can be exported."""
-    report(f"no {path.name}: not exported")
+    try:
+        export_onnx(trainer.model, path, normalize=trainer.normalize)
+    except (ImportError, ValueError) as error:
+        report(f"no {path.name}: {error}")
 
 
 def _draw_curve(runs: list[Path], path: Path, report: Callable[[str], None]) -> None:

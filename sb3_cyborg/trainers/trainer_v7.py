@@ -298,13 +298,15 @@ class TrainerV7:
 
     def _sync_statistics(self, env: VecEnv) -> None:
         """Copy the statistics of the normalization of the training environments."""
-        source, target = self._normalize(), unwrap_vec_normalize(env)
+        source, target = self.normalize, unwrap_vec_normalize(env)
         if source is not None and target is not None:
             target.ret_rms = copy.deepcopy(source.ret_rms)
             if source.norm_obs:
                 target.obs_rms = copy.deepcopy(source.obs_rms)
 
-    def _normalize(self) -> VecNormalize | None:
+    @property
+    def normalize(self) -> VecNormalize | None:
+        """``VecNormalize`` of the training environments or of the loaded checkpoint, with its statistics; ``None`` without."""
         return self.model.get_vec_normalize_env() if self._checkpoint is None else self._checkpoint.normalize
 
     def save(self, path: str | Path) -> None:
