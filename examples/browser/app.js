@@ -60,19 +60,22 @@ async function think(card) {
 async function start(alone) {
   clearTimeout(timer);
   game = new RepeatPrevious(BACK);
-  state = undefined;
+  state = thought = undefined;
   scores = { you: 0, agent: 0 };
   $("your-marks").replaceChildren();
   $("agent-marks").replaceChildren();
   document.body.classList.toggle("alone", alone);
-  showMind();
   await deal(alone);
 }
 
 async function deal(alone) {
+  const present = game;
   waiting = "nothing";
-  thought = await think(game.card);
+  const thoughts = await think(game.card);
+  if (game !== present) return; // another game was started meanwhile
+  thought = thoughts;
   showCards(false);
+  showMind(alone); // it shows the cards, so a visitor sees it after the answer
   $("turn").textContent = `${game.turn + 1} / ${game.length}`;
   if (!game.asked) {
     const left = BACK - game.turn;
@@ -85,9 +88,8 @@ async function deal(alone) {
   if (alone) {
     waiting = "nothing";
     showControls();
-    timer = setTimeout(async () => {
+    timer = setTimeout(() => {
       if (game.asked) answer(undefined);
-      else showMind();
       timer = setTimeout(() => proceed(true), PAUSE);
     }, PAUSE);
   }
@@ -106,13 +108,12 @@ function answer(suit) {
     `${who}: ${SUITS[choice]} <span class="${choice === right ? "right" : "wrong"}">${choice === right ? "right" : "wrong"}</span>`;
   const parts = [...(suit === undefined ? [] : [said("You", suit)]), said("Agent", thought.action)];
   $("question").innerHTML = `It was ${SUITS[right]}. ${parts.join(" · ")}`;
-  showMind();
+  showMind(true);
   waiting = suit === undefined ? "nothing" : "next";
   showControls();
 }
 
 async function proceed(alone) {
-  if (waiting === "next" && !game.asked) showMind();
   state = thought.next;
   game.next();
   if (!game.over) return deal(alone);
@@ -153,22 +154,23 @@ function showControls() {
   $("start").textContent = waiting === "next" ? "Next card" : "New game";
 }
 
-// Shows the memory that the present step has read: the newest entry on the right.
-function showMind() {
+// Shows the memory that the present step has read, the newest entry on the right; or hides it.
+function showMind(revealed) {
+  const shown = revealed ? thought : undefined;
   const entries = [];
   const bars = [];
   for (let slot = 0; slot < SLOTS; slot++) {
     const ago = SLOTS - slot;
-    const card = thought && game.deck[game.turn - ago];
+    const card = shown && game.deck[game.turn - ago];
     const entry = element("div", `entry ${card && ago === BACK ? "asked" : ""}`);
     const canvas = element("canvas");
-    if (card && thought.read) paint(canvas, thought.read, slot);
+    if (card && shown.read) paint(canvas, shown.read, slot);
     entry.append(canvas, element("b", card ? color(card.suit) : "", card ? SUITS[card.suit] : "·"), `${ago} ago`);
     entries.push(entry);
     const bar = element("div", "bar");
     bar.title = `${ago} ago`;
     const fill = element("i");
-    fill.style.height = `${100 * (card ? (thought.lost[slot] ?? 0) : 0)}%`;
+    fill.style.height = `${100 * (card ? (shown.lost[slot] ?? 0) : 0)}%`;
     bar.append(fill);
     bars.push(bar);
   }
@@ -176,16 +178,16 @@ function showMind() {
   $("bars").replaceChildren(...bars);
   const rows = SUITS.map((symbol, suit) => {
     const row = element("div", "belief");
-    const share = thought && game.asked ? thought.beliefs[suit] : 0;
+    const share = shown && game.asked ? shown.beliefs[suit] : 0;
     const track = element("span", "track");
     const fill = element("i");
     fill.style.width = `${100 * share}%`;
     track.append(fill);
-    row.append(element("span", color(suit), symbol), track, element("span", "", `${(100 * share).toFixed(1)} %`));
+    row.append(element("span", color(suit), symbol), track, element("span", "", shown && game.asked ? `${(100 * share).toFixed(1)} %` : "–"));
     return row;
   });
   $("beliefs").replaceChildren(...rows);
-  $("value").textContent = thought ? `Return that it expects from here on: ${thought.value.toFixed(3)}` : "";
+  $("value").textContent = shown ? `Return that it expects from here on: ${shown.value.toFixed(3)}` : "";
 }
 
 // Draws an entry as a square of cells: blue is positive, orange negative.
@@ -213,13 +215,20 @@ $("watch").addEventListener("click", () => start(true));
 document.addEventListener("keydown", (event) => {
   const suit = ["1", "2", "3", "4"].indexOf(event.key);
   if (suit >= 0 && waiting === "answer") answer(suit);
+  if (event.key === "Enter" && waiting === "next") {
+    event.preventDefault(); // the button that has the focus is not pressed as well
+    proceed(false);
+  }
 });
 
 try {
   agent = await OnnxAgent.load("agent.onnx");
   game = new RepeatPrevious(BACK);
   scores = { you: 0, agent: 0 };
-  showMind();
+  waiting = "nothing";
+  showMind(false);
+  showControls();
+  $("cards").replaceChildren(...Array.from({ length: BACK + 1 }, () => element("div", "card none")));
   $("start").disabled = $("watch").disabled = false;
   ask("Ready. The agent has learned this game by itself.");
   $("start").focus();
