@@ -3,9 +3,11 @@
 import functools
 import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +73,17 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
     for path in EXAMPLE.glob("*.*"):
         if path.suffix in (".html", ".css", ".js"):
             assert not re.search(r"https?://", path.read_text()), path.name
+
+
+@pytest.mark.slow
+def test_an_agent_that_has_not_learned_is_not_written(tmp_path: Path) -> None:
+    pytest.importorskip("popgym")
+    command = [sys.executable, str(EXAMPLE / "train_agent.py"), "--steps", "300", "--output", str(tmp_path / "agent.onnx")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert result.returncode == 1
+    assert "has not learned the task" in result.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- in Chromium ----------------------------------------------------------------------------------------------------------

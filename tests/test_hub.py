@@ -40,7 +40,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """:return: The folder of runs: two seeds of one config, and runs that do not belong to them."""
     folder = tmp_path_factory.mktemp("alice")
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "first": {"seed": 3},
         "second": {"seed": 4},
         "longer": {"seed": 5, "total_timesteps": 320},
@@ -201,7 +201,7 @@ def test_a_model_with_pickles_is_not_published(runs: Path, tmp_path: Path) -> No
 
 def test_metadata(package: Path) -> None:
     results = json.loads((package / RESULTS).read_text())
-    data = ModelCard(text_of(package)).data
+    data: Any = ModelCard(text_of(package)).data
     assert data.library_name == "stable-baselines3"
     assert data.pipeline_tag == "reinforcement-learning"
     assert {"sb3_cyborg/MemoryChain-v0", "reinforcement-learning", "stable-baselines3", "sb3-cyborg"} <= set(data.tags)

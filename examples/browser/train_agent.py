@@ -8,6 +8,7 @@ a minute. It needs ``pip install "sb3-cyborg[popgym,export]"``.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch as th
 from popgym.envs.repeat_previous import RepeatPrevious
 from stable_baselines3.common.env_util import make_vec_env
@@ -56,7 +57,8 @@ def main() -> None:
     th.set_num_threads(1)  # policies of this size are slower with several threads
     model = train(args.steps, args.seed)
     env = make_vec_env(RepeatPrevious, n_envs=10, seed=args.seed + 10_000, env_kwargs=TASK)
-    mean, std = evaluate_policy(model, env, n_eval_episodes=50)
+    returns, _ = evaluate_policy(model, env, n_eval_episodes=50, return_episode_rewards=True)
+    mean, std = np.mean(returns), np.std(returns)
     print(f"return {mean:.3f} +/- {std:.3f} over 50 episodes after {model.num_timesteps:,} steps, seed {args.seed}")
     if mean < GOAL:
         raise SystemExit(f"The agent has not learned the task: its return should be at least {GOAL}. Nothing was written.")
