@@ -291,7 +291,8 @@ def _trace(step: AgentStep, example: dict[str, Any]) -> th.export.ExportedProgra
     except Exception as error:  # of PyTorch's tracer, and of modules of the user
         raise ValueError(
             "The agent cannot be exported: `torch.export` cannot trace one step of it. A features extractor, encoder or "
-            f"memory of your own must not branch on the values of tensors, see `may_branch`. The reason: {type(error).__name__}: {error}"
+            "memory of your own must not branch on the values of tensors, see `may_branch`. The reason: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -398,9 +399,7 @@ def _convert(program: th.export.ExportedProgram, inputs: list[str], outputs: lis
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside of PyTorch
-            converted = th.onnx.export(
-                program, input_names=inputs, output_names=outputs, opset_version=opset, dynamo=True, verbose=False
-            )
+            converted = th.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
     except Exception as error:  # of PyTorch's exporter
         raise ValueError(
             f"The agent cannot be exported: an operation has no form in ONNX. The reason: {type(error).__name__}: {error}"
@@ -408,11 +407,22 @@ def _convert(program: th.export.ExportedProgram, inputs: list[str], outputs: lis
     finally:
         exporter.setLevel(level)
     assert converted is not None
+    _rename(converted.model.graph, inputs, outputs)
     proto = converted.model_proto
     written = {entry.domain: entry.version for entry in proto.opset_import}
     if written.get("") != opset:
         raise ValueError(f"The graph cannot be written with `opset`={opset}: the exporter wrote {written.get('')}.")
     return proto
+
+
+def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:
+    """Name inputs and outputs. All other values are numbered: the exporter's own names, such as ``mean``, may be the same."""
+    for number, node in enumerate(graph):
+        for index, value in enumerate(node.outputs):
+            value.name = f"_{number}_{index}"
+    for given, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for value, name in zip(given, names, strict=True):
+            value.name = name
 
 
 def _with_hash(body: bytes) -> bytes:
@@ -442,7 +452,8 @@ def _check(content: bytes, step: AgentStep, masks: int | None) -> None:
             if name != "action" and not (error <= CHECK_TOLERANCE).all():
                 raise ValueError(
                     f"The exported graph computes something else than the agent: {name!r} differs by {error.max():.3g} at "
-                    f"step {t} of a comparison. A part of your own may keep a state outside of the State; otherwise this is a bug."
+                    f"step {t} of a comparison. A part of your own may keep a state outside of the "
+                    "State; otherwise this is a bug."
                 )
 
 

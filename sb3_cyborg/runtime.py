@@ -29,7 +29,7 @@ FORMAT = 1
 OBSERVATION, STATE, NEXT_STATE = "observation", "state.", "next_state."
 EPISODE_START, ACTION_MASKS = "episode_start", "action_masks"
 ACTION, VALUE, LOGITS, MEAN, LOG_STD = "action", "value", "logits", "mean", "log_std"
-"""Names of inputs and outputs. An entry of a Dict observation is ``observation.<key>``, a leaf of the state ``state.<leaf>``."""
+"""Names of inputs and outputs; ``observation.<key>`` is an entry of a Dict observation, ``state.<leaf>`` one of the state."""
 LAST_ACTION = "last_action"
 """Leaf of the state that holds the last action."""
 
