@@ -215,7 +215,12 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise AssertionError(item["key"])
         if "create_pr=1" in self.path:
-            return {"commitUrl": self.hub.url, "commitOid": "0" * 40, "pullRequestUrl": f"{self.hub.url}/{repo}/discussions/1"}
+            address = f"{self.hub.url}/{repo}"
+            return {
+                "commitUrl": f"{address}/commit/{'0' * 40}",
+                "commitOid": "0" * 40,
+                "pullRequestUrl": f"{address}/discussions/1",
+            }
         found.commits.append((message, files))
         return {"commitUrl": f"{self.hub.url}/{repo}/commit/{found.sha}", "commitOid": found.sha, "pullRequestUrl": None}
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 
 from sb3_cyborg import MemoryPPO, TrainerV7, cli
 from sb3_cyborg.hub import download_from_hub, load_from_hub, packaging, push_to_hub
-from sb3_cyborg.hub.files import CARD, CONFIG, CURVE, FILES, MODEL, RESULTS, VIDEO
+from sb3_cyborg.hub.files import CARD, CONFIG, CURVE, FILES, MODEL, ONNX, RESULTS, VIDEO
 from sb3_cyborg.hub.packaging import OF_THE_MACHINE, copy_model, other_seeds, package_run
 from sb3_cyborg.trainers.acting import ActingLoop
 from sb3_cyborg.trainers.config import TrainerConfig
@@ -40,15 +41,13 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """:return: The folder of runs: two seeds of one config, and runs that do not belong to them."""
     folder = tmp_path_factory.mktemp("alice")
-    settings: dict[str, dict[str, Any]] = {
-        "first": {"seed": 3},
-        "second": {"seed": 4},
-        "longer": {"seed": 5, "total_timesteps": 320},
-        "other": {"seed": 6, "gamma": 0.5},
-    }
-    for name, changes in settings.items():
-        tiny(folder, **SETTINGS, run_name=name, **changes).train().close()
-    tiny(folder, **SETTINGS, run_name="unfinished", seed=7).train().close()
+    for name, seed in {"first": 3, "second": 4}.items():
+        tiny(folder, **SETTINGS, run_name=name, seed=seed).train().close()
+    changes: dict[str, dict[str, Any]] = {"longer": {"total_timesteps": 320}, "other": {"gamma": 0.5}, "unfinished": {}}
+    for number, (name, change) in enumerate(changes.items(), start=5):
+        shutil.copytree(folder / "second", folder / name)
+        config = TrainerConfig.parse(folder / name / CONFIG).changed(seed=number, **change)
+        (folder / name / CONFIG).write_text(config.to_yaml())
     (folder / "unfinished" / "final_model.zip").unlink()
     return folder
 
@@ -62,6 +61,12 @@ def package(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert sorted(written) == sorted(folder.iterdir())
     assert [line.split(":")[0] for line in lines][:2] == ["seed 3", "seed 4"], lines
     return folder
+
+
+@pytest.fixture(autouse=True)
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the export, which takes seconds. The fixture ``package`` is made before, with the real one."""
+    monkeypatch.setattr(packaging, "export_onnx", lambda model, path, normalize: path.write_bytes(b"graph"))
 
 
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +105,38 @@ def test_files(package: Path) -> None:
         assert video.format == "GIF"
         assert video.n_frames > 5  # type: ignore[attr-defined]  # of a GIF
         assert curve.format == "PNG"
+
+
+def test_the_exported_agent_acts_as_the_model(package: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from sb3_cyborg.runtime import OnnxAgent
+
+    agent, model = OnnxAgent(package / ONNX), MemoryPPO.load(package / MODEL)
+    state: Any = None
+    own: Any = None
+    starts = np.ones(1, dtype=bool)
+    for _ in range(5):
+        observation = model.observation_space.sample()[None]
+        action, state = agent.predict(observation, state, starts)
+        expected, own = model.predict(observation, own, starts, deterministic=True)
+        assert action == expected
+        starts[:] = False
+    for name, leaf in state.items():
+        np.testing.assert_allclose(leaf, own[name], atol=1e-5)
+
+
+def test_an_agent_that_cannot_be_exported_has_no_graph(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("The agent cannot be exported: a reason.")
+
+    monkeypatch.setattr(packaging, "export_onnx", refuse)
+    lines = list[str]()
+    options: dict[str, Any] = {"n_eval_episodes": 1, "seeds": False, "video": False}
+    package_run(runs / "first", tmp_path / "new", REPO, report=lines.append, **options)
+    assert "no agent.onnx: The agent cannot be exported: a reason." in lines
+    assert not (tmp_path / "new" / ONNX).exists()
+    assert "OnnxAgent" not in text_of(tmp_path / "new")
+    assert "- onnx" not in text_of(tmp_path / "new")
 
 
 def test_the_model_is_that_of_the_run_and_holds_no_pickle(runs: Path, package: Path) -> None:
