@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -284,12 +285,15 @@ def test_the_code_of_the_card_runs(hub: HubDouble, package: Path, tmp_path: Path
     hub.add(REPO, {path.name: path.read_bytes() for path in package.iterdir()})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "")
+    # The distribution of this name is the same file.
+    monkeypatch.setitem(sys.modules, "sb3_cyborg_runtime", import_module("sb3_cyborg.runtime"))
     model = MemoryPPO.load(package / MODEL)
     namespace: dict[str, Any] = {"observation": model.observation_space.sample()}
     blocks = BLOCK.findall(text_of(package))
     for language, code in blocks:
         if language == "python":
             exec(compile(code, CARD, "exec"), namespace)
+    assert namespace["state"].keys() == model.policy.get_initial_state(1).keys()
     assert namespace["mean"] == TrainerV7.load(package / MODEL).evaluate(10)[0]
     commands = [line for language, code in blocks if language == "sh" for line in code.splitlines()]
     commands = [line for line in commands if line.startswith("sb3-cyborg") and "train" not in line]

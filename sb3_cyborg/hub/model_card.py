@@ -194,7 +194,7 @@ def _use(agent: Agent) -> Iterator[str]:
     yield "\n".join(["```python", *_sb3_code(agent), "```"])
     if files.ONNX in agent.files:
         yield "\nWithout PyTorch, through onnxruntime. Raw observations go in, actions of the environment come out:\n"
-        yield '```sh\npip install "sb3-cyborg[runtime,hub]"\n```\n'
+        yield "```sh\npip install sb3-cyborg-runtime huggingface_hub\n```\n"
         yield "\n".join(["```python", *_onnx_code(agent), "```"])
     folder = agent.repo_id.rpartition("/")[2]
     yield "\nOn the command line:\n"
@@ -215,7 +215,7 @@ def _sb3_code(agent: Agent) -> Iterator[str]:
 
 def _onnx_code(agent: Agent) -> Iterator[str]:
     yield "from huggingface_hub import hf_hub_download"
-    yield "from sb3_cyborg.runtime import OnnxAgent\n"
+    yield "from sb3_cyborg_runtime import OnnxAgent\n"
     yield f'agent = OnnxAgent(hf_hub_download("{agent.repo_id}", "{files.ONNX}"))'
     yield "state = None  # at the start; later the state that `predict` has returned"
     yield "action, state = agent.predict(observation, state)"
