@@ -131,13 +131,8 @@ def seen(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     given = {"executable": chromium, "observations": observations.tolist(), "starts": starts.tolist()}
     (folder / "inputs.json").write_text(json.dumps(given))
     with served(EXAMPLE) as address:
-        command = [
-            "node",
-            str(ROOT / "tests" / "browser" / "page.mjs"),
-            f"{address}/index.html",
-            folder / "inputs.json",
-            folder,
-        ]
+        script, files = ROOT / "tests" / "browser" / "page.mjs", [str(folder / "inputs.json"), str(folder)]
+        command = ["node", str(script), f"{address}/index.html", *files]
         result = subprocess.run(command, capture_output=True, text=True, timeout=270)
     assert result.returncode == 0, result.stderr
     return {**json.loads(result.stdout), "folder": folder, "address": address}
