@@ -178,12 +178,17 @@ def describe_observation(name: str, space: spaces.Space[Any]) -> dict[str, Any]:
     :param space: Space of the observation, or of one entry of a Dict.
     :return: Name, kind, shape and dtype; ``sizes`` for discrete numbers; ``channels_first`` for images.
     """
-    described = {"name": name, "kind": type(space).__name__, "shape": list(space.shape or ()), "dtype": str(space.dtype)}
+    described: dict[str, Any] = {
+        "name": name,
+        "kind": type(space).__name__,
+        "shape": list(space.shape or ()),
+        "dtype": str(space.dtype),
+    }
     if isinstance(space, spaces.Discrete):
         described["sizes"] = int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
         described["sizes"] = space.nvec.tolist()
-    if is_image_space(space) and is_image_space_channels_first(space):
+    if isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space):
         described["channels_first"] = True
     return described
 
@@ -448,10 +453,10 @@ def _check(content: bytes, step: AgentStep, masks: int | None) -> None:
         names = [output.name for output in session.get_outputs()]
         for name, got in zip(names, session.run(names, _feed(example)), strict=True):
             want = expected[name].numpy()
-            error = np.abs(got.astype(np.float64) - want) / (1 + np.abs(want))
-            if name != "action" and not (error <= CHECK_TOLERANCE).all():
+            apart = np.abs(got.astype(np.float64) - want) / (1 + np.abs(want))
+            if name != "action" and not (apart <= CHECK_TOLERANCE).all():
                 raise ValueError(
-                    f"The exported graph computes something else than the agent: {name!r} differs by {error.max():.3g} at "
+                    f"The exported graph computes something else than the agent: {name!r} differs by {apart.max():.3g} at "
                     f"step {t} of a comparison. A part of your own may keep a state outside of the "
                     "State; otherwise this is a bug."
                 )
@@ -459,7 +464,7 @@ def _check(content: bytes, step: AgentStep, masks: int | None) -> None:
 
 def _feed(example: dict[str, Any]) -> dict[str, np.ndarray]:
     """:return: The inputs of the graph by name."""
-    feed = {}
+    feed: dict[str, np.ndarray] = {}
     for name, value in example.items():
         parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
         feed |= {key: part.numpy() for key, part in parts.items()}

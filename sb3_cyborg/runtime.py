@@ -135,11 +135,11 @@ class OnnxAgent:
     def predict(
         self,
         observation: Any,
-        state: NumpyState | None = None,
+        state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
         action_masks: Any = None,
-    ) -> tuple[np.ndarray, NumpyState]:
+    ) -> tuple[np.ndarray, Any]:
         """
         Choose actions, as in Stable-Baselines3; the returned state is the ``state`` of the next call.
 

@@ -28,7 +28,8 @@ BLOCK = re.compile(
 )
 SHELLS = ("sh", "bash", "console")
 OTHER_LANGUAGES = ("", "cpp", "diff", "text", "toml", "yaml", "{eval-rst}", "{toctree}")
-"""Languages of blocks that no test here reads (`test_deploy.py` compiles C++). Another one, e.g. ``py``, is an error: nothing would check its blocks."""
+"""Languages of blocks that no test here reads (`test_deploy.py` compiles C++).
+Another one, e.g. ``py``, is an error: nothing would check its blocks."""
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 MAX_STEPS = 100
 

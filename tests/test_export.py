@@ -39,7 +39,7 @@ def randomize(model: MemoryPPO) -> MemoryPPO:
     generator = th.Generator().manual_seed(0)
     with th.no_grad():
         for parameter in model.policy.parameters():
-            parameter += 0.1 * th.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * th.randn(parameter.shape, generator=generator))
         for module in model.policy.modules():
             if isinstance(module, ObservationNormalizer):
                 module.mean += 0.3 * th.randn(module.mean.shape, generator=generator)
@@ -76,7 +76,7 @@ def sample(space: spaces.Space[Any], rows: int) -> Any:
     return np.stack([space.sample() for _ in range(rows)])
 
 
-def values(model: MemoryPPO, obs: np.ndarray, state: dict[str, np.ndarray], starts: np.ndarray) -> np.ndarray:
+def values(model: MemoryPPO, obs: Any, state: dict[str, np.ndarray], starts: np.ndarray) -> np.ndarray:
     tensors = {name: th.as_tensor(leaf) for name, leaf in state.items()}
     with th.no_grad():
         return model.policy.predict_values(th.as_tensor(obs), tensors, th.as_tensor(starts)).numpy()[:, 0]
@@ -142,7 +142,7 @@ def test_every_exported_stack_acts_as_the_agent(mode: str, kind: str, actions: s
     assert_acts_alike(model, tmp_path / "agent.onnx", steps=500)
 
 
-SQUASHED_SDE = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
+SQUASHED_SDE: dict[str, Any] = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
 
 
 @pytest.mark.slow
@@ -175,8 +175,9 @@ def test_squashed_actions_of_gsde(tmp_path: Path) -> None:
         distribution, _ = model.policy.get_distribution(
             th.zeros(2, 3), model.policy.get_initial_state(2), th.zeros(2, dtype=th.bool)
         )
-    np.testing.assert_allclose(outputs["mean"], distribution.distribution.mean, atol=TOLERANCE)
-    np.testing.assert_allclose(np.exp(outputs["log_std"]), distribution.distribution.stddev, rtol=1e-4)
+    normal: Any = distribution.distribution
+    np.testing.assert_allclose(outputs["mean"], normal.mean, atol=TOLERANCE)
+    np.testing.assert_allclose(np.exp(outputs["log_std"]), normal.stddev, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -273,13 +274,14 @@ def test_predict_takes_single_observations_and_any_batch(exported: tuple[MemoryP
 def test_sampled_actions_have_the_probabilities_of_the_agent(exported: tuple[MemoryPPO, Path]) -> None:
     model, path = exported
     agent, rows = OnnxAgent(path, seed=0), 4000
-    obs = np.tile(np.float32([0.5, -0.2, 0.9]), (rows, 1))
+    obs = np.tile(np.array([0.5, -0.2, 0.9], dtype=np.float32), (rows, 1))
     actions, state = agent.predict(obs, deterministic=False)
     with th.no_grad():
         distribution, _ = model.policy.get_distribution(
             th.as_tensor(obs[:1]), model.policy.get_initial_state(1), th.zeros(1, dtype=th.bool)
         )
-    want = distribution.distribution.probs[0].numpy()
+    categorical: Any = distribution.distribution
+    want = categorical.probs[0].numpy()
     assert np.abs(np.bincount(actions, minlength=3) / rows - want).max() < 5 * np.sqrt(0.25 / rows)
     np.testing.assert_array_equal(state["last_action"], np.eye(3)[actions])
     again, _ = OnnxAgent(path, seed=0).predict(obs, deterministic=False)
@@ -303,7 +305,7 @@ def test_the_metadata_describe_the_agent(exported: tuple[MemoryPPO, Path]) -> No
     described = agent.metadata
     assert described["format"] == 1
     assert (described["encoder"], described["memory"], described["opset"]) == ("gru", "ring", 20)
-    assert described["versions"]["torch"].startswith(th.__version__.split("+")[0])
+    assert described["versions"]["torch"].startswith(str(th.__version__).split("+")[0])
     assert described["observation"] == [{"name": "observation", "kind": "Box", "shape": [3], "dtype": "float32"}]
     assert described["action_space"] == {"kind": "Discrete", "shape": [], "dtype": "int64", "n": 3}
     assert described["state"].keys() == model.policy.get_initial_state(1).keys()
@@ -313,7 +315,8 @@ def test_the_metadata_describe_the_agent(exported: tuple[MemoryPPO, Path]) -> No
 
 def test_a_damaged_file_is_refused(exported: tuple[MemoryPPO, Path], tmp_path: Path) -> None:
     content, path = exported[1].read_bytes(), tmp_path / "damaged.onnx"
-    weight = exported[0].policy.action_net.weight.detach().numpy().tobytes()[:16]
+    layer: Any = exported[0].policy.action_net
+    weight = layer.weight.detach().numpy().tobytes()[:16]
     place = content.index(weight)
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises(ValueError, match="content hash differs"):
@@ -410,7 +413,8 @@ def test_an_unknown_opset_is_refused(opset: Any, tmp_path: Path) -> None:
 def normalized_env(**settings: Any) -> VecNormalize:
     env = VecNormalize(toy_vec_env(2), **settings)
     rng = np.random.default_rng(1)
-    env.obs_rms.update(rng.normal(3.0, 5.0, (50, 3)))  # type: ignore[union-attr]
+    moments: Any = env.obs_rms
+    moments.update(rng.normal(3.0, 5.0, (50, 3)))
     return env
 
 
@@ -427,7 +431,8 @@ def test_vec_normalize_is_a_part_of_the_step() -> None:
 
 def test_vec_normalize_that_cannot_be_exported_is_refused() -> None:
     model, env = make_model("gru", "none"), normalized_env()
-    env.obs_rms.mean = np.zeros(6)  # type: ignore[union-attr]  # as below a VecFrameStack
+    moments: Any = env.obs_rms
+    moments.mean = np.zeros(6)  # as below a VecFrameStack
     with pytest.raises(ValueError, match="a wrapper outside of `VecNormalize`"):
         AgentStep(model.policy, env)
 
@@ -459,7 +464,7 @@ def test_the_command_exports_a_run_with_its_vec_normalize(tmp_path: Path) -> Non
     for step in range(30):
         obs = np.random.default_rng(step).normal(size=(2, 4)).astype(np.float32)
         starts = np.array([step == 0, step % 7 == 0])
-        actions, state = trainer.model.predict(normalize.normalize_obs(obs), state, starts, True)  # type: ignore[arg-type]
+        actions, state = trainer.model.predict(normalize.normalize_obs(obs), state, starts, True)
         pt2_state = agent.get_initial_state(2) if onnx_state is None else onnx_state
         outputs, pt2_state = program(
             observation=th.as_tensor(obs),
@@ -523,4 +528,4 @@ def test_the_package_imports_its_names_on_access() -> None:
     assert set(sb3_cyborg.__all__) <= set(dir(sb3_cyborg))
     assert set(sb3_cyborg.__all__) | {"TrainerV7"} == sb3_cyborg._MODULES.keys()
     with pytest.raises(AttributeError, match="has no attribute 'Missing'"):
-        _ = sb3_cyborg.Missing  # type: ignore[attr-defined]
+        _ = sb3_cyborg.Missing
