@@ -1,5 +1,5 @@
 """
-The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, export, envs, info, zoo.
+The command line ``sb3-cyborg``: train, eval, enjoy, plot, inspect, export, hub, envs, info, zoo.
 
 It needs ``pip install "sb3-cyborg[train]"``. Errors and warnings are one line. The exit code is 2 for bad input, 1 for a
 failure while running, and 130 for Ctrl-C.
@@ -557,6 +557,98 @@ def export_agent(
             export_pt2(trainer.model, output, normalize=trainer.normalize)
         trainer.close()
         print(f"{output}: {path}, {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training")
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+hub_app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, context_settings=CONTEXT)
+app.add_typer(hub_app, name="hub", help="Upload an agent to the Hugging Face Hub, or download one.")
+RepoId = Annotated[str, typer.Argument(help="Repository: <user or organization>/<name>.", show_default=False)]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.", show_default="main")]
+
+
+@hub_app.command("push")
+def hub_push(
+    run: Run,
+    repo_id: RepoId,
+    local: Annotated[
+        Path | None, typer.Option("--local", help="Write the files into this folder, and upload nothing.", show_default=False)
+    ] = None,
+    episodes: Annotated[int, typer.Option("--episodes", help="Number of episodes of the evaluation.")] = 20,
+    seeds: Annotated[
+        bool, typer.Option("--seeds/--no-seeds", help="Evaluate the runs beside it that differ in the seed alone, too.")
+    ] = True,
+    video: Annotated[bool, typer.Option("--video/--no-video", help="Record a GIF if the environment has pictures.")] = True,
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="Message of the commit.")
+    ] = "Upload an agent with sb3_cyborg",
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a new repository.", show_default="the Hub's")
+    ] = None,
+    revision: Revision = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    which: Which = "best",
+    stochastic: Stochastic = False,
+    device: Device = "auto",
+    trust: Trust = False,
+) -> None:
+    """
+    Upload the agent of a run, with a model card: task, returns of all seeds, learning curve, video, how to use it, config.
+
+    The access token is that of HF_TOKEN or of `hf auth login`.
+
+    \b
+    Examples:
+      sb3-cyborg hub push runs/CartPole-v1_1 me/memory-ppo-CartPole-v1
+      sb3-cyborg hub push runs/CartPole-v1_1 me/memory-ppo-CartPole-v1 --local card
+    """
+    with errors_as_lines():
+        from sb3_cyborg.hub import push_to_hub
+        from sb3_cyborg.hub.packaging import package_run
+
+        options: dict[str, Any] = {
+            "which": which,
+            "n_eval_episodes": episodes,
+            "deterministic": not stochastic,
+            "seeds": seeds,
+            "video": video,
+            "device": device,
+            "trust": trust,
+        }
+        if local is not None:
+            package_run(run, local, repo_id, **options)
+            return
+        url = push_to_hub(repo_id, run, message, private=private, revision=revision, create_pr=create_pr, **options)
+        print(f"uploaded: {url}")
+
+
+@hub_app.command("load")
+def hub_load(
+    repo_id: RepoId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the files.", show_default="hub/<repository>")
+    ] = None,
+    revision: Revision = None,
+    trust: Trust = False,
+) -> None:
+    """
+    Download an agent, and check that it loads.
+
+    \b
+    Examples:
+      sb3-cyborg hub load me/memory-ppo-CartPole-v1
+      sb3-cyborg hub load me/memory-ppo-CartPole-v1 --output agent --revision v2
+    """
+    with errors_as_lines():
+        from sb3_cyborg.hub import download_from_hub
+        from sb3_cyborg.trainers.trainer_v7 import TrainerV7
+
+        path = download_from_hub(repo_id, output or Path("hub", repo_id), revision=revision)
+        trainer = TrainerV7.load(path, device="cpu", trust=trust)
+        trainer.close()
+        print(f"{path}: {trainer.config.env}, {trainer.model.num_timesteps:,} steps of training. Next:")
+        flag = trust_flag(trainer.config)
+        print(f"  sb3-cyborg eval {path}{flag}\n  sb3-cyborg enjoy {path}{flag} --video agent.gif")
 
 
 # --- environments, installation and RL Zoo ----------------------------------------------------------------------------

@@ -149,7 +149,11 @@ def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             zoo.zoo_main(arguments)
         return
     app: Any = typer.main.get_command(cli.app)
-    app.commands[name].make_context(name, arguments)
+    command = app.commands[name]
+    if hasattr(command, "commands"):  # a group, such as `hub`
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context(name, arguments)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,9 @@ def test_commands_of_the_package_parse(name: str, words: list[str], monkeypatch:
         assert (ROOT / words[words.index("--config") + 1]).is_file()
 
 
-@pytest.mark.parametrize("line", ["trian", "train --horizn 64", "plot", "envs a b", "zoo trian", "zoo train --horizn 64"])
+@pytest.mark.parametrize(
+    "line", ["trian", "train --horizn 64", "plot", "envs a b", "hub psh", "hub push run", "zoo trian", "zoo train --horizn 64"]
+)
 def test_a_wrong_command_does_not_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((Exception, SystemExit)) as caught:  # of click, argparse and this package
         parse_command(line.split(), monkeypatch)

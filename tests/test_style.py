@@ -24,6 +24,7 @@ LAYERS = (
     {"trainers"},
     {"viewers"},
     {"info", "seeds", "zoo"},
+    {"hub"},
     {"cli"},
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""

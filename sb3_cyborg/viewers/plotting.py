@@ -106,12 +106,15 @@ def _grouped(episodes: Sequence[Episodes]) -> list[list[Episodes]]:
     """:return: The runs, grouped by environment and configuration, the seed apart."""
     groups: dict[object, list[Episodes]] = {}
     for run in episodes:
-        groups.setdefault((run.env_id, _configuration(run.run)), []).append(run)
+        groups.setdefault((run.env_id, same_settings(run.run)), []).append(run)
     return list(groups.values())
 
 
-def _configuration(run: Path) -> str:
-    """:return: A text that is equal for runs whose settings differ in the seed alone."""
+def same_settings(run: Path) -> str:
+    """
+    :param run: Folder of a run.
+    :return: A text that is equal for runs whose settings differ in the seed alone.
+    """
     if (ours := run / CONFIG_FILE).is_file():
         return _learned_settings(ours)
     if zoos := sorted(run.glob("*/config.yml")):  # RL Zoo's file has no seed, but also lacks the two arguments below

@@ -16,22 +16,34 @@ from sb3_cyborg.viewers.recording import check_output, enjoy, render_mode_for
 
 
 @contextmanager
+def rendered_env(trainer: TrainerV7, render_mode: str | None = None) -> Iterator[VecEnv]:
+    """
+    :param trainer: A trainer.
+    :param render_mode: Render mode of gymnasium; ``None`` leaves it to the environment.
+    :return: A context with an environment as in training, which is closed at its end.
+    :raises ValueError: for an environment that does not have the render mode.
+    """
+    try:
+        env = trainer.make_eval_env(render_mode)
+    except (TypeError, ValueError) as error:
+        if render_mode is None:
+            raise
+        raise ValueError(f"{trainer.config.env!r} cannot be made with `render_mode={render_mode!r}`: {error}") from error
+    try:
+        yield env
+    finally:
+        env.close()
+
+
+@contextmanager
 def _loaded(
     run: Path | str, which: str, device: str, trust: bool, render_mode: str | None = None
 ) -> Iterator[tuple[TrainerV7, VecEnv]]:
     """:return: A context with the trainer of a run and an environment to act in, which are closed at its end."""
     trainer = TrainerV7.load(run, which, device=device, trust=trust)
     try:
-        try:
-            env = trainer.make_eval_env(render_mode)
-        except (TypeError, ValueError) as error:
-            if render_mode is None:
-                raise
-            raise ValueError(f"{trainer.config.env!r} cannot be made with `render_mode={render_mode!r}`: {error}") from error
-        try:
+        with rendered_env(trainer, render_mode) as env:
             yield trainer, env
-        finally:
-            env.close()
     finally:
         trainer.close()
 
