@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from gymnasium import spaces
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from typer.testing import CliRunner
@@ -25,13 +26,14 @@ from typer.testing import CliRunner
 from sb3_cyborg import MemoryPPO, TrainerV7, cli
 from sb3_cyborg.hub import download_from_hub, load_from_hub, packaging, push_to_hub
 from sb3_cyborg.hub.files import CARD, CONFIG, CURVE, FILES, MODEL, ONNX, RESULTS, VIDEO
+from sb3_cyborg.hub.model_card import Agent, SeedResult, model_card
 from sb3_cyborg.hub.packaging import OF_THE_MACHINE, copy_model, other_seeds, package_run
 from sb3_cyborg.trainers.acting import ActingLoop
 from sb3_cyborg.trainers.config import TrainerConfig
 from sb3_cyborg.trainers.trainer_v7 import EVAL_SEED_OFFSET
 from tests.hub_double import TOKEN, HubDouble, Repository, hub_double
 from tests.test_model_file import assert_no_pickle, members_of, pickled, pickled_entry, with_data, write_members
-from tests.trainer_helpers import tiny
+from tests.trainer_helpers import FIXED, tiny
 
 REPO = "me/chain"
 SETTINGS: dict[str, Any] = {"env": "sb3_cyborg/MemoryChain-v0", "env_kwargs": {"memory_length": 5}, "wandb_project": "secret"}
@@ -301,6 +303,22 @@ def test_the_code_of_the_card_runs(hub: HubDouble, package: Path, tmp_path: Path
     for line in dict.fromkeys(commands):
         result = CliRunner().invoke(cli.app, line.split()[1:])
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("use_masking", [False, True])
+def test_the_code_of_the_card_passes_masks_to_an_agent_that_has_them(use_masking: bool) -> None:
+    algorithm = "MaskableMemoryPPO" if use_masking else "MemoryPPO"
+    config = TrainerConfig.parse({"env": f"tests.trainer_helpers:{FIXED}", "use_masking": use_masking})
+    space = spaces.Discrete(2)
+    results = [SeedResult(0, 10, [1.0], [2])]
+    text = model_card(Agent(REPO, algorithm, config, space, space, "", "the last model", True, results, {}, [MODEL, ONNX]))
+    assert text.count("action_masks=masks)") == 2 * use_masking
+    assert f"from sb3_cyborg import {algorithm}, TrainerV7" in text
+    code = [code for language, code in BLOCK.findall(text) if language == "python"]
+    assert code[0].startswith("import tests.trainer_helpers ")
+    assert f"sb3-cyborg eval chain/{MODEL} --trust" in text
+    for block in code:
+        compile(block, CARD, "exec")
 
 
 # --- uploads and downloads ------------------------------------------------------------------------------------------------

@@ -208,7 +208,8 @@ def _sb3_code(agent: Agent) -> Iterator[str]:
     yield f"from sb3_cyborg import {agent.algorithm}, TrainerV7"
     yield "from sb3_cyborg.hub import load_from_hub\n"
     yield f'path = load_from_hub("{agent.repo_id}")'
-    yield f"model = {agent.algorithm}.load(path)  # the agent: model.predict(observation, state, episode_start)\n"
+    masks = ", action_masks=masks" if agent.config.use_masking else ""
+    yield f"model = {agent.algorithm}.load(path)  # the agent: model.predict(observation, state, episode_start{masks})\n"
     yield "trainer = TrainerV7.load(path)  # the agent with its environment"
     yield "mean, std = trainer.evaluate(n_episodes=10)"
 
@@ -218,7 +219,10 @@ def _onnx_code(agent: Agent) -> Iterator[str]:
     yield "from sb3_cyborg_runtime import OnnxAgent\n"
     yield f'agent = OnnxAgent(hf_hub_download("{agent.repo_id}", "{files.ONNX}"))'
     yield "state = None  # at the start; later the state that `predict` has returned"
-    yield "action, state = agent.predict(observation, state)"
+    if agent.config.use_masking:
+        yield "action, state = agent.predict(observation, state, action_masks=masks)  # masks: True for legal actions"
+    else:
+        yield "action, state = agent.predict(observation, state)"
 
 
 def _reproduction(agent: Agent) -> Iterator[str]:
