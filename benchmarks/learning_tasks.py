@@ -506,18 +506,24 @@ def as_json(values: Settings) -> str:
     return json.dumps(values, sort_keys=True, default=_name_of)
 
 
+WITHOUT_EFFECT = {"distributed"}
+"""Options that do not change what a run in one process learns."""
+
+
 def digest(values: Settings, evaluation: tuple[int, ...] = ()) -> str:
     """
     :param values: The settings.
     :param evaluation: The numbers that define the evaluation.
     :return: A short hash of the settings and of the defaults that they do not set, so that a changed default gives a new run.
-        Options that are off by default are left out, so that a new option does not change the digest of earlier runs.
+        Options that are off by default are left out, so that a new option does not change the digest of earlier runs, and so
+        are options that do not change what a run learns.
     """
     register()
     algorithm = rl_zoo3.ALGOS[values["algo"]]
     parts: list[Callable[..., Any]] = [algorithm, algorithm.policy_aliases[values["policy"]]]
     if values["algo"] in zoo.OUR_ALGOS:
         parts += [MEMORIES[name] for name in sorted(MEMORIES)]
-    on = [{name: value for name, value in _defaults(part).items() if value not in (None, False)} for part in parts]
+    counted = [{name: value for name, value in _defaults(part).items() if name not in WITHOUT_EFFECT} for part in parts]
+    on = [{name: value for name, value in each.items() if value not in (None, False)} for each in counted]
     defaults = [sorted((name, _name_of(value)) for name, value in each.items()) for each in on]
     return hashlib.sha256(f"{as_json(values)} {defaults} {evaluation}".encode()).hexdigest()[:8]

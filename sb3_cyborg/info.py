@@ -17,7 +17,9 @@ from sb3_cyborg.ops.ssd_official import load_kernels
 from sb3_cyborg.packages import missing_packages, package_versions
 
 OWN = "sb3-cyborg"
-EXTRAS = ("train", "popgym", "minigrid", "crafter", "zoo", "wandb", "video", "export", "runtime", "hub")
+EXTRAS = (
+    *("train", "popgym", "minigrid", "crafter", "zoo", "postgresql", "cluster", "wandb", "video", "export", "runtime", "hub"),
+)
 """The extras for users. ``envs`` consists of others, and ``mamba-cuda`` has a line of its own."""
 INSTRUCTION_SETS = (
     *("avx", "avx2", "fma", "avx512f", "avx512vl", "avx512dq", "avx512bw", "avx512_bf16", "avx512_fp16"),

@@ -1,7 +1,7 @@
 """
 Acting with an exported agent: :class:`OnnxAgent` needs NumPy and onnxruntime alone, neither PyTorch nor Stable-Baselines3.
 
-This file imports nothing of the package. ``pip install sb3-cyborg-runtime`` installs it alone, as ``sb3_cyborg_runtime``; a
+This file imports nothing of the package. ``pip install ./runtime`` in a checkout installs it alone, as ``sb3_cyborg_runtime``; a
 copy of the file works as well.
 """
 

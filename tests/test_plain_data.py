@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ def equal(first: Any, second: Any) -> bool:
         return bool(first.dtype == second.dtype) and np.array_equal(first, second, equal_nan=first.dtype.kind in "fc")
     if isinstance(first, th.Tensor):
         return first.dtype == second.dtype and equal(first.numpy(), second.numpy())
+    if isinstance(first, MethodType):
+        return first.__func__ is second.__func__ and equal(first.__self__, second.__self__)
     if isinstance(first, spaces.Dict):
         return equal(first.spaces, second.spaces)
     if isinstance(first, spaces.Space) or type(first).__module__.startswith(("sb3_cyborg", "stable_baselines3")):

@@ -190,11 +190,11 @@ def _returns(agent: Agent) -> Iterator[str]:
 
 def _use(agent: Agent) -> Iterator[str]:
     yield "## How to use\n\nWith Stable-Baselines3:\n"
-    yield '```sh\npip install "sb3-cyborg[train,hub]"\n```\n'
+    yield '```sh\npip install ".[train,hub]"  # in a checkout of sb3_cyborg\n```\n'
     yield "\n".join(["```python", *_sb3_code(agent), "```"])
     if files.ONNX in agent.files:
         yield "\nWithout PyTorch, through onnxruntime. Raw observations go in, actions of the environment come out:\n"
-        yield "```sh\npip install sb3-cyborg-runtime huggingface_hub\n```\n"
+        yield "```sh\npip install ./runtime huggingface_hub  # in a checkout of sb3_cyborg\n```\n"
         yield "\n".join(["```python", *_onnx_code(agent), "```"])
     folder = agent.repo_id.rpartition("/")[2]
     yield "\nOn the command line:\n"

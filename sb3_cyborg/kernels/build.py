@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -110,11 +111,14 @@ def _compile(compiler: list[str], folder: Path) -> list[Path]:
     for isa, flags in isa_flags().items():
         for name in ("kernels", "operations"):
             units[f"{name}_{isa}"] = (source / f"{name}.cpp", [*flags, f"-DKERNEL_SUFFIX={isa}"])
-    objects = []
-    for name, (path, flags_of_unit) in units.items():
-        objects.append(folder / f"{name}.o")
-        _run([*compiler, *COMMON_FLAGS, *flags_of_unit, "-c", str(path), "-o", str(objects[-1])])
-    return objects
+    objects = {name: folder / f"{name}.o" for name in units}
+    commands = [
+        [*compiler, *COMMON_FLAGS, *flags_of_unit, "-c", str(path), "-o", str(objects[name])]
+        for name, (path, flags_of_unit) in units.items()
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the threads wait for compilers
+        list(pool.map(_run, commands))
+    return list(objects.values())
 
 
 def _link(compiler: list[str], objects: list[Path], library: Path) -> Path:

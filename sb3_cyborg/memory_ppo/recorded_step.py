@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
@@ -12,9 +12,6 @@ from sb3_cyborg import kernels
 from sb3_cyborg.kernels.recording import Recorded, Tensors
 from sb3_cyborg.memories.trace import tracing
 from sb3_cyborg.sequence_model import State, keep_mask, may_branch
-
-if TYPE_CHECKING:
-    from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
 
 KNOWN_PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_cyborg")
 """Packages whose modules depend on their inputs and parameters alone. Those of others might do more: they are not recorded."""
@@ -49,10 +46,10 @@ class RecordedStep:
     The step of acting of a policy. What cannot be recorded runs as it is: features extractors of other packages or with
     convolutions before the recording, distributions that draw in another way than recorded after it.
 
-    :param policy: The policy.
+    :param policy: The policy, a ``MemoryActorCriticPolicy``, whose module imports this one.
     """
 
-    def __init__(self, policy: "MemoryActorCriticPolicy") -> None:
+    def __init__(self, policy: Any) -> None:
         self._policy = policy
         self._recorded: dict[tuple[bool, bool, bool], Recorded] = {}
         self._hooks = [hooks for module in policy.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
