@@ -1,8 +1,8 @@
 """
 Acting with an exported agent: :class:`OnnxAgent` needs NumPy and onnxruntime alone, neither PyTorch nor Stable-Baselines3.
 
-This file imports nothing of the package. ``pip install ./runtime`` in a checkout installs it alone, as ``sb3_cyborg_runtime``; a
-copy of the file works as well.
+This file imports nothing of the package. ``pip install ./runtime`` in a checkout installs it alone, as ``sb3_cyborg_runtime``;
+a copy of the file works as well.
 """
 
 import base64
