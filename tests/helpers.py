@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -14,6 +15,7 @@ from torch import nn
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
+from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.policies import NumpyState
 
 RATIO_TOLERANCE = 1e-5
@@ -114,6 +116,23 @@ def toy_vec_env(n_envs: int = 3, make: Callable[[], gym.Env[Any, Any]] = ToyEnv,
     env = DummyVecEnv([make] * n_envs)
     env.seed(seed)
     return env
+
+
+SLOW_STACKS = {(encoder, memory) for encoder in ("hybrid", "fusion", "mingru", "trxl") for memory in ("kv", "slot", "pmm")}
+"""Stacks whose parts are tested with other partners as well."""
+
+
+def stacks(encoder: str = "encoder", memory: str = "memory") -> pytest.MarkDecorator:
+    """
+    :param encoder: Name of the test's parameter for the encoder.
+    :param memory: Name of its parameter for the memory.
+    :return: A decorator that runs a test with every encoder and every memory; some pairs are slow tests.
+    """
+    pairs = [(one, other) for one in ENCODERS for other in MEMORIES]
+    marks = {True: (pytest.mark.slow,), False: ()}
+    return pytest.mark.parametrize(
+        (encoder, memory), [pytest.param(*pair, marks=marks[pair in SLOW_STACKS]) for pair in pairs]
+    )
 
 
 def encoder_options(mode: str, **more: Any) -> dict[str, Any]:

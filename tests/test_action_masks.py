@@ -18,9 +18,7 @@ from stable_baselines3.common.distributions import Distribution, make_proba_dist
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_cyborg import MaskableMemoryPPO, MemoryPPO, make_memory_vec_env
-from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.envs.memory_chain import MemoryChainEnv, MemoryChainVecEnv
-from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo import policies
 from sb3_cyborg.memory_ppo.action_masks import check_action_masks, component_sizes, mask_distribution
 from sb3_cyborg.memory_ppo.losses import log_barrier_loss
@@ -38,6 +36,7 @@ from tests.helpers import (
     rollout,
     same,
     small,
+    stacks,
     weights,
 )
 from tests.mask_helpers import MASKABLE_SPACES, MaskedToyEnv, masked_model, masked_vec_env
@@ -226,8 +225,7 @@ def ratio_errors(encoder: str, memory: str, burn_in: int, action_space: str = "d
 
 
 @pytest.mark.parametrize("burn_in", [0, 9])
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@stacks()
 def test_ratio_is_one_with_masks(encoder: str, memory: str, burn_in: int) -> None:
     errors = ratio_errors(encoder, memory, burn_in)
     assert errors[-1] <= RATIO_TOLERANCE, errors

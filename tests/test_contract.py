@@ -7,7 +7,7 @@ from sb3_cyborg.encoders.encoder_v7 import ENCODERS, EncoderV7
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Stack, State
 from sb3_cyborg.testing import verify_contract, verify_gradcheck
-from tests.helpers import encoder_options
+from tests.helpers import encoder_options, stacks
 
 STEPS = 13  # crosses chunks of 4, windows of 5
 
@@ -35,8 +35,7 @@ def test_memory(kind: str) -> None:
     verify_contract(make_memory(kind, 3), steps=STEPS)
 
 
-@pytest.mark.parametrize("kind", MEMORIES)
-@pytest.mark.parametrize("mode", ENCODERS)
+@stacks("mode", "kind")
 def test_stack(mode: str, kind: str) -> None:
     encoder = make_encoder(mode)
     verify_contract(Stack(encoder, make_memory(kind, encoder.output_dim + encoder.input_dim)), steps=STEPS)

@@ -12,8 +12,6 @@ from sb3_contrib import RecurrentPPO
 from torch import nn
 
 from sb3_cyborg import MemoryPPO
-from sb3_cyborg.encoders.encoder_v7 import ENCODERS
-from sb3_cyborg.memories.memory_v7 import MEMORIES
 from tests.helpers import (
     ModeRecorder,
     ToyEnv,
@@ -22,6 +20,7 @@ from tests.helpers import (
     record_updates,
     rollout,
     small,
+    stacks,
     toy_model,
     toy_vec_env,
     weights,
@@ -280,8 +279,7 @@ def test_gsde_samples_noise_at_its_frequency(squash_output: bool, use_last_actio
     assert all(space.contains(row) for row in action)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("memory", MEMORIES)
+@stacks()
 def test_amp_keeps_states_and_gradients_in_fp32(encoder: str, memory: str) -> None:
     model = toy_model(amp=True, policy_kwargs={"encoder": encoder, "memory": memory})
     model.learn(2 * 36)

@@ -14,10 +14,9 @@ import torch as th
 
 from sb3_cyborg import MemoryPPO
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
-from sb3_cyborg.memories.memory_v7 import MEMORIES
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import RolloutBufferV7, TrainingBatch
 from sb3_cyborg.sequence_model import State
-from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, encoder_options, record_updates, toy_vec_env
+from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, encoder_options, record_updates, stacks, toy_vec_env
 
 UPDATES = 3
 
@@ -62,8 +61,7 @@ def ratio_errors(
 
 @pytest.mark.parametrize("action_space", ["discrete", "box"])
 @pytest.mark.parametrize("burn_in", [0, 9])  # 9 is more than a sequence, and no multiple of one
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@stacks()
 def test_ratio_is_one(encoder: str, memory: str, burn_in: int, action_space: str) -> None:
     errors = ratio_errors(encoder, memory, burn_in, action_space)
     assert errors[-1] <= RATIO_TOLERANCE, errors

@@ -17,8 +17,8 @@ from sb3_cyborg.memory_ppo.policies import (
     MemoryMultiInputActorCriticPolicy,
 )
 from sb3_cyborg.memory_ppo.recorded_step import RecordedStep
-from sb3_cyborg.registry import ENCODERS, MEMORIES
 from sb3_cyborg.sequence_model import State
+from tests.helpers import stacks
 
 pytestmark = pytest.mark.skipif(kernels.status().isa is None, reason="needs compiled kernels")
 
@@ -93,8 +93,7 @@ def make_policy(**kwargs: object) -> MemoryActorCriticPolicy:
     return MemoryActorCriticPolicy(observation, action, lambda _: 1e-3, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("memory", sorted(MEMORIES))
-@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+@stacks()
 def test_all_stacks(encoder: str, memory: str) -> None:
     step = assert_recorded_equals(make_policy(encoder=encoder, memory=memory))
     assert step.reason == ""

@@ -16,7 +16,17 @@ from sb3_cyborg.memories.pmm import PersistentMemory, Slots, SlotTable
 from sb3_cyborg.sequence_model import SequenceModel, Stack, State, may_branch, select_only
 from sb3_cyborg.testing import verify_contract
 from tests.device_waits import DeviceWaits
-from tests.helpers import ACTION_SPACES, RATIO_TOLERANCE, VECTOR, ToyEnv, record_updates, rollout, toy_model, toy_vec_env
+from tests.helpers import (
+    ACTION_SPACES,
+    RATIO_TOLERANCE,
+    VECTOR,
+    ToyEnv,
+    record_updates,
+    rollout,
+    stacks,
+    toy_model,
+    toy_vec_env,
+)
 from tests.test_contract import STEPS, make_encoder, make_memory
 
 
@@ -40,8 +50,7 @@ def test_memories_keep_the_contract(kind: str) -> None:
         verify_contract(make_memory(kind, 3), steps=STEPS)
 
 
-@pytest.mark.parametrize("mode", ENCODERS)
-@pytest.mark.parametrize("kind", MEMORIES)
+@stacks("mode", "kind")
 def test_select_only_and_branching_forms_agree(mode: str, kind: str) -> None:
     model = make_stack(mode, kind)
     x, masks = th.randn(4, STEPS, 3), th.rand(4, STEPS) > 0.2
@@ -131,15 +140,13 @@ def check_export(model: SequenceModel, strict: bool) -> None:
                     th.testing.assert_close(got_state[name], leaf, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", MEMORIES)
-@pytest.mark.parametrize("mode", ENCODERS)
+@stacks("mode", "kind")
 def test_the_step_of_every_stack_exports(mode: str, kind: str) -> None:
     check_export(make_stack(mode, kind), strict=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MEMORIES)
-@pytest.mark.parametrize("mode", ENCODERS)
+@stacks("mode", "kind")
 def test_the_step_of_every_stack_exports_in_strict_mode(mode: str, kind: str) -> None:
     check_export(make_stack(mode, kind), strict=True)
 
@@ -175,8 +182,7 @@ def update_waits(model: MemoryPPO) -> DeviceWaits:
 
 
 @pytest.mark.parametrize("action_space", ["discrete", "box"])
-@pytest.mark.parametrize("kind", MEMORIES)
-@pytest.mark.parametrize("mode", ENCODERS)
+@stacks("mode", "kind")
 def test_minibatches_do_not_wait_for_the_device(mode: str, kind: str, action_space: str) -> None:
     with select_only():
         assert not update_waits(waiting_model(mode, kind, action_space)).found
