@@ -212,11 +212,17 @@ def rank_processes(size: int, arguments: Callable[[int], list[str]]) -> Iterator
             process.communicate()
 
 
-def train_in_ranks(size: int, cases: list[str], folder: Path) -> list[dict[str, Result]]:
-    """:return: The results of each rank, by case."""
+def train_in_ranks(size: int, cases: list[str], folder: Path, limit: float = TIMEOUT) -> list[dict[str, Result]]:
+    """
+    :param size: Number of ranks.
+    :param cases: Names of the cases.
+    :param folder: Folder for the results.
+    :param limit: Seconds after which the ranks are ended, with a ``TimeoutExpired``.
+    :return: The results of each rank, by case.
+    """
     with rank_processes(size, lambda rank: ["-m", "tests.rank_cases", str(folder), str(rank), str(size), *cases]) as processes:
         for process in processes:
-            _, errors = process.communicate(timeout=TIMEOUT)
+            _, errors = process.communicate(timeout=limit)
             assert process.returncode == 0, errors
     return [{case: Result(*result) for case, result in th.load(folder / f"{rank}.pt").items()} for rank in range(size)]
 

@@ -1,5 +1,6 @@
 """The recorded step of acting: it equals the step as it is, and what cannot be recorded is told."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
@@ -231,6 +232,40 @@ def test_a_nan_of_one_row_stays_in_it() -> None:
     th.testing.assert_close(got[1], wanted[1])
     for name, leaf in got[3].items():
         th.testing.assert_close(leaf, wanted[3][name])
+
+
+def test_threads_that_share_a_policy_do_not_share_its_memory() -> None:
+    policy = make_policy(memory="ring", hidden_dim=48)
+    policy.set_training_mode(False)
+    generator = th.Generator().manual_seed(0)
+    observations = [th.randn(ROWS, 3, generator=generator) for _ in range(60)]
+
+    def act(obs: th.Tensor) -> list[th.Tensor]:
+        state, starts, values = policy.get_initial_state(ROWS), th.ones(ROWS), []
+        with th.no_grad():
+            for _ in range(8):
+                _, value, _, state = policy(obs, state, starts, deterministic=True)
+                values.append(value)
+        return values
+
+    wanted = [act(obs) for obs in observations]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(act, observations))
+    for one, other in zip(got, wanted, strict=True):
+        th.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_record_their_own_policies() -> None:
+    def record(seed: int) -> str:
+        th.set_num_threads(1)
+        policy = make_policy(memory=("none", "ring", "kv", "slot")[seed % 4])
+        run(policy, True)
+        step = policy._recorded_step
+        assert step is not None
+        return step.reason
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(record, range(12))) == [""] * 12
 
 
 def test_learn_tells_what_is_not_recorded(capsys: pytest.CaptureFixture[str]) -> None:

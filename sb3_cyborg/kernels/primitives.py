@@ -8,6 +8,7 @@ Each function here is a faster form of operations that exist in PyTorch; the mod
 import ctypes
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -36,22 +37,27 @@ class CallRecorder(Protocol):
         """
 
 
-_recorder: CallRecorder | None = None
+class _Recording(threading.local):
+    """The recorder of this thread; a recording must not contain the calls of another one."""
+
+    recorder: CallRecorder | None = None
+
+
+_recording = _Recording()
 
 
 @contextmanager
 def recording(recorder: CallRecorder) -> Iterator[None]:
     """
-    A context in which the calls of kernels are written down, and kernels run also in the select-only form.
+    A context in which this thread's calls of kernels are written down, and kernels run also in the select-only form.
 
     :param recorder: Writes down the calls.
     """
-    global _recorder
-    _recorder = recorder
+    _recording.recorder = recorder
     try:
         yield
     finally:
-        _recorder = None
+        _recording.recorder = None
 
 
 class _Kernels:
@@ -65,8 +71,9 @@ class _Kernels:
             return function
 
         def call(*args: Any) -> None:
-            if _recorder is not None:
-                _recorder.kernel(name, argtypes, args)
+            recorder = _recording.recorder
+            if recorder is not None:
+                recorder.kernel(name, argtypes, args)
             function(*args)
 
         setattr(self, name, call)
@@ -104,7 +111,7 @@ def _available() -> bool:
 
 
 def _is_recording() -> bool:
-    return not th.compiler.is_compiling() and _recorder is not None
+    return not th.compiler.is_compiling() and _recording.recorder is not None
 
 
 def usable(*tensors: th.Tensor) -> bool:
@@ -172,7 +179,7 @@ class Packed:
         :param weight: The weight; always the same parameter.
         :return: It in the layout of the kernels.
         """
-        if _recorder is not None:  # the recording packs it when the weight has changed
+        if _recording.recorder is not None:  # the recording packs it when the weight has changed
             return self._pack(weight.detach())
         key = weight.data_ptr(), weight._version, _optimizer_steps
         if key != self._key or self._packed is None:

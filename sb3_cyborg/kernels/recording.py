@@ -18,6 +18,7 @@ import ctypes
 import logging
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -814,6 +815,7 @@ class Recorded:
 
     def __init__(self, function: Callable[[Tensors], Tensors], parameters: Callable[[], Iterable[th.Tensor]]) -> None:
         self._function, self._parameters = function, parameters
+        self._lock = threading.Lock()
         self._programs: list[_Program] = []
         self._tensors: list[th.Tensor] = []
         self._memory: list[int] = []
@@ -824,10 +826,16 @@ class Recorded:
     def __call__(self, inputs: Tensors) -> Tensors | None:
         """
         :param inputs: Inputs of the function, on the CPU.
-        :return: Its outputs; ``None`` if it is not recorded.
+        :return: Its outputs; ``None`` if it is not recorded, and while another thread replays it: a recording has one memory.
         """
-        if self.reason:
+        if self.reason or not self._lock.acquire(blocking=False):
             return None
+        try:
+            return self._run(inputs)
+        finally:
+            self._lock.release()
+
+    def _run(self, inputs: Tensors) -> Tensors | None:
         tensors = self._tensors
         if list(map(_memory_of, tensors)) != self._memory:
             self._programs.clear()

@@ -28,15 +28,23 @@ inline vec load(const float* p) { return *reinterpret_cast<const vec_u*>(p); }
 inline void store(float* p, vec x) { *reinterpret_cast<vec_u*>(p) = x; }
 inline vec splat(float x) { return x - vec{}; }
 
-// The first `n` floats, n > 0; zeros behind them. Memory behind them is not touched.
-#if defined(__AVX512F__)
+// The first `n` floats, n > 0; zeros behind them. Memory behind them is not touched. The address sanitizer does not see masked
+// instructions, so it gets copies.
+#if defined(__SANITIZE_ADDRESS__)
+#define NO_MASKED_LOADS
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define NO_MASKED_LOADS
+#endif
+#endif
+#if defined(__AVX512F__) && !defined(NO_MASKED_LOADS)
 inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 inline vec load_n(const float* p, int64_t n) { return n >= VL ? load(p) : (vec)_mm512_maskz_loadu_ps(first_lanes(n), p); }
 inline void store_n(float* p, vec x, int64_t n) {
   if (n >= VL) store(p, x);
   else _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)x);
 }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(__AVX512F__) && !defined(NO_MASKED_LOADS)
 inline __m256i first_lanes(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
