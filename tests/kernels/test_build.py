@@ -74,6 +74,7 @@ def test_instruction_sets_of_architectures(monkeypatch: pytest.MonkeyPatch, mach
     assert list(isa_flags()) == isas
 
 
+@pytest.mark.slow
 def test_a_current_library_is_kept_and_a_stale_one_replaced(
     compiler: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
