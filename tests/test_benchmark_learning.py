@@ -241,6 +241,7 @@ def test_evaluation_sees_what_training_sees_and_leaves_it_alone() -> None:
     np.testing.assert_array_equal(*[each.mean for each in statistics[1:]])
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, "--agents", "ppo n_steps=16 batch_size=64", "--out", str(tmp_path)]
     report = Grid._report
@@ -267,6 +268,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "0 runs to do, 2 done already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_that_fail_or_are_late_do_not_end_the_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agents = ["memory_ppo seq_len=-1", "ppo n_steps=16 batch_size=64"]
     assert main([*TINY, "--agents", *agents, "--seeds", "0", "--out", str(tmp_path)]) == 1

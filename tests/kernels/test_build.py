@@ -44,6 +44,7 @@ def shared_functions(objects: list[Path]) -> list[str]:
     return [name for kind, name in symbols("-C --defined-only", *objects) if kind in "WVu"]
 
 
+@pytest.mark.slow
 def test_instruction_sets_share_no_code(compiler: list[str], tmp_path: Path) -> None:
     assert shared_functions(builder._compile(compiler, tmp_path)) == []
     (tmp_path / "planted.cpp").write_text(SHARED_INLINE)
