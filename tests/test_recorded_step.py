@@ -1,5 +1,6 @@
 """The recorded step of acting: it equals the step as it is, and what cannot be recorded is told."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -197,6 +198,31 @@ def test_hooks_are_called() -> None:
         handle.remove()
         policy(obs, state, starts)
     assert len(seen) == 1
+
+
+def replace_a_weight(policy: MemoryActorCriticPolicy) -> None:
+    policy.value_net.weight = nn.Parameter(policy.value_net.weight * 3)
+
+
+def replace_a_module(policy: MemoryActorCriticPolicy) -> None:
+    policy.mlp_extractor.value_net = nn.Sequential(nn.Linear(policy.core.output_dim, 8), nn.Tanh())
+
+
+def load_a_vector(policy: MemoryActorCriticPolicy) -> None:
+    policy.load_from_vector(policy.parameters_to_vector() * 1.5)  # type: ignore[arg-type]  # SB3's annotation
+
+
+@pytest.mark.parametrize("change", [replace_a_weight, replace_a_module, load_a_vector])
+def test_a_policy_that_changes_is_recorded_again(change: Callable[[MemoryActorCriticPolicy], None]) -> None:
+    policy = make_policy()
+    run(policy, True)
+    change(policy)
+    obs, state, starts = th.randn(ROWS, 3), policy.get_initial_state(ROWS), th.ones(ROWS)
+    with th.no_grad():
+        latent, _ = policy._core_step(obs, state, starts)
+        wanted = policy.value_net(policy.mlp_extractor.forward_critic(latent))
+        for _ in range(2):
+            th.testing.assert_close(policy(obs, state, starts)[1], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gradient_is_not_lost() -> None:

@@ -810,14 +810,15 @@ class Recorded:
     A function of tensors that is recorded at its first call with inputs of each shape, and replayed afterwards.
 
     :param function: The function, from tensors by name to tensors by name.
-    :param parameters: Returns the tensors that it reads beside its inputs. They may change in place between calls.
+    :param parameters: Returns the tensors that it reads beside its inputs, at each call: it must be fast. They may change in
+        place between calls. With tensors of other memory the function is recorded again.
     """
 
     def __init__(self, function: Callable[[Tensors], Tensors], parameters: Callable[[], Iterable[th.Tensor]]) -> None:
         self._function, self._parameters = function, parameters
         self._lock = threading.Lock()
         self._programs: list[_Program] = []
-        self._tensors: list[th.Tensor] = []
+        self._kept: list[th.Tensor] = []
         self._memory: list[int] = []
         self._versions: list[int] = []
         self.reason = ""
@@ -836,9 +837,12 @@ class Recorded:
             self._lock.release()
 
     def _run(self, inputs: Tensors) -> Tensors | None:
-        tensors = self._tensors
-        if list(map(_memory_of, tensors)) != self._memory:
+        tensors = list(self._parameters())
+        memory = list(map(_memory_of, tensors))
+        if memory != self._memory:
             self._programs.clear()
+            # The memory is kept alive, so that no other tensor can have the same address.
+            self._memory, self._kept = memory, [tensor.detach() for tensor in tensors]
         versions = [primitives.optimizer_steps(), *map(_version_of, tensors)]
         if versions != self._versions:
             self._versions = versions
@@ -852,12 +856,9 @@ class Recorded:
     def _record(self, inputs: Tensors) -> Tensors | None:
         if len(self._programs) >= MAX_PROGRAMS:
             return None
-        self._tensors = [tensor.detach() for tensor in self._parameters()]
-        self._memory = list(map(_memory_of, self._tensors))
-        self._versions = [primitives.optimizer_steps(), *map(_version_of, self._tensors)]
         random_state = th.get_rng_state()
         try:
-            program = _Program(self._function, inputs, self._tensors)
+            program = _Program(self._function, inputs, self._kept)
             program.refresh()
             outputs = program(inputs, draw=False)  # as all later calls round
             _compare(outputs, program.first_outputs)

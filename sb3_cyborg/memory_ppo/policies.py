@@ -368,7 +368,7 @@ class MemoryActorCriticPolicy(RecurrentActorCriticPolicy):
         :return: The step as a replay of its recording; ``None`` if it is not recorded.
         :raises ValueError: for logits that are NaN.
         """
-        if self._recorded_step is None:
+        if self._recorded_step is None or not self._recorded_step.is_current():
             self._recorded_step = RecordedStep(self)
         if not self._recorded_step.applies(state, episode_starts):
             return None

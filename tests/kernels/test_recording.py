@@ -217,9 +217,6 @@ def test_a_change_of_a_parameter_is_seen() -> None:
     with th.no_grad():
         layer.bias.add_(1)
     assert_current()
-    layer.weight.data = th.randn(5, 6)  # other memory
-    recorded_again = record(layer, *layer.parameters())
-    th.testing.assert_close(replayed(recorded_again, x), layer(x))
 
 
 def test_a_parameter_with_other_memory_is_recorded_again() -> None:
@@ -228,7 +225,8 @@ def test_a_parameter_with_other_memory_is_recorded_again() -> None:
     x = th.randn(3, 6)
     replayed(recorded, x)
     layer.weight = th.nn.Parameter(th.randn(5, 6))
-    recorded._tensors = [parameter.detach() for parameter in layer.parameters()]
+    th.testing.assert_close(replayed(recorded, x), layer(x))
+    layer.weight.data = th.randn(5, 6)
     th.testing.assert_close(replayed(recorded, x), layer(x))
 
 
