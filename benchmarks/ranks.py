@@ -10,7 +10,10 @@ grown           as many as the one process             N times that of the one p
 held            as many as the one process             that of the one process
 divided         an Nth of those of the one process     that of the one process
 crafter         as many as the one process, Crafter    N times that of the one process
+independent     as many as the one process             each its own: N processes of one
 ==============  =====================================  ================================
+
+``independent`` processes exchange nothing, so their ratio is the most that the machine allows to ``grown`` and ``held``.
 
 Each turn starts its processes, makes one iteration of warm-up, and measures the wall time of ``--iterations`` more; the tables
 show medians over ``--repeats``. Each process has one thread. The learning rate is close to zero, as in ``throughput.py``.
@@ -55,7 +58,13 @@ CRAFTER: dict[str, Any] = {
     "seq_len": 32,
     "policy_kwargs": {"encoder": "gru", "memory": "pmm", "hidden_dim": 128, "memory_kwargs": {"num_slots": 16}},
 }
-SETTINGS: dict[str, dict[str, Any]] = {"grown": POPGYM, "held": POPGYM, "divided": POPGYM, "crafter": CRAFTER}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "grown": POPGYM,
+    "held": POPGYM,
+    "divided": POPGYM,
+    "crafter": CRAFTER,
+    "independent": POPGYM,
+}
 
 
 def settings_of(name: str, ranks: int) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def settings_of(name: str, ranks: int) -> dict[str, Any]:
     settings = dict(SETTINGS[name])
     if name == "divided":
         settings["n_envs"] //= ranks
-    elif name != "held":
+    elif name not in ("held", "independent"):
         settings["batch_size"] *= ranks
     return settings
 
@@ -104,14 +113,21 @@ def run(name: str, ranks: int, iterations: int, seq_len: int | None) -> dict[str
     """:return: The result of one turn: one process, or ``ranks`` of them in a setting."""
     settings = SETTINGS[name] if ranks == 1 else settings_of(name, ranks)
     settings = settings if seq_len is None else settings | {"seq_len": seq_len}
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher, launches = (launch, 1) if ranks > 1 and name != "independent" else ([], ranks)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "result.json"
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-        arguments = ["-m", "benchmarks.ranks", "--worker", json.dumps(settings), str(output), f"--iterations={iterations}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *launcher, *arguments], check=True, timeout=1800, env=environment)
-        result: dict[str, float] = json.loads(output.read_text())
-        return result
+        outputs = [Path(folder) / f"result_{index}.json" for index in range(launches)]
+        processes = []
+        for output in outputs:
+            arguments = ["-m", "benchmarks.ranks", "--worker", json.dumps(settings), str(output), f"--iterations={iterations}"]
+            processes.append(subprocess.Popen([sys.executable, *launcher, *arguments], env=environment))
+        codes = [process.wait(timeout=1800) for process in processes]
+        if any(codes):
+            raise SystemExit(f"a process of the setting {name!r} failed")
+        results = [json.loads(output.read_text()) for output in outputs]
+    result: dict[str, float] = results[0] | {"steps_per_second": sum(each["steps_per_second"] for each in results)}
+    return result
 
 
 def all_reduce(rank: int, size: int, rendezvous: str, numbers: int) -> None:
