@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch as th
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -99,6 +99,8 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "ring_step": ([*[_P] * 17, *[_I] * 6], None),
     "shift": ([*[_P] * 4, *[_I] * 3], None),
     "kv_step": ([*[_P] * 10, *[_I] * 4], None),
+    "pmm_forward": ([*[_P] * 17, *[_I] * 5, _F], None),
+    "pmm_backward": ([*[_P] * 15, *[_I] * 5], None),
 }
 """Types of the arguments of each kernel, and of its result."""
 
@@ -640,3 +642,91 @@ def kv_step(
         *(batch, heads, size, slots),
     )
     return context, weights, null_weights
+
+
+class PmmRead(NamedTuple):
+    """
+    Result of :func:`pmm_forward`.
+
+    :param context: Weighted values, without the null entry's, (B, T, H, d).
+    :param weights: (B, T, H, S).
+    :param null_weights: Weights of the null entry, (B, T, H).
+    :param items: Item of each slot at the read of each step, int64, (B, T, S).
+    :param seen: Whether the slot is occupied then, bool, (B, T, S).
+    """
+
+    context: th.Tensor
+    weights: th.Tensor
+    null_weights: th.Tensor
+    items: th.Tensor
+    seen: th.Tensor
+
+
+def pmm_forward(
+    query: th.Tensor,
+    keys: th.Tensor,
+    values: th.Tensor,
+    bias: th.Tensor,
+    null_logits: th.Tensor,
+    open_gate: th.Tensor,
+    keep: th.Tensor | None,
+    slots: Sequence[th.Tensor],
+    usage_decay: float,
+) -> PmmRead:
+    """
+    Reads and evictions of the pmm memory over a sequence. The items are the S of the state, then those of the T steps.
+
+    :param query: (B, T, H, d), contiguous.
+    :param keys: (B, S + T, H, d), contiguous.
+    :param values: (B, S + T, H, d), contiguous.
+    :param bias: Added to the scores of an item, (B, S + T), contiguous.
+    :param null_logits: Scores of the null entry, (B, T, H).
+    :param open_gate: Whether the write gate is open, bool, (B, T).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param slots: Item (int64), occupied (bool), usage and age of each slot before the first step, (B, S), contiguous;
+        overwritten with those after the last.
+    :param usage_decay: Factor on all usage at each step.
+    :return: The reads.
+    """
+    (batch, steps, heads, size), num_slots = query.shape, slots[0].shape[1]
+    null_logits, open_gate = null_logits.contiguous(), open_gate.contiguous()
+    keep = None if keep is None else keep.contiguous()
+    read = PmmRead(
+        th.empty(batch, steps, heads, size),
+        th.empty(batch, steps, heads, num_slots),
+        th.empty(batch, steps, heads),
+        th.empty(batch, steps, num_slots, dtype=th.int64),
+        th.empty(batch, steps, num_slots, dtype=th.bool),
+    )
+    dominant = th.empty(num_slots, dtype=th.bool)
+    _kernels.pmm_forward(
+        *map(_pointer, (query, keys, values, bias, null_logits, open_gate, keep, *slots, *read, dominant)),
+        *(batch, steps, heads, size, num_slots, usage_decay),
+    )
+    return read
+
+
+def pmm_backward(
+    query: th.Tensor, keys: th.Tensor, values: th.Tensor, read: PmmRead, grad: th.Tensor, grad_null: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    """
+    Backward of :func:`pmm_forward`.
+
+    :param query: (B, T, H, d).
+    :param keys: (B, S + T, H, d).
+    :param values: (B, S + T, H, d).
+    :param read: Its result.
+    :param grad: Gradient of the context, (B, T, H, d).
+    :param grad_null: Gradient of the null entry's weight, (B, T, H).
+    :return: Gradients of query, keys, values, bias and null logits.
+    """
+    batch, steps, heads, size = query.shape
+    num_slots = read.weights.shape[3]
+    grad, grad_null = grad.contiguous(), grad_null.contiguous()
+    grads = (th.empty_like(query), th.zeros_like(keys), th.zeros_like(values), grad.new_zeros(keys.shape[:2]))
+    grad_null_logits, scratch = th.empty_like(read.null_weights), th.empty(num_slots)
+    _kernels.pmm_backward(
+        *map(_pointer, (query, keys, values, *read[1:], grad, grad_null, *grads, grad_null_logits, scratch)),
+        *(batch, steps, heads, size, num_slots),
+    )
+    return *grads, grad_null_logits
