@@ -75,9 +75,13 @@ void affine(const float* x, int64_t ldx, const float* packed, const float* bias,
     const float* panel = packed + n * depth;
     const float* b = bias ? bias + n : nullptr;
     int64_t left = columns - n, m = 0;
-    for (; m + AFFINE_ROWS <= rows; m += AFFINE_ROWS)
+    for (; rows - m >= 2 * AFFINE_ROWS || rows - m == AFFINE_ROWS; m += AFFINE_ROWS)
       affine_rows<ACT, AFFINE_ROWS>(x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
-    AffineTail<ACT, AFFINE_ROWS - 1>::run(rows - m, x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
+    // The rest in equal blocks: a block of few rows waits for its own sums.
+    const int64_t half = rows - m > AFFINE_ROWS ? (rows - m + 1) / 2 : rows - m;
+    AffineTail<ACT, AFFINE_ROWS>::run(half, x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
+    m += half;
+    AffineTail<ACT, AFFINE_ROWS>::run(rows - m, x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
   }
 }
 

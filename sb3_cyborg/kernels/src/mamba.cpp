@@ -7,6 +7,9 @@
 #include "thunk.h"
 #include "vectors.h"
 
+// A block of channels is inlined twice, for whole vectors and for the rest: then whole vectors are loaded without a test.
+#define ALWAYS_INLINE __attribute__((always_inline))
+
 // --- convolution ---------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -44,11 +47,13 @@ EXPORT void KERNEL(conv_forward)(const float* x, int64_t step, const float* stat
     int64_t since = past;
     for (int64_t t = 0; t < steps; ++t) {
       since = steps_since(since, keep ? keep + b * steps : nullptr, t);
-      for (int64_t c = 0; c < channels; c += VL) {
-        const int64_t left = channels - c;
+      const auto block = [&](int64_t c, int64_t left) ALWAYS_INLINE {
         const vec total = convolve(inputs, weight, bias, t, least(since, past), c, left);
         store_n(y + (b * steps + t) * channels + c, silu ? activate<SILU>(total) : total, left);
-      }
+      };
+      int64_t c = 0;
+      for (; c + VL <= channels; c += VL) block(c, VL);
+      if (c < channels) block(c, channels - c);
     }
     for (int64_t i = 0; i < past; ++i) {
       float* to = last + (b * past + i) * channels;
@@ -71,8 +76,7 @@ EXPORT void KERNEL(conv_backward)(const float* x, int64_t step, const float* sta
     for (int64_t t = 0; t < steps; ++t) {
       since = steps_since(since, keep ? keep + b * steps : nullptr, t);
       const int64_t lags = least(since, past);
-      for (int64_t c = 0; c < channels; c += VL) {
-        const int64_t left = channels - c;
+      const auto block = [&](int64_t c, int64_t left) ALWAYS_INLINE {
         const vec g = load_n(grad + (b * steps + t) * channels + c, left);
         vec d = g;
         if (silu) {
@@ -87,7 +91,10 @@ EXPORT void KERNEL(conv_backward)(const float* x, int64_t step, const float* sta
           float* to = (t < lag ? to_state + (past + t - lag) * channels : to_x + (t - lag) * channels) + c;
           store_n(to, load_n(to, left) + d * load_n(weight + tap, left), left);
         }
-      }
+      };
+      int64_t c = 0;
+      for (; c + VL <= channels; c += VL) block(c, VL);
+      if (c < channels) block(c, channels - c);
     }
     for (int64_t i = 0; i < past; ++i) {
       const int64_t t = steps - past + i;
@@ -105,6 +112,7 @@ EXPORT void KERNEL(conv_backward)(const float* x, int64_t step, const float* sta
 namespace {
 
 constexpr int64_t SEGMENT = 16;  // steps between two saved states; the backward computes those between them again
+constexpr int RETREAT_VECTORS = 2;
 
 inline int64_t padded(int64_t width) { return (width + VL - 1) / VL * VL; }
 
@@ -158,23 +166,63 @@ inline void ssd_decays(const float* dt, const float* a, float* decays, int64_t h
   for (int64_t h = 0; h < heads; h += VL) store_n(decays + h, exp_v(load_n(dt + h, heads - h) * load_n(a + h, heads - h)), heads - h);
 }
 
-// Backward of one step of VL features of a head. carried (N, P): in, gradient of the state after the step, from later steps; out,
+// Backward of one step of M vectors of a head. carried (N, P): in, gradient of the state after the step, from later steps; out,
 // of the state before it. READ: whether the output has a gradient; if not, a `c` or an `after` that is NaN has no effect. grad_b, grad_c (N,
 // VL) are added to. read: sum over n of G b; faded: sum over n of G before.
-template <bool READ>
-inline void ssd_retreat(const float* before, const float* after, float* carried, int64_t ld, int64_t size, float decay, vec write,
-                        vec g, const float* b, const float* c, float* grad_b, float* grad_c, vec& read, vec& faded) {
+template <int M, bool READ>
+inline void ssd_retreat(const float* before, const float* after, float* carried, int64_t ld, int64_t size, float decay,
+                        const vec (&write)[M], const vec (&grad)[M], const float* b, const float* c, float* grad_b, float* grad_c,
+                        vec (&read)[M], vec& faded) {
   for (int64_t n = 0; n < size; ++n) {
-    vec total = load(carried + n * ld);
-    if (READ) {
-      total += g * c[n];
-      store(grad_c + n * VL, load(grad_c + n * VL) + g * load(after + n * ld));
+    vec of_b = load(grad_b + n * VL), of_c = READ ? load(grad_c + n * VL) : vec{};
+    for (int v = 0; v < M; ++v) {
+      const int64_t place = n * ld + v * VL;
+      vec total = load(carried + place);
+      if (READ) {
+        total += grad[v] * c[n];
+        of_c += grad[v] * load(after + place);
+      }
+      read[v] += total * b[n];
+      faded += total * load(before + place);
+      of_b += write[v] * total;
+      store(carried + place, total * decay);
     }
-    read += total * b[n];
-    faded += total * load(before + n * ld);
-    store(grad_b + n * VL, load(grad_b + n * VL) + write * total);
-    store(carried + n * ld, total * decay);
+    store(grad_b + n * VL, of_b);
+    if (READ) store(grad_c + n * VL, of_c);
   }
+}
+
+// One step of a head at a time of the backward: its inputs, and sums over its features.
+struct HeadStep {
+  const float *x, *grad, *b, *c, *before, *after;
+  float *carried, *grad_x, *grad_b, *grad_c;
+  float dt, decay, d;
+  vec by_x, by_decay, by_d;
+};
+
+template <int M, bool READ>
+inline int64_t ssd_retreat_from(int64_t p, HeadStep& step, int64_t width, int64_t size) {
+  for (; p + (M - 1) * VL < width; p += M * VL) {
+    vec in[M], out[M], write[M], read[M] = {};
+    for (int v = 0; v < M; ++v) {
+      in[v] = load_n(step.x + p + v * VL, width - p - v * VL);
+      out[v] = load_n(step.grad + p + v * VL, width - p - v * VL);
+      write[v] = in[v] * step.dt;
+    }
+    ssd_retreat<M, READ>(step.before + p, step.after + p, step.carried + p, padded(width), size, step.decay, write, out, step.b, step.c,
+                         step.grad_b, step.grad_c, read, step.by_decay);
+    for (int v = 0; v < M; ++v) {
+      store_n(step.grad_x + p + v * VL, read[v] * step.dt + out[v] * step.d, width - p - v * VL);
+      step.by_x += read[v] * in[v];
+      step.by_d += out[v] * in[v];
+    }
+  }
+  return p;
+}
+template <bool READ>
+inline void ssd_retreat_head(HeadStep& step, int64_t width, int64_t size) {
+  const int64_t p = ssd_retreat_from<RETREAT_VECTORS, READ>(0, step, width, size);
+  ssd_retreat_from<1, READ>(p, step, width, size);
 }
 
 }  // namespace
@@ -253,8 +301,7 @@ EXPORT void KERNEL(ssd_backward)(const float* x, int64_t x_step, const float* dt
         for (int64_t i = count - 1; i >= 0; --i) {
           const int64_t place = first + i;
           const bool reset = kept && !kept[i];
-          const float *input = x + place * x_step + h * width, *g = grad + (place * heads + h) * width;
-          const float *b_now = b + place * b_step + group * size, *c_now = c + place * c_step + group * size;
+          const float* g = grad + (place * heads + h) * width;
           float* to = grad_x + (place * heads + h) * width;
           bool read = false;
           for (int64_t p = 0; p < width; ++p) read = read || g[p] != 0.0f;
@@ -263,28 +310,26 @@ EXPORT void KERNEL(ssd_backward)(const float* x, int64_t x_step, const float* dt
             grad_dt[place * heads + h] = 0.0f;
             continue;
           }
-          const float step = dt[place * heads + h], decay = decays[i * heads + h];
-          const float *before = reset ? zeros : states + i * one, *after = states + (i + 1) * one;
-          vec by_x = {}, by_decay = {}, by_d = {};
-          for (int64_t p = 0; p < width; p += VL) {
-            const int64_t left = width - p;
-            const vec in = load_n(input + p, left), out = load_n(g + p, left);
-            vec written = {}, faded = {};
-            if (read)
-              ssd_retreat<true>(before + p, after + p, carried + h * one + p, ld, size, decay, in * step, out, b_now, c_now,
-                                sum_b + i * size * VL, sum_c + i * size * VL, written, faded);
-            else
-              ssd_retreat<false>(before + p, after + p, carried + h * one + p, ld, size, decay, in * step, out, b_now, c_now,
-                                 sum_b + i * size * VL, sum_c + i * size * VL, written, faded);
-            store_n(to + p, written * step + out * d[h], left);
-            by_x += written * in;
-            by_decay += faded;
-            by_d += out * in;
-          }
-          const float fade = reset ? 0.0f : sum(by_decay) * decay;
-          grad_dt[place * heads + h] = sum(by_x) + fade * a[h];
-          grad_a[h] += (double)fade * step;
-          if (read) grad_d[h] += sum(by_d);
+          HeadStep step = {};
+          step.x = x + place * x_step + h * width;
+          step.grad = g;
+          step.b = b + place * b_step + group * size;
+          step.c = c + place * c_step + group * size;
+          step.before = reset ? zeros : states + i * one;
+          step.after = states + (i + 1) * one;
+          step.carried = carried + h * one;
+          step.grad_x = to;
+          step.grad_b = sum_b + i * size * VL;
+          step.grad_c = sum_c + i * size * VL;
+          step.dt = dt[place * heads + h];
+          step.decay = decays[i * heads + h];
+          step.d = d[h];
+          if (read) ssd_retreat_head<true>(step, width, size);
+          else ssd_retreat_head<false>(step, width, size);
+          const float fade = reset ? 0.0f : sum(step.by_decay) * step.decay;
+          grad_dt[place * heads + h] = sum(step.by_x) + fade * a[h];
+          grad_a[h] += (double)fade * step.dt;
+          if (read) grad_d[h] += sum(step.by_d);
           live[h] = 1.0f;
           if (reset) {
             std::memset(carried + h * one, 0, one * sizeof(float));
@@ -354,21 +399,27 @@ EXPORT void KERNEL(gated_norm_backward)(const float* y, const float* z, int64_t 
       vec products = {};
       for (int64_t i = 0; i < size; i += VL) {
         const int64_t left = size - i;
-        const vec normed = gated(from, gate, i, left) * factor, d = load_n(grad + place + i, left);
+        vec normed = load_n(from + i, left) * factor;
+        if (gate) {
+          const vec x = load_n(gate + i, left), s = sigmoid_v(x);
+          store_n(grad_z + place + i, s, left);  // for the next loop
+          normed *= x * s;
+        }
+        const vec d = load_n(grad + place + i, left);
         store_n(to_weight + i, load_n(to_weight + i, left) + d * normed, left);
         products += d * load_n(w + i, left) * normed;
       }
       const float mean = sum(products) / size;
       for (int64_t i = 0; i < size; i += VL) {
         const int64_t left = size - i;
-        const vec value = load_n(from + i, left), normed = gated(from, gate, i, left) * factor;
-        const vec d = (load_n(grad + place + i, left) * load_n(w + i, left) - normed * mean) * factor;
+        const vec value = load_n(from + i, left), of_normed = load_n(grad + place + i, left) * load_n(w + i, left);
         if (gate) {
-          const vec x = load_n(gate + i, left), s = sigmoid_v(x);
+          const vec x = load_n(gate + i, left), s = load_n(grad_z + place + i, left);
+          const vec d = (of_normed - value * x * s * factor * mean) * factor;
           store_n(grad_y + place + i, d * x * s, left);
           store_n(grad_z + place + i, d * value * s * (1.0f + x * (1.0f - s)), left);
         } else {
-          store_n(grad_y + place + i, d, left);
+          store_n(grad_y + place + i, (of_normed - value * factor * mean) * factor, left);
         }
       }
     }
