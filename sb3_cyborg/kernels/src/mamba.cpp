@@ -126,15 +126,23 @@ inline void to_rows(const float* columns, float* state, int64_t width, int64_t s
     for (int64_t n = 0; n < size; ++n) state[p * size + n] = columns[n * padded(width) + p];
 }
 
-// One step of M vectors of a head: after = decay before + write b^T, y += after c. The two may be the same.
+inline float product(const float* b, const float* c, int64_t size) {
+  vec total = {};
+  for (int64_t n = 0; n < size; n += VL) total += load_n(b + n, size - n) * load_n(c + n, size - n);
+  return sum(total);
+}
+
+// One step of M vectors of a head: after = decay before + write b^T, y += decay before c. The states may be the same. What the step
+// itself writes is read as write (b . c) instead, in y and in the backward: then the rounding of b . c is a factor of all features,
+// which the norm behind the recurrence cancels.
 template <int M>
 inline void ssd_advance(const float* before, float* after, int64_t ld, int64_t size, float decay, const vec (&write)[M],
                         const float* b, const float* c, vec (&y)[M]) {
   for (int64_t n = 0; n < size; ++n)
     for (int v = 0; v < M; ++v) {
-      const vec s = load(before + n * ld + v * VL) * decay + write[v] * b[n];
-      store(after + n * ld + v * VL, s);
-      y[v] += s * c[n];
+      const vec faded = load(before + n * ld + v * VL) * decay;
+      store(after + n * ld + v * VL, faded + write[v] * b[n]);
+      y[v] += faded * c[n];
     }
 }
 
@@ -143,12 +151,13 @@ template <int M>
 inline int64_t ssd_advance_from(int64_t p, const float* x, float dt, float decay, const float* b, const float* c, float d,
                                 const float* before, float* after, float* y, int64_t width, int64_t size) {
   const int64_t ld = padded(width);
+  const float own = d + dt * product(b, c, size);
   for (; p + (M - 1) * VL < width; p += M * VL) {
     vec write[M], out[M];
     for (int v = 0; v < M; ++v) {
       const vec input = load_n(x + p + v * VL, width - p - v * VL);
       write[v] = input * dt;
-      out[v] = input * d;
+      out[v] = input * own;
     }
     ssd_advance<M>(before + p, after + p, ld, size, decay, write, b, c, out);
     if (y)
@@ -168,7 +177,7 @@ inline void ssd_decays(const float* dt, const float* a, float* decays, int64_t h
 
 // Backward of one step of M vectors of a head. carried (N, P): in, gradient of the state after the step, from later steps; out,
 // of the state before it. READ: whether the output has a gradient; if not, a `c` or an `after` that is NaN has no effect. grad_b, grad_c (N,
-// VL) are added to. read: sum over n of G b; faded: sum over n of G before.
+// VL) are added to. read: sum over n of carried b; faded: sum over n of G before, with the gradient G of the state after the step.
 template <int M, bool READ>
 inline void ssd_retreat(const float* before, const float* after, float* carried, int64_t ld, int64_t size, float decay,
                         const vec (&write)[M], const vec (&grad)[M], const float* b, const float* c, float* grad_b, float* grad_c,
@@ -178,11 +187,11 @@ inline void ssd_retreat(const float* before, const float* after, float* carried,
     for (int v = 0; v < M; ++v) {
       const int64_t place = n * ld + v * VL;
       vec total = load(carried + place);
+      read[v] += total * b[n];
       if (READ) {
         total += grad[v] * c[n];
         of_c += grad[v] * load(after + place);
       }
-      read[v] += total * b[n];
       faded += total * load(before + place);
       of_b += write[v] * total;
       store(carried + place, total * decay);
@@ -196,7 +205,7 @@ inline void ssd_retreat(const float* before, const float* after, float* carried,
 struct HeadStep {
   const float *x, *grad, *b, *c, *before, *after;
   float *carried, *grad_x, *grad_b, *grad_c;
-  float dt, decay, d;
+  float dt, decay, d, own;  // own: b . c
   vec by_x, by_decay, by_d;
 };
 
@@ -212,6 +221,7 @@ inline int64_t ssd_retreat_from(int64_t p, HeadStep& step, int64_t width, int64_
     ssd_retreat<M, READ>(step.before + p, step.after + p, step.carried + p, padded(width), size, step.decay, write, out, step.b, step.c,
                          step.grad_b, step.grad_c, read, step.by_decay);
     for (int v = 0; v < M; ++v) {
+      if (READ) read[v] += out[v] * step.own;
       store_n(step.grad_x + p + v * VL, read[v] * step.dt + out[v] * step.d, width - p - v * VL);
       step.by_x += read[v] * in[v];
       step.by_d += out[v] * in[v];
@@ -324,6 +334,7 @@ EXPORT void KERNEL(ssd_backward)(const float* x, int64_t x_step, const float* dt
           step.dt = dt[place * heads + h];
           step.decay = decays[i * heads + h];
           step.d = d[h];
+          step.own = product(step.b, step.c, size);
           if (read) ssd_retreat_head<true>(step, width, size);
           else ssd_retreat_head<false>(step, width, size);
           const float fade = reset ? 0.0f : sum(step.by_decay) * step.decay;
