@@ -47,7 +47,8 @@ class Mamba2(SequenceModel):
     :param headdim: Inner features of a head; divides expand * d_model. ``None`` is its largest divisor up to 32.
     :param ngroups: Groups of heads; the heads of a group share B and C. Divides the number of heads.
     :param chunk_size: Steps in a chunk of the sequence form, >= 1. It affects speed, not results.
-    :param mamba_backend: Implementation of the recurrence in the sequence form: ``"torch"``, ``"official"`` (the kernels of
+    :param mamba_backend: Implementation of the recurrence in the sequence form: ``"torch"`` (in fp32 on a CPU the compiled
+        kernels, where they are in use), ``"official"`` (the kernels of
         ``mamba_ssm``, on a GPU), or ``"auto"``, which is ``"official"`` where available. The step form always uses PyTorch.
     :raises ValueError: for a size below 1, a size that does not divide as required, or an unknown backend.
     :raises ImportError: for ``"official"`` without ``mamba_ssm``.

@@ -786,8 +786,14 @@ def conv_backward(
     grad_last: th.Tensor,
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
     """
-    Backward of :func:`conv_forward`, whose parameters come first.
+    Backward of :func:`conv_forward`.
 
+    :param x: (B, T, C).
+    :param state: (B, W - 1, C).
+    :param weight: (W, C).
+    :param bias: (C,).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param silu: Whether SiLU follows.
     :param grad: Gradient of the outputs, (B, T, C).
     :param grad_last: Gradient of the last inputs, (B, W - 1, C).
     :return: Gradients of ``x``, ``state``, ``weight`` and ``bias``.
@@ -853,8 +859,16 @@ def ssd_backward(
     grad_last: th.Tensor,
 ) -> tuple[th.Tensor, ...]:
     """
-    Backward of :func:`ssd_forward`, whose parameters and saved states come first.
+    Backward of :func:`ssd_forward`.
 
+    :param x: (B, T, H, P).
+    :param dt: (B, T, H).
+    :param a: (H,).
+    :param b: (B, T, G, N).
+    :param c: (B, T, G, N).
+    :param d: (H,).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param saved: The states that the forward saved.
     :param grad: Gradient of the outputs, (B, T, H, P).
     :param grad_last: Gradient of the last state, (B, H, P, N).
     :return: Gradients of ``x``, ``dt``, ``a``, ``b``, ``c``, ``d`` and ``state``.

@@ -215,7 +215,7 @@ def _check_returns_of(env: gym.Env[Any, Any], index: int) -> None:
 
 
 def _usual_check(space: spaces.Space[Any]) -> Callable[[Any], bool] | None:
-    """:return: A short check of observations, which is false for valid ones of unusual types, too; ``None`` for other spaces."""
+    """:return: A short check of observations, false for valid ones of unusual types, too; ``None`` if a space has none."""
     if isinstance(space, spaces.Box):
         shape, dtype = space.shape, space.dtype
         return lambda obs: type(obs) is np.ndarray and obs.shape == shape and obs.dtype == dtype
