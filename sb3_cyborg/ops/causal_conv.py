@@ -134,7 +134,8 @@ class _ConvKernel(th.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor, grad_last: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        return *kernels.conv_backward(*ctx.saved_tensors, ctx.silu, grad, grad_last), None, None
+        x, state, weight, bias, masks = ctx.saved_tensors
+        return *kernels.conv_backward(x, state, weight, bias, masks, ctx.silu, grad, grad_last), None, None
 
 
 _conv_kernel: Callable[..., tuple[th.Tensor, th.Tensor]] = _ConvKernel.apply

@@ -84,7 +84,8 @@ class _GatedNorm(th.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        return *kernels.gated_norm_backward(*ctx.saved_tensors, grad), None, None
+        y, z, weight, scale = ctx.saved_tensors
+        return *kernels.gated_norm_backward(y, z, weight, scale, grad), None, None
 
 
 _gated_norm: Callable[..., th.Tensor] = _GatedNorm.apply

@@ -53,7 +53,8 @@ class _SSD(th.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor, grad_state: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        return *kernels.ssd_backward(*ctx.saved_tensors, grad, grad_state), None
+        x, dt, a, b, c, d, masks, saved = ctx.saved_tensors
+        return *kernels.ssd_backward(x, dt, a, b, c, d, masks, saved, grad, grad_state), None
 
 
 _ssd: Callable[..., tuple[th.Tensor, th.Tensor]] = _SSD.apply  # torch gives it no types
