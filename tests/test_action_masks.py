@@ -571,7 +571,7 @@ def test_masked_minibatches_do_not_wait_for_the_device(action_space: str) -> Non
         stats: dict[str, list[th.Tensor]] = defaultdict(list)
         with DeviceWaits() as waits:
             for batch in batches:
-                model._step(model._minibatch_loss(batch, terms, 0.2, stats))
+                model._step(model._minibatch_loss(batch, terms, 0.2, stats), list(model.policy.parameters()))
     assert not waits.found
 
 

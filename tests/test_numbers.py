@@ -204,7 +204,7 @@ def test_gradients_whose_norm_overflows_are_no_divergence() -> None:
     """As in SB3, they are clipped to 0."""
     model = rollout(toy_model())
     parameter = next(model.policy.parameters())
-    model._step((parameter * 1e30).sum())
+    model._step((parameter * 1e30).sum(), list(model.policy.parameters()))
     assert all_finite(model)
 
 

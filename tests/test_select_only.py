@@ -177,7 +177,7 @@ def update_waits(model: MemoryPPO) -> DeviceWaits:
     stats: dict[str, list[th.Tensor]] = defaultdict(list)
     with DeviceWaits() as waits:
         for batch in batches:
-            model._step(model._minibatch_loss(batch, terms, 0.2, stats))
+            model._step(model._minibatch_loss(batch, terms, 0.2, stats), list(model.policy.parameters()))
     return waits
 
 

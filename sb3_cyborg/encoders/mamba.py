@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_cyborg.checks import check_divides, check_positive, nearest_divisors
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.ops.causal_conv import causal_conv
 from sb3_cyborg.ops.linear import Linear
 from sb3_cyborg.ops.rms_norm import RMSNorm
-from sb3_cyborg.ops.ssd import CHUNK, ssd_step
+from sb3_cyborg.ops.ssd import CHUNK, ssd_chunked, ssd_step
+from sb3_cyborg.ops.ssd_compiled import ssd_compiled
 from sb3_cyborg.ops.ssd_official import check_backend, choose_ssd
 from sb3_cyborg.registry import ENCODERS, with_options_of
 from sb3_cyborg.sequence_model import Logs, SequenceModel, Serial, State, full_precision
@@ -45,7 +47,8 @@ class Mamba2(SequenceModel):
     :param headdim: Inner features of a head; divides expand * d_model. ``None`` is its largest divisor up to 32.
     :param ngroups: Groups of heads; the heads of a group share B and C. Divides the number of heads.
     :param chunk_size: Steps in a chunk of the sequence form, >= 1. It affects speed, not results.
-    :param mamba_backend: Implementation of the recurrence in the sequence form: ``"torch"``, ``"official"`` (the kernels of
+    :param mamba_backend: Implementation of the recurrence in the sequence form: ``"torch"`` (in fp32 on a CPU the compiled
+        kernels, where they are in use), ``"official"`` (the kernels of
         ``mamba_ssm``, on a GPU), or ``"auto"``, which is ``"official"`` where available. The step form always uses PyTorch.
     :raises ValueError: for a size below 1, a size that does not divide as required, or an unknown backend.
     :raises ImportError: for ``"official"`` without ``mamba_ssm``.
@@ -108,8 +111,8 @@ class Mamba2(SequenceModel):
         z, features, dt = self._project(x)
         with full_precision(x.device):
             weight = self.conv1d.weight.squeeze(1)
-            features, conv = causal_conv(features, state["conv"], weight, self._conv_bias, masks)
-            heads, b, c = self._split(F.silu(features))
+            features, conv = causal_conv(features, state["conv"], weight, self._conv_bias, masks, silu=True)
+            heads, b, c = self._split(features)
             y, ssm = self._scan(heads, dt, b, c, state["ssm"], masks)
             gated = self.norm(y.flatten(-2), z)
         return self.out_proj(gated), {"conv": conv, "ssm": ssm}, {}
@@ -149,6 +152,8 @@ class Mamba2(SequenceModel):
         :return: Outputs (B, T, heads, headdim) and the state after the last step.
         """
         ssd = choose_ssd(self.mamba_backend, x)
+        if ssd is ssd_chunked and kernels.usable(x, dt, ssm, self.D):
+            ssd = ssd_compiled
         return ssd(x, F.softplus(dt + self.dt_bias), -self.A_log.exp(), b, c, self.D, ssm, masks, self.chunk_size)
 
 
@@ -161,6 +166,8 @@ class GatedRMSNorm(RMSNorm):
         :param z: Gate before its activation, (..., features).
         :return: Normalized features, (..., features).
         """
+        if kernels.usable(y, z, self.weight):
+            return self._compiled(y, z)
         return super().forward(y * F.silu(z))
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 SOURCES = (Path(__file__).resolve(), *sorted((FOLDER / "src").glob("*.[ch]*")))
 """All files that decide what is compiled. This one has the flags."""
+KERNEL_SOURCES = ("kernels", "mamba", "operations")
+"""Sources that are compiled for each instruction set, without their suffix."""
 LIBRARY = FOLDER / {"win32": "_kernels.dll", "darwin": "_kernels.dylib"}.get(sys.platform, "_kernels.so")
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -109,7 +111,7 @@ def _compile(compiler: list[str], folder: Path) -> list[Path]:
     source = FOLDER / "src"
     units = {"dispatch": (source / "dispatch.cpp", [f'-DSB3_CYBORG_ABI="{abi()}"'])}
     for isa, flags in isa_flags().items():
-        for name in ("kernels", "operations"):
+        for name in KERNEL_SOURCES:
             units[f"{name}_{isa}"] = (source / f"{name}.cpp", [*flags, f"-DKERNEL_SUFFIX={isa}"])
     objects = {name: folder / f"{name}.o" for name in units}
     commands = [

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch as th
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -99,6 +99,16 @@ _SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "ring_step": ([*[_P] * 17, *[_I] * 6], None),
     "shift": ([*[_P] * 4, *[_I] * 3], None),
     "kv_step": ([*[_P] * 10, *[_I] * 4], None),
+    "pmm_forward": ([*[_P] * 17, *[_I] * 5, _F], None),
+    "pmm_backward": ([*[_P] * 15, *[_I] * 5], None),
+    "conv_forward": ([_P, _I, *[_P] * 6, *[_I] * 4, _CODE], None),
+    "conv_backward": ([_P, _I, *[_P] * 10, *[_I] * 4, _CODE], None),
+    "ssd_saved_size": ([_I] * 5, _I),
+    "ssd_scratch_size": ([_I] * 3, _I),
+    "ssd_forward": ([_P, _I, _P, _P, *[_P, _I] * 2, *[_P] * 7, *[_I] * 6], None),
+    "ssd_backward": ([_P, _I, _P, _P, *[_P, _I] * 2, *[_P] * 13, *[_I] * 6], None),
+    "gated_norm": ([*[_P] * 2, _I, *[_P] * 3, *[_I] * 3, _F], None),
+    "gated_norm_backward": ([*[_P] * 2, _I, *[_P] * 6, *[_I] * 3], None),
 }
 """Types of the arguments of each kernel, and of its result."""
 
@@ -640,3 +650,308 @@ def kv_step(
         *(batch, heads, size, slots),
     )
     return context, weights, null_weights
+
+
+class PmmRead(NamedTuple):
+    """
+    Result of :func:`pmm_forward`.
+
+    :param context: Weighted values, without the null entry's, (B, T, H, d).
+    :param weights: (B, T, H, S).
+    :param null_weights: Weights of the null entry, (B, T, H).
+    :param items: Item of each slot at the read of each step, int64, (B, T, S).
+    :param seen: Whether the slot is occupied then, bool, (B, T, S).
+    """
+
+    context: th.Tensor
+    weights: th.Tensor
+    null_weights: th.Tensor
+    items: th.Tensor
+    seen: th.Tensor
+
+
+def pmm_forward(
+    query: th.Tensor,
+    keys: th.Tensor,
+    values: th.Tensor,
+    bias: th.Tensor,
+    null_logits: th.Tensor,
+    open_gate: th.Tensor,
+    keep: th.Tensor | None,
+    slots: Sequence[th.Tensor],
+    usage_decay: float,
+) -> PmmRead:
+    """
+    Reads and evictions of the pmm memory over a sequence. The items are the S of the state, then those of the T steps.
+
+    :param query: (B, T, H, d), contiguous.
+    :param keys: (B, S + T, H, d), contiguous.
+    :param values: (B, S + T, H, d), contiguous.
+    :param bias: Added to the scores of an item, (B, S + T), contiguous.
+    :param null_logits: Scores of the null entry, (B, T, H).
+    :param open_gate: Whether the write gate is open, bool, (B, T).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param slots: Item (int64), occupied (bool), usage and age of each slot before the first step, (B, S), contiguous;
+        overwritten with those after the last.
+    :param usage_decay: Factor on all usage at each step.
+    :return: The reads.
+    """
+    (batch, steps, heads, size), num_slots = query.shape, slots[0].shape[1]
+    null_logits, open_gate = null_logits.contiguous(), open_gate.contiguous()
+    keep = None if keep is None else keep.contiguous()
+    read = PmmRead(
+        th.empty(batch, steps, heads, size),
+        th.empty(batch, steps, heads, num_slots),
+        th.empty(batch, steps, heads),
+        th.empty(batch, steps, num_slots, dtype=th.int64),
+        th.empty(batch, steps, num_slots, dtype=th.bool),
+    )
+    dominant = th.empty(num_slots, dtype=th.bool)
+    _kernels.pmm_forward(
+        *map(_pointer, (query, keys, values, bias, null_logits, open_gate, keep, *slots, *read, dominant)),
+        *(batch, steps, heads, size, num_slots, usage_decay),
+    )
+    return read
+
+
+def pmm_backward(
+    query: th.Tensor, keys: th.Tensor, values: th.Tensor, read: PmmRead, grad: th.Tensor, grad_null: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    """
+    Backward of :func:`pmm_forward`.
+
+    :param query: (B, T, H, d).
+    :param keys: (B, S + T, H, d).
+    :param values: (B, S + T, H, d).
+    :param read: Its result.
+    :param grad: Gradient of the context, (B, T, H, d).
+    :param grad_null: Gradient of the null entry's weight, (B, T, H).
+    :return: Gradients of query, keys, values, bias and null logits.
+    """
+    batch, steps, heads, size = query.shape
+    num_slots = read.weights.shape[3]
+    grad, grad_null = grad.contiguous(), grad_null.contiguous()
+    grads = (th.empty_like(query), th.zeros_like(keys), th.zeros_like(values), grad.new_zeros(keys.shape[:2]))
+    grad_null_logits, scratch = th.empty_like(read.null_weights), th.empty(num_slots)
+    _kernels.pmm_backward(
+        *map(_pointer, (query, keys, values, *read[1:], grad, grad_null, *grads, grad_null_logits, scratch)),
+        *(batch, steps, heads, size, num_slots),
+    )
+    return *grads, grad_null_logits
+
+
+def _by_step(tensor: th.Tensor) -> tuple[th.Tensor, int]:
+    """
+    :param tensor: (B, T, ...).
+    :return: The tensor, copied if its steps are not contiguous and evenly spaced over all rows, and the floats between steps.
+    """
+    steps, size = tensor.shape[1], math.prod(tensor.shape[2:])
+    if tensor.stride(0) == steps * tensor.stride(1) and tensor.stride(1) >= size and tensor[0, 0].is_contiguous():
+        return tensor, tensor.stride(1)
+    return tensor.contiguous(), size
+
+
+def conv_forward(
+    x: th.Tensor, state: th.Tensor, weight: th.Tensor, bias: th.Tensor, keep: th.Tensor | None, silu: bool
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    A causal depthwise convolution over a sequence.
+
+    :param x: (B, T, C).
+    :param state: The W - 1 inputs before the first step, newest last, (B, W - 1, C), contiguous.
+    :param weight: (W, C), contiguous; the last tap is that of the current step.
+    :param bias: (C,).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param silu: Whether SiLU follows.
+    :return: Outputs (B, T, C), and the last W - 1 inputs (B, W - 1, C), zeros where they belong to an earlier episode.
+    """
+    (batch, steps, channels), past = x.shape, state.shape[1]
+    (x, step), keep = _by_step(x), None if keep is None else keep.contiguous()
+    y, last = th.empty(batch, steps, channels), th.empty_like(state)
+    _kernels.conv_forward(
+        *(x.data_ptr(), step, *map(_pointer, (state, weight, bias, keep, y, last))),
+        *(batch, steps, channels, past, silu),
+    )
+    return y, last
+
+
+def conv_backward(
+    x: th.Tensor,
+    state: th.Tensor,
+    weight: th.Tensor,
+    bias: th.Tensor,
+    keep: th.Tensor | None,
+    silu: bool,
+    grad: th.Tensor,
+    grad_last: th.Tensor,
+) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    """
+    Backward of :func:`conv_forward`.
+
+    :param x: (B, T, C).
+    :param state: (B, W - 1, C).
+    :param weight: (W, C).
+    :param bias: (C,).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param silu: Whether SiLU follows.
+    :param grad: Gradient of the outputs, (B, T, C).
+    :param grad_last: Gradient of the last inputs, (B, W - 1, C).
+    :return: Gradients of ``x``, ``state``, ``weight`` and ``bias``.
+    """
+    (batch, steps, channels), past = x.shape, state.shape[1]
+    (x, step), keep = _by_step(x), None if keep is None else keep.contiguous()
+    grad, grad_last = grad.contiguous(), grad_last.contiguous()
+    grads = th.zeros(x.shape), th.zeros_like(state), th.zeros_like(weight), th.zeros_like(bias)
+    _kernels.conv_backward(
+        *(x.data_ptr(), step, *map(_pointer, (state, weight, bias, keep, grad, grad_last, *grads))),
+        *(batch, steps, channels, past, silu),
+    )
+    return grads
+
+
+def ssd_forward(
+    x: th.Tensor,
+    dt: th.Tensor,
+    a: th.Tensor,
+    b: th.Tensor,
+    c: th.Tensor,
+    d: th.Tensor,
+    state: th.Tensor,
+    keep: th.Tensor | None,
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """
+    The recurrence of Mamba-2 over a sequence.
+
+    :param x: Inputs of the heads, (B, T, H, P).
+    :param dt: Step sizes, (B, T, H).
+    :param a: Decay rates, (H,).
+    :param b: Write directions, (B, T, G, N).
+    :param c: Read directions, (B, T, G, N).
+    :param d: Weights of the skip connection, (H,).
+    :param state: State before the first step, (B, H, P, N).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :return: Outputs (B, T, H, P), the state after the last step, and states that the backward needs.
+    """
+    (batch, steps, heads, width), (groups, size) = x.shape, b.shape[2:]
+    (x, x_step), (b, b_step), (c, c_step) = map(_by_step, (x, b, c))
+    dt, a, d, state = (tensor.contiguous() for tensor in (dt, a, d, state))
+    keep = None if keep is None else keep.contiguous()
+    y, last = th.empty(batch, steps, heads, width), th.empty_like(state)
+    saved = th.empty(_ssd_saved_size(batch, steps, heads, width, size))
+    scratch = th.empty(_ssd_scratch_size(heads, width, size))
+    _kernels.ssd_forward(
+        *(x.data_ptr(), x_step, dt.data_ptr(), a.data_ptr(), b.data_ptr(), b_step, c.data_ptr(), c_step),
+        *(*map(_pointer, (d, state, keep, y, last, saved, scratch)), batch, steps, heads, width, groups, size),
+    )
+    return y, last, saved
+
+
+def ssd_backward(
+    x: th.Tensor,
+    dt: th.Tensor,
+    a: th.Tensor,
+    b: th.Tensor,
+    c: th.Tensor,
+    d: th.Tensor,
+    keep: th.Tensor | None,
+    saved: th.Tensor,
+    grad: th.Tensor,
+    grad_last: th.Tensor,
+) -> tuple[th.Tensor, ...]:
+    """
+    Backward of :func:`ssd_forward`.
+
+    :param x: (B, T, H, P).
+    :param dt: (B, T, H).
+    :param a: (H,).
+    :param b: (B, T, G, N).
+    :param c: (B, T, G, N).
+    :param d: (H,).
+    :param keep: Keep-masks, bool, (B, T), or ``None``.
+    :param saved: The states that the forward saved.
+    :param grad: Gradient of the outputs, (B, T, H, P).
+    :param grad_last: Gradient of the last state, (B, H, P, N).
+    :return: Gradients of ``x``, ``dt``, ``a``, ``b``, ``c``, ``d`` and ``state``.
+    """
+    (batch, steps, heads, width), (groups, size) = x.shape, b.shape[2:]
+    (x, x_step), (b, b_step), (c, c_step) = map(_by_step, (x, b, c))
+    dt, a, d, grad, grad_last = (tensor.contiguous() for tensor in (dt, a, d, grad, grad_last))
+    keep = None if keep is None else keep.contiguous()
+    grad_x, grad_dt, grad_b, grad_c = (th.empty(tensor.shape) for tensor in (x, dt, b, c))
+    grad_a, grad_d = th.zeros(2, heads, dtype=th.float64).unbind()
+    grad_state, scratch = th.empty_like(grad_last), th.empty(_ssd_scratch_size(heads, width, size))
+    _kernels.ssd_backward(
+        *(x.data_ptr(), x_step, dt.data_ptr(), a.data_ptr(), b.data_ptr(), b_step, c.data_ptr(), c_step),
+        *map(
+            _pointer, (d, keep, saved, grad, grad_last, grad_x, grad_dt, grad_a, grad_b, grad_c, grad_d, grad_state, scratch)
+        ),
+        *(batch, steps, heads, width, groups, size),
+    )
+    return grad_x, grad_dt, grad_a.float(), grad_b, grad_c, grad_d.float(), grad_state
+
+
+@functools.cache
+def _ssd_saved_size(batch: int, steps: int, heads: int, width: int, size: int) -> int:
+    return int(_kernels.ssd_saved_size(batch, steps, heads, width, size))
+
+
+@functools.cache
+def _ssd_scratch_size(heads: int, width: int, size: int) -> int:
+    return int(_kernels.ssd_scratch_size(heads, width, size))
+
+
+def _gate(z: th.Tensor | None) -> tuple[th.Tensor | None, int]:
+    """
+    :param z: (..., D), or ``None``.
+    :return: It with its rows evenly spaced, copied if need be, and the floats between rows.
+    """
+    if z is None:
+        return None, 0
+    if z.dim() == 3:
+        return _by_step(z)
+    z = z if z.dim() == 2 and z.stride(1) == 1 and z.stride(0) >= z.shape[1] else z.contiguous()
+    return z, z.stride(0) if z.dim() == 2 else z.shape[-1]
+
+
+def gated_norm(y: th.Tensor, z: th.Tensor | None, weight: th.Tensor, groups: int, eps: float) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Root-mean-square norm of each group of features of ``y silu(z)``, or of ``y``.
+
+    :param y: (..., D).
+    :param z: (..., D), or ``None``.
+    :param weight: (D,).
+    :param groups: Number of groups, which divides D.
+    :param eps: Added to the mean square.
+    :return: Normalized features times the weight, (..., D), and the factor of each group, (..., groups).
+    """
+    y, (z, z_step) = y.contiguous(), _gate(z)
+    size = y.shape[-1] // groups
+    out, scale = th.empty_like(y), th.empty(*y.shape[:-1], groups)
+    _kernels.gated_norm(
+        *(y.data_ptr(), _pointer(z), z_step, weight.data_ptr(), out.data_ptr(), scale.data_ptr()),
+        *(scale.numel() // groups, groups, size, eps),
+    )
+    return out, scale
+
+
+def gated_norm_backward(
+    y: th.Tensor, z: th.Tensor | None, weight: th.Tensor, scale: th.Tensor, grad: th.Tensor
+) -> tuple[th.Tensor, th.Tensor | None, th.Tensor]:
+    """
+    Backward of :func:`gated_norm`.
+
+    :param y: (..., D).
+    :param z: (..., D), or ``None``.
+    :param weight: (D,).
+    :param scale: The factors, (..., groups).
+    :param grad: Gradient of the result, (..., D).
+    :return: Gradients of ``y``, ``z`` and ``weight``.
+    """
+    y, (z, z_step), grad = y.contiguous(), _gate(z), grad.contiguous()
+    groups = scale.shape[-1]
+    grad_y, grad_z, grad_weight = th.empty_like(y), None if z is None else th.empty_like(y), th.zeros_like(weight)
+    _kernels.gated_norm_backward(
+        *(y.data_ptr(), _pointer(z), z_step, *map(_pointer, (weight, scale, grad, grad_y, grad_z, grad_weight))),
+        *(scale.numel() // groups, groups, y.shape[-1] // groups),
+    )
+    return grad_y, grad_z, grad_weight

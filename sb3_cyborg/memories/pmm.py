@@ -1,13 +1,16 @@
 """The persistent multi-head memory (PMM): slots with learned writes and least-used eviction."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from sb3_cyborg.checks import Number, OrNone, Rule, check_values
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.trace import record, tracing
 from sb3_cyborg.ops.linear import Linear
@@ -134,6 +137,44 @@ def _to_numpy(tensor: th.Tensor) -> np.ndarray:
     return array
 
 
+class _PmmKernel(th.autograd.Function):
+    """Reads and evictions over a sequence as one autograd node, by compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        bias: th.Tensor,
+        null_logits: th.Tensor,
+        open_gate: th.Tensor,
+        masks: th.Tensor | None,
+        slots: Slots,
+        usage_decay: float,
+    ) -> tuple[th.Tensor, ...]:
+        """
+        Parameters are those of :func:`~sb3_cyborg.kernels.primitives.pmm_forward`; ``slots`` is overwritten.
+
+        :return: Context (B, T, H, d) and null weights (B, T, H); without gradient, weights (B, T, H, S) and occupied slots
+            (B, T, S).
+        """
+        read = kernels.pmm_forward(query, keys, values, bias, null_logits, open_gate, masks, slots, usage_decay)
+        ctx.save_for_backward(query, keys, values, *read)
+        ctx.mark_non_differentiable(read.weights, read.seen)
+        return read.context, read.null_weights, read.weights, read.seen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor, grad_null: th.Tensor, *_: Any) -> tuple[th.Tensor | None, ...]:
+        query, keys, values, *read = ctx.saved_tensors
+        grads = kernels.pmm_backward(query, keys, values, kernels.PmmRead(*read), grad, grad_null)
+        return *grads, None, None, None, None
+
+
+_pmm_kernel: Callable[..., tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]] = _PmmKernel.apply  # torch gives it no types
+
+
 @MEMORIES.register("pmm")
 class PersistentMemory(AttentionMemory):
     """
@@ -250,18 +291,10 @@ class PersistentMemory(AttentionMemory):
         strength = th.cat([state["strength"], gate], dim=1)
         bias = th.where(strength > 0, strength, 1.0).log()
         query = self.queries(x)
-        keys, values = self.heads(self.key(items)), self.heads(self.value(items))
-        # Scores of every step with every stored and new item in one matmul; the slots then index into them.
-        scores = query.transpose(1, 2) @ keys.permute(0, 2, 3, 1) / math.sqrt(self.head_dim) + bias[:, None, None]
-        null_logits = self.null_logits(query)
-        replay = self._replay_table if may_branch(x.device) else self._replay
-        indices, occupied, last = replay(state, scores.detach(), null_logits.detach(), gate.detach() > 0.5, masks)
-        chosen = indices.unsqueeze(1).expand(-1, self.num_heads, -1, -1)  # (B, H, T, S)
-        visible = occupied.unsqueeze(1)
-        weights, null = masked_softmax(scores.gather(3, chosen), visible, null_logits.transpose(1, 2))
-        spread = th.zeros_like(scores).scatter(3, chosen, weights)
-        context = (spread @ finite(values).transpose(1, 2)).transpose(1, 2)  # (B, T, H, d)
-        null = null.transpose(1, 2)
+        keys, values, null_logits = self.heads(self.key(items)), self.heads(self.value(items)), self.null_logits(query)
+        read = self._read_kernel if kernels.usable(query, keys, state["usage"]) else self._read
+        open_gate = gate.detach() > 0.5
+        context, weights, null, occupied, last = read(query, keys, values, bias, null_logits, open_gate, state, masks)
         last_items = items.gather(1, last.item.unsqueeze(-1).expand(-1, -1, items.shape[-1]))
         last_strength = strength.gather(1, last.item)
         if masks is not None:  # after a reset, empty slots are zeros; without one, they keep their content
@@ -274,7 +307,59 @@ class PersistentMemory(AttentionMemory):
             "usage": last.usage,
             "age": last.age,
         }
-        return self.finish(context, null), new_state, weights.transpose(1, 2), null, occupied, gate
+        return self.finish(context, null), new_state, weights, null, occupied, gate
+
+    def _read(
+        self,
+        query: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        bias: th.Tensor,
+        null_logits: th.Tensor,
+        open_gate: th.Tensor,
+        state: State,
+        masks: th.Tensor | None,
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor, Slots]:
+        """
+        Read the memory at each step, and replay the evictions.
+
+        :param query: (B, T, H, d).
+        :param keys: Keys of the items of the state, then of the steps, (B, S + T, H, d).
+        :param values: (B, S + T, H, d).
+        :param bias: Added to the scores of the items, (B, S + T).
+        :param null_logits: Scores of the null entry, (B, T, H).
+        :param open_gate: Whether the write gate is open (> 1/2), bool, (B, T).
+        :param state: State of the memory before the first step.
+        :param masks: Keep-masks, bool, (B, T), or ``None``.
+        :return: Context (B, T, H, d), weights (B, T, H, S), null weights (B, T, H), occupied slots (B, T, S), and the slots
+            after the last step.
+        """
+        # Scores of every step with every stored and new item in one matmul; the slots then index into them.
+        scores = query.transpose(1, 2) @ keys.permute(0, 2, 3, 1) / math.sqrt(self.head_dim) + bias[:, None, None]
+        replay = self._replay_table if may_branch(query.device) else self._replay
+        indices, occupied, last = replay(state, scores.detach(), null_logits.detach(), open_gate, masks)
+        chosen = indices.unsqueeze(1).expand(-1, self.num_heads, -1, -1)  # (B, H, T, S)
+        weights, null = masked_softmax(scores.gather(3, chosen), occupied.unsqueeze(1), null_logits.transpose(1, 2))
+        spread = th.zeros_like(scores).scatter(3, chosen, weights)
+        context = (spread @ finite(values).transpose(1, 2)).transpose(1, 2)  # (B, T, H, d)
+        return context, weights.transpose(1, 2), null.transpose(1, 2), occupied, last
+
+    def _read_kernel(
+        self,
+        query: th.Tensor,
+        keys: th.Tensor,
+        values: th.Tensor,
+        bias: th.Tensor,
+        null_logits: th.Tensor,
+        open_gate: th.Tensor,
+        state: State,
+        masks: th.Tensor | None,
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor, Slots]:
+        """:meth:`_read` by a compiled kernel; parameters and results are the same."""
+        slots = Slots(*(leaf.clone(memory_format=th.contiguous_format) for leaf in Slots.of(state)))
+        tensors = (tensor.contiguous() for tensor in (query, keys, values, bias))
+        context, null, weights, occupied = _pmm_kernel(*tensors, null_logits, open_gate, masks, slots, self.usage_decay)
+        return context, weights, null, occupied, slots
 
     def _replay(
         self, state: State, scores: th.Tensor, null_logits: th.Tensor, open_gate: th.Tensor, masks: th.Tensor | None

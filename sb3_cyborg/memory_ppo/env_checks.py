@@ -163,6 +163,7 @@ def check_step(rewards: Any, dones: Any, infos: Any, n_envs: int, when: str) -> 
 
 USUAL_REWARDS = (float, int, np.float64, np.float32)
 USUAL_ENDS = (bool, np.bool_)
+USUAL_INTEGERS = (int, np.int64, np.int32)
 
 
 def check_returns(env: VecEnv) -> None:
@@ -188,8 +189,7 @@ def _check_returns_of(env: gym.Env[Any, Any], index: int) -> None:
     """Replace ``reset`` and ``step`` of an environment, as bound methods, so that a deep copy of it calls its own."""
     inherited_reset, inherited_step = (_inherited(env, name) for name in ("reset", "step"))
     of_environment = f"of environment {index}"
-    box = env.observation_space if isinstance(env.observation_space, spaces.Box) else None
-    shape, dtype = (None, None) if box is None else (box.shape, box.dtype)
+    is_usual = _usual_check(env.observation_space)
 
     def reset(self: gym.Env[Any, Any], **kwargs: Any) -> Any:
         result = inherited_reset(self, **kwargs)
@@ -200,10 +200,10 @@ def _check_returns_of(env: gym.Env[Any, Any], index: int) -> None:
 
     def step(self: gym.Env[Any, Any], action: Any) -> Any:
         result = inherited_step(self, action)
-        if shape is not None and type(result) is tuple and len(result) == 5:
+        if is_usual is not None and type(result) is tuple and len(result) == 5:
             # The usual types by themselves: the full check would take a third of the time of a simple environment.
             obs, reward, terminated, truncated, info = result
-            usual = type(obs) is np.ndarray and obs.shape == shape and obs.dtype == dtype and type(info) is dict
+            usual = is_usual(obs) and type(info) is dict
             if usual and type(reward) in USUAL_REWARDS and type(terminated) in USUAL_ENDS and type(truncated) in USUAL_ENDS:
                 return result
         _check_result(result, self.observation_space, f"`step` {of_environment}")
@@ -212,6 +212,17 @@ def _check_returns_of(env: gym.Env[Any, Any], index: int) -> None:
     setattr(step, CHECKED, True)
     for method in (reset, step):
         setattr(env, method.__name__, types.MethodType(method, env))
+
+
+def _usual_check(space: spaces.Space[Any]) -> Callable[[Any], bool] | None:
+    """:return: A short check of observations, false for valid ones of unusual types, too; ``None`` if a space has none."""
+    if isinstance(space, spaces.Box):
+        shape, dtype = space.shape, space.dtype
+        return lambda obs: type(obs) is np.ndarray and obs.shape == shape and obs.dtype == dtype
+    if isinstance(space, spaces.Discrete):
+        size = int(space.n)
+        return lambda obs: type(obs) in USUAL_INTEGERS and 0 <= obs < size
+    return None
 
 
 def _inherited(env: gym.Env[Any, Any], name: str) -> Callable[..., Any]:

@@ -8,11 +8,17 @@ import torch as th
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_cyborg.kernels import primitives as kernels
 from sb3_cyborg.sequence_model import may_branch
 
 
 def causal_conv(
-    x: th.Tensor, state: th.Tensor, weight: th.Tensor, bias: th.Tensor, masks: th.Tensor | None = None
+    x: th.Tensor,
+    state: th.Tensor,
+    weight: th.Tensor,
+    bias: th.Tensor,
+    masks: th.Tensor | None = None,
+    silu: bool = False,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Causal depthwise convolution within episodes.
@@ -22,8 +28,12 @@ def causal_conv(
     :param weight: Kernel; the last tap is that of the current step, (C, W).
     :param bias: (C,).
     :param masks: Keep-masks, bool, (B, T), or ``None``; inputs before a reset count as zeros after it.
+    :param silu: Whether SiLU follows.
     :return: Outputs (B, T, C) and the last W - 1 inputs (B, C, W - 1), zeros where they belong to an earlier episode.
     """
+    if kernels.usable(x, state, weight):
+        y, last = _conv_kernel(x, state.transpose(1, 2).contiguous(), weight.t().contiguous(), bias, masks, silu)
+        return y, last.transpose(1, 2).contiguous()
     past = weight.shape[1] - 1
     padded = th.cat([state.transpose(1, 2), x], dim=1)  # (B, W - 1 + T, C)
     tail = padded[:, x.shape[1] :]
@@ -33,7 +43,8 @@ def causal_conv(
         newest_last = [keep[:, -1:] for keep in reversed(keeps[:-1])] + [th.ones_like(keeps[0][:, -1:])]
         tail = th.where(th.cat(newest_last, dim=1), tail, 0.0)
     # A copy: a view would keep the whole sequence in memory for as long as the state is stored.
-    return _causal_conv(padded, weight, bias, *keeps), tail.transpose(1, 2).contiguous()
+    y = _causal_conv(padded, weight, bias, *keeps)
+    return F.silu(y) if silu else y, tail.transpose(1, 2).contiguous()
 
 
 def _keeps(masks: th.Tensor, past: int) -> list[th.Tensor]:
@@ -101,3 +112,30 @@ class _CausalConv(th.autograd.Function):
 
 
 _causal_conv: Callable[..., th.Tensor] = _CausalConv.apply
+
+
+class _ConvKernel(th.autograd.Function):
+    """:func:`causal_conv` as one autograd node, by compiled kernels; state (B, W - 1, C) and weight (W, C) are transposed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: th.Tensor,
+        state: th.Tensor,
+        weight: th.Tensor,
+        bias: th.Tensor,
+        masks: th.Tensor | None,
+        silu: bool,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        ctx.save_for_backward(x, state, weight, bias, masks)
+        ctx.silu = silu
+        return kernels.conv_forward(x, state, weight, bias, masks, silu)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor, grad_last: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        x, state, weight, bias, masks = ctx.saved_tensors
+        return *kernels.conv_backward(x, state, weight, bias, masks, ctx.silu, grad, grad_last), None, None
+
+
+_conv_kernel: Callable[..., tuple[th.Tensor, th.Tensor]] = _ConvKernel.apply

@@ -84,6 +84,20 @@ class _Linear(th.autograd.Function):
 _linear: Callable[..., th.Tensor] = _Linear.apply  # torch gives it no types
 
 
+class _ActivatedKernel(_Linear):
+    """A linear layer with an activation, whose forward is a compiled kernel; the activation alone would take as long as it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation) -> th.Tensor:  # type: ignore[override]  # always with one
+        y = kernels.affine(x, kernels.pack(weight), len(weight), bias, activation.kernel)
+        ctx.save_for_backward(x, weight, y)
+        ctx.activation = activation
+        return y
+
+
+_activated_kernel: Callable[..., th.Tensor] = _ActivatedKernel.apply
+
+
 def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: Activation | None = None) -> th.Tensor:
     """
     ``torch.nn.functional.linear`` with the faster library and an optional activation; once differentiable.
@@ -95,6 +109,8 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: 
     :return: Outputs, (..., N).
     """
     if not _takes_onednn(x, weight) or th.is_autocast_enabled("cpu"):
+        if activation is not None and kernels.usable(x, weight):
+            return _activated_kernel(x.reshape(-1, x.shape[-1]), weight, bias, activation).view(*x.shape[:-1], -1)
         y = F.linear(x, weight, bias)
         return y if activation is None else activation.function(y)
     return _linear(x.reshape(-1, x.shape[-1]), weight, bias, activation).view(*x.shape[:-1], -1)
@@ -124,7 +140,7 @@ class FusedSequential(nn.Sequential):
                 if activation is not None and kernels.usable_without_gradient(input, layer.weight):
                     weight = self._packed[index](layer.weight)
                     input = kernels.affine(input, weight, layer.out_features, layer.bias, activation.kernel)
-                else:  # without an activation a kernel saves nothing
+                else:
                     input = linear(input, layer.weight, layer.bias, activation)
                 index += activation is not None
             else:

@@ -8,6 +8,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_cyborg.kernels import primitives as kernels
+
 
 class RMSNorm(nn.Module):
     """
@@ -29,9 +31,21 @@ class RMSNorm(nn.Module):
         :param x: (..., features).
         :return: Normalized features, (..., features).
         """
+        if kernels.usable(x, self.weight):
+            return self._compiled(x, None)
         if self.groups == 1 and not th.is_grad_enabled():  # for a step of acting, PyTorch's own is equally fast
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _rms_norm(x, self.weight, self.groups, self.eps)
+
+    def _compiled(self, y: th.Tensor, z: th.Tensor | None) -> th.Tensor:
+        """
+        :param y: (..., features).
+        :param z: A gate before its activation, (..., features), or ``None``.
+        :return: The norm of ``y silu(z)``, by compiled kernels.
+        """
+        if not th.is_grad_enabled():
+            return kernels.gated_norm(y, z, self.weight, self.groups, self.eps)[0]
+        return _gated_norm(y, z, self.weight, self.groups, self.eps)
 
 
 class _RMSNorm(th.autograd.Function):
@@ -56,3 +70,22 @@ class _RMSNorm(th.autograd.Function):
 
 
 _rms_norm: Callable[..., th.Tensor] = _RMSNorm.apply
+
+
+class _GatedNorm(th.autograd.Function):
+    """The norm with an optional gate as one autograd node, by compiled kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, y: th.Tensor, z: th.Tensor | None, weight: th.Tensor, groups: int, eps: float) -> th.Tensor:
+        output, scale = kernels.gated_norm(y, z, weight, groups, eps)
+        ctx.save_for_backward(y, z, weight, scale)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        y, z, weight, scale = ctx.saved_tensors
+        return *kernels.gated_norm_backward(y, z, weight, scale, grad), None, None
+
+
+_gated_norm: Callable[..., th.Tensor] = _GatedNorm.apply

@@ -4,6 +4,7 @@
 //
 // It includes the sources, so no declaration is repeated here. A new kernel or operation gets a function and a row in CASES.
 #include "kernels.cpp"
+#include "mamba.cpp"
 #include "operations.cpp"
 
 #include <cmath>
@@ -295,6 +296,105 @@ void replay_case(int64_t n) {
     for (int64_t i = 0; i < rows * size; ++i) check(std::abs(z[i] - y[i]) < 1e-3, "replay", n, i);
 }
 
+void pmm_case(int64_t n) {
+    const int64_t batch = n % 2 + 1, steps = n % 23 + 1, heads = n % 3 + 1, size = size_of(n), slots = n % 19 + 1, row = heads * size;
+    Buffer query(batch * steps * row), keys(batch * (slots + steps) * row), values(batch * (slots + steps) * row);
+    Buffer bias(batch * (slots + steps)), null_logits(batch * steps * heads), usage(batch * slots), age(batch * slots);
+    Buffer context(batch * steps * row), weights(batch * steps * heads * slots), null_weights(batch * steps * heads);
+    std::vector<uint8_t> open = mask_of(batch * steps), keep = mask_of(batch * steps), occupied = mask_of(batch * slots);
+    std::vector<uint8_t> seen(batch * steps * slots), dominant(slots);
+    std::vector<int64_t> item(batch * slots), items(batch * steps * slots);
+    for (int64_t i = 0; i < batch * slots; ++i) item[i] = i % slots;
+    KERNEL(pmm_forward)(query.data(), keys.data(), values.data(), bias.data(), null_logits.data(), open.data(), n % 3 ? keep.data() : nullptr,
+                        item.data(), occupied.data(), usage.data(), age.data(), context.data(), weights.data(), null_weights.data(),
+                        items.data(), seen.data(), dominant.data(), batch, steps, heads, size, slots, 0.99F);
+    for (int64_t i = 0; i < batch * steps * heads; ++i) {
+        double total = null_weights[i];
+        for (int64_t s = 0; s < slots; ++s) total += weights[i * slots + s];
+        check(std::abs(total - 1) < 1e-5, "pmm_forward", n, i);
+    }
+    Buffer grad(batch * steps * row), grad_null(batch * steps * heads), grad_query(batch * steps * row), grad_null_logits(batch * steps * heads);
+    Buffer grad_keys(batch * (slots + steps) * row), grad_values(batch * (slots + steps) * row), grad_bias(batch * (slots + steps));
+    Buffer scratch(slots);
+    KERNEL(pmm_backward)(query.data(), keys.data(), values.data(), weights.data(), null_weights.data(), items.data(), seen.data(),
+                         grad.data(), grad_null.data(), grad_query.data(), grad_keys.data(), grad_values.data(), grad_bias.data(),
+                         grad_null_logits.data(), scratch.data(), batch, steps, heads, size, slots);
+}
+
+void conv_case(int64_t n) {
+    const int64_t batch = n % 2 + 1, steps = n % 7 + 1, channels = size_of(n), past = n % 5, step = channels + n % 3;
+    Buffer x(batch * steps * step), state(batch * past * channels), weight((past + 1) * channels), bias(channels);
+    Buffer y(batch * steps * channels), last(batch * past * channels);
+    std::vector<uint8_t> keep = mask_of(batch * steps);
+    const uint8_t* mask = n % 3 ? keep.data() : nullptr;
+    for (int32_t silu = 0; silu < 2; ++silu) {
+        KERNEL(conv_forward)(x.data(), step, state.data(), weight.data(), bias.data(), mask, y.data(), last.data(), batch, steps, channels,
+                             past, silu);
+        for (int64_t c = 0; c < channels; ++c) {  // the first step of the first row
+            double want = bias[c];
+            for (int64_t i = 0; i <= past; ++i)
+                if (i == past || !mask || mask[0]) want += double(i == past ? x[c] : state[i * channels + c]) * weight[i * channels + c];
+            if (silu) want /= 1 + std::exp(-want);
+            check(std::abs(y[c] - want) < 1e-5, "conv_forward", n, c);
+        }
+        Buffer grad_x(batch * steps * channels), grad_state(batch * past * channels), grad_weight((past + 1) * channels), grad_bias(channels);
+        KERNEL(conv_backward)(x.data(), step, state.data(), weight.data(), bias.data(), mask, y.data(), last.data(), grad_x.data(),
+                              grad_state.data(), grad_weight.data(), grad_bias.data(), batch, steps, channels, past, silu);
+    }
+}
+
+void ssd_case(int64_t n) {
+    const int64_t batch = n % 2 + 1, steps = n % 37 + 1, groups = n % 2 + 1, heads = groups * (n % 3 + 1), width = size_of(n), size = n % 17 + 1;
+    const int64_t x_step = heads * width + n % 3, b_step = groups * size + n % 2;
+    Buffer x(batch * steps * x_step), dt(batch * steps * heads), a(heads), b(batch * steps * b_step), c(batch * steps * b_step), d(heads);
+    Buffer state(batch * heads * width * size), y(batch * steps * heads * width), last(batch * heads * width * size);
+    Buffer saved(KERNEL(ssd_saved_size)(batch, steps, heads, width, size)), scratch(KERNEL(ssd_scratch_size)(heads, width, size));
+    for (int64_t i = 0; i < batch * steps * heads; ++i) dt[i] = std::abs(dt[i]);
+    for (int64_t h = 0; h < heads; ++h) a[h] = -std::abs(a[h]);
+    std::vector<uint8_t> keep = mask_of(batch * steps);
+    const uint8_t* mask = n % 3 ? keep.data() : nullptr;
+    KERNEL(ssd_forward)(x.data(), x_step, dt.data(), a.data(), b.data(), b_step, c.data(), b_step, d.data(), state.data(), mask, y.data(),
+                        last.data(), saved.data(), scratch.data(), batch, steps, heads, width, groups, size);
+    for (int64_t p = 0; p < width; ++p) {  // the first step of the first head
+        double want = double(d[0]) * x[p];
+        for (int64_t i = 0; i < size; ++i) {
+            const double before = !mask || mask[0] ? state[p * size + i] : 0;
+            want += (before * std::exp(double(dt[0]) * a[0]) + double(dt[0]) * x[p] * b[i]) * c[i];
+        }
+        check(std::abs(y[p] - want) < 1e-5, "ssd_forward", n, p);
+    }
+    Buffer grad_x(batch * steps * heads * width), grad_dt(batch * steps * heads), grad_b(batch * steps * groups * size);
+    Buffer grad_c(batch * steps * groups * size), grad_state(batch * heads * width * size);
+    std::vector<double> grad_a(heads), grad_d(heads);
+    KERNEL(ssd_backward)(x.data(), x_step, dt.data(), a.data(), b.data(), b_step, c.data(), b_step, d.data(), mask, saved.data(), y.data(),
+                         last.data(), grad_x.data(), grad_dt.data(), grad_a.data(), grad_b.data(), grad_c.data(), grad_d.data(),
+                         grad_state.data(), scratch.data(), batch, steps, heads, width, groups, size);
+}
+
+void gated_norm_case(int64_t n) {
+    const int64_t rows = rows_of(n), groups = n % 3 + 1, size = size_of(n), width = groups * size, step = width + n % 2;
+    Buffer y(rows * width), z(rows * step), weight(width), out(rows * width), scale(rows * groups), grad(rows * width);
+    Buffer grad_y(rows * width), grad_z(rows * width), grad_weight(width);
+    float* gate = null_or(z, n);
+    KERNEL(gated_norm)(y.data(), gate, step, weight.data(), out.data(), scale.data(), rows, groups, size, 1e-3F);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t g = 0; g < groups; ++g) {
+            std::vector<double> u(size);
+            double square = 0;
+            for (int64_t i = 0; i < size; ++i) {
+                u[i] = y[r * width + g * size + i];
+                if (gate) u[i] *= double(z[r * step + g * size + i]) / (1 + std::exp(-double(z[r * step + g * size + i])));
+                square += u[i] * u[i] / size;
+            }
+            for (int64_t i = 0; i < size; ++i) {
+                const double want = u[i] / std::sqrt(square + 1e-3) * weight[g * size + i];
+                check(std::abs(out[r * width + g * size + i] - want) < 1e-5, "gated_norm", n, i);
+            }
+        }
+    KERNEL(gated_norm_backward)(y.data(), gate, step, weight.data(), scale.data(), grad.data(), grad_y.data(), gate ? grad_z.data() : nullptr,
+                                grad_weight.data(), rows, groups, size);
+}
+
 struct Case {
     const char* kernel;
     void (*run)(int64_t n);
@@ -309,6 +409,10 @@ const Case CASES[] = {
     {"ring_step", step_case},           {"kv_step", step_case},         {"shift", step_case},
     {"elementwise", elementwise_case},  {"reduce", reduce_case},        {"softmax", rows_case},
     {"gather", rows_case},              {"products", products_case},    {"replay", replay_case},
+    {"pmm_forward", pmm_case},          {"pmm_backward", pmm_case},     {"conv_forward", conv_case},
+    {"conv_backward", conv_case},       {"ssd_saved_size", ssd_case},   {"ssd_scratch_size", ssd_case},
+    {"ssd_forward", ssd_case},          {"ssd_backward", ssd_case},     {"gated_norm", gated_norm_case},
+    {"gated_norm_backward", gated_norm_case},
 };
 
 const int64_t SIZES[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 128, 129, 1000};

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sb3_cyborg.kernels import build as builder
-from sb3_cyborg.kernels.build import FOLDER, LIBRARY, BuildError, build, is_current, isa_flags
+from sb3_cyborg.kernels.build import FOLDER, KERNEL_SOURCES, LIBRARY, BuildError, build, is_current, isa_flags
 from sb3_cyborg.kernels.library import load
 
 
@@ -27,7 +27,7 @@ QUERIES = ("sb3_cyborg_abi", "sb3_cyborg_best_isa")
 
 
 def test_only_what_is_marked_is_exported(library: Path) -> None:
-    source = "".join((FOLDER / "src" / name).read_text() for name in ("kernels.cpp", "operations.cpp"))
+    source = "".join((FOLDER / "src" / f"{name}.cpp").read_text() for name in KERNEL_SOURCES)
     kernels = re.findall(r"^EXPORT .*?\bKERNEL\((\w+)\)", source, re.MULTILINE)
     kernels += [f"{kernel}_thunk" for kernel in re.findall(r"^RECORDABLE\((\w+)\)", source, re.MULTILINE)]
     expected = {f"{kernel}_{isa}" for kernel in kernels for isa in isa_flags()} | set(QUERIES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sb3_cyborg.kernels.build import COMMON_FLAGS, FOLDER, isa_flags
+from sb3_cyborg.kernels.build import COMMON_FLAGS, FOLDER, KERNEL_SOURCES, isa_flags
 from sb3_cyborg.kernels.library import SUPPORTED, status
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def run(driver: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_driver_calls_every_kernel_without_a_fault(driver: Path) -> None:
-    source = "".join((FOLDER / "src" / name).read_text() for name in ("kernels.cpp", "operations.cpp"))
+    source = "".join((FOLDER / "src" / f"{name}.cpp").read_text() for name in KERNEL_SOURCES)
     kernels = set(re.findall(r"^EXPORT .*?\bKERNEL\((\w+)\)", source, re.MULTILINE))
     assert "affine" in kernels
     result = run(driver)

@@ -75,9 +75,13 @@ void affine(const float* x, int64_t ldx, const float* packed, const float* bias,
     const float* panel = packed + n * depth;
     const float* b = bias ? bias + n : nullptr;
     int64_t left = columns - n, m = 0;
-    for (; m + AFFINE_ROWS <= rows; m += AFFINE_ROWS)
+    for (; rows - m >= 2 * AFFINE_ROWS || rows - m == AFFINE_ROWS; m += AFFINE_ROWS)
       affine_rows<ACT, AFFINE_ROWS>(x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
-    AffineTail<ACT, AFFINE_ROWS - 1>::run(rows - m, x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
+    // The rest in equal blocks: a block of few rows waits for its own sums.
+    const int64_t half = rows - m > AFFINE_ROWS ? (rows - m + 1) / 2 : rows - m;
+    AffineTail<ACT, AFFINE_ROWS>::run(half, x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
+    m += half;
+    AffineTail<ACT, AFFINE_ROWS>::run(rows - m, x + m * ldx, ldx, panel, b, y + m * ldy + n, ldy, depth, left);
   }
 }
 
@@ -823,3 +827,128 @@ EXPORT void KERNEL(kv_step)(const float* query, const float* keys, const float* 
   }
 }
 RECORDABLE(kv_step)
+
+namespace {
+
+// The slots of one row of the pmm memory, see Slots in pmm.py.
+struct SlotRow {
+  int64_t* item;
+  uint8_t* occupied;
+  float *usage, *age;
+  int64_t slots;
+
+  void reset() {
+    std::memset(occupied, 0, slots);
+    for (int64_t s = 0; s < slots; ++s) usage[s] = age[s] = 0.0f;
+  }
+
+  // After the read of a step: usage, eviction, age. dominant (S): whether a head gave the slot more than half of its attention.
+  void update(const uint8_t* dominant, bool open, int64_t new_item, float usage_decay) {
+    float least = INFINITY;  // a NaN stays, as in the forms of PyTorch and NumPy
+    for (int64_t s = 0; s < slots; ++s) {
+      // The product is rounded before the addition, as in acting: equal usages must be equal in both. A product of floats is exact
+      // in double, so that the conversion rounds it.
+      usage[s] = static_cast<float>(static_cast<double>(usage[s]) * usage_decay);
+      if (dominant[s]) usage[s] += 1.0f;
+      const float rank = occupied[s] ? usage[s] : -1.0f;  // empty slots are written first
+      if (least == least && !(rank >= least)) least = rank;
+    }
+    int64_t victim = 0;
+    float oldest = -INFINITY;
+    for (int64_t s = 0; s < slots; ++s) {
+      const float candidate = (occupied[s] ? usage[s] : -1.0f) == least ? age[s] : -1.0f;
+      if (candidate > oldest) victim = s, oldest = candidate;
+    }
+    for (int64_t s = 0; s < slots; ++s) age[s] = occupied[s] ? age[s] + 1.0f : 0.0f;
+    if (!open && !(least <= 0.0f)) return;
+    item[victim] = new_item;
+    occupied[victim] = 1;
+    usage[victim] = open ? 1.0f : 0.0f;
+    age[victim] = 0.0f;
+  }
+};
+
+}  // namespace
+
+// The pmm memory over a sequence: reads of the slots, and evictions. The items are the S of the state and the T of the steps. query (B, T,
+// H, d); keys, values (B, S + T, H, d); bias (B, S + T): added to the scores of an item; null_logits (B, T, H); open (B, T): whether
+// the write gate is open; keep (B, T) or null. item, occupied, usage, age (B, S): the slots; in, before the first step; out, after
+// the last. context (B, T, H, d), without the null entry's part; weights (B, T, H, S); null_weights (B, T, H); items, seen (B, T, S): the
+// item of each slot at the read of each step, and whether the slot is occupied. dominant (S): scratch.
+EXPORT void KERNEL(pmm_forward)(const float* query, const float* keys, const float* values, const float* bias,
+                                const float* null_logits, const uint8_t* open, const uint8_t* keep, int64_t* item,
+                                uint8_t* occupied, float* usage, float* age, float* context, float* weights, float* null_weights,
+                                int64_t* items, uint8_t* seen, uint8_t* dominant, int64_t batch, int64_t steps, int64_t heads,
+                                int64_t size, int64_t slots, float usage_decay) {
+  const float scale = 1.0f / std::sqrt((float)size);
+  const int64_t row = heads * size;
+  for (int64_t b = 0; b < batch; ++b) {
+    SlotRow table = {item + b * slots, occupied + b * slots, usage + b * slots, age + b * slots, slots};
+    const float *k = keys + b * (slots + steps) * row, *v = values + b * (slots + steps) * row;
+    const float* added = bias + b * (slots + steps);
+    for (int64_t t = 0; t < steps; ++t) {
+      const int64_t place = b * steps + t;
+      if (keep && !keep[place]) table.reset();
+      std::memcpy(items + place * slots, table.item, slots * sizeof(int64_t));
+      std::memcpy(seen + place * slots, table.occupied, slots);
+      std::memset(dominant, 0, slots);
+      for (int64_t h = 0; h < heads; ++h) {
+        const float* q = query + place * row + h * size;
+        float *p = weights + (place * heads + h) * slots, *out = context + place * row + h * size;
+        for (int64_t s = 0; s < slots; ++s)
+          p[s] = table.occupied[s] ? dot(q, k + table.item[s] * row + h * size, size) * scale + added[table.item[s]] : 0.0f;
+        null_weights[place * heads + h] = attention_weights(p, table.occupied, 0, slots, null_logits[place * heads + h]);
+        for (int64_t s = 0; s < slots; ++s) dominant[s] |= p[s] > 0.5f;  // false for NaN
+        for (int64_t i = 0; i < size; i += VL) {
+          vec total = {};
+          for (int64_t s = 0; s < slots; ++s)
+            if (table.occupied[s]) total += load_n(v + table.item[s] * row + h * size + i, size - i) * p[s];
+          store_n(out + i, total, size - i);
+        }
+      }
+      table.update(dominant, open[place], slots + t, usage_decay);
+    }
+  }
+}
+
+// Its backward. grad (B, T, H, d): of the context; grad_null (B, T, H): of the null entry's weight. grad_query (B, T, H, d) and
+// grad_null_logits (B, T, H): out. grad_keys, grad_values (B, S + T, H, d) and grad_bias (B, S + T): in, zeros; out, the gradients.
+// scratch (S).
+EXPORT void KERNEL(pmm_backward)(const float* query, const float* keys, const float* values, const float* weights,
+                                 const float* null_weights, const int64_t* items, const uint8_t* seen, const float* grad,
+                                 const float* grad_null, float* grad_query, float* grad_keys, float* grad_values, float* grad_bias,
+                                 float* grad_null_logits, float* scratch, int64_t batch, int64_t steps, int64_t heads,
+                                 int64_t size, int64_t slots) {
+  const float scale = 1.0f / std::sqrt((float)size);
+  const int64_t row = heads * size;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t first = b * (slots + steps);
+    for (int64_t place = b * steps; place < (b + 1) * steps; ++place) {
+      const int64_t* item = items + place * slots;
+      const uint8_t* visible = seen + place * slots;
+      for (int64_t h = 0; h < heads; ++h) {
+        const float *q = query + place * row + h * size, *g = grad + place * row + h * size;
+        const float* p = weights + (place * heads + h) * slots;
+        const float null = null_weights[place * heads + h], d_null = grad_null[place * heads + h];
+        float mean = null * d_null;
+        for (int64_t s = 0; s < slots; ++s)
+          if (visible[s]) {
+            scratch[s] = dot(g, values + (first + item[s]) * row + h * size, size);
+            mean += p[s] * scratch[s];
+          }
+        grad_null_logits[place * heads + h] = null * (d_null - mean);
+        float* dq = grad_query + place * row + h * size;
+        std::memset(dq, 0, size * sizeof(float));
+        for (int64_t s = 0; s < slots; ++s)
+          if (visible[s]) {
+            const int64_t entry = (first + item[s]) * row + h * size;
+            const float d = p[s] * (scratch[s] - mean);
+            grad_bias[first + item[s]] += d;
+            add_scaled(dq, keys + entry, d * scale, size);
+            add_scaled(grad_keys + entry, q, d * scale, size);
+            add_scaled(grad_values + entry, g, p[s], size);
+          }
+      }
+    }
+  }
+}
