@@ -143,6 +143,7 @@ def inspect_episode(
     seed: int | None = None,
     name: str | None = None,
     details: bool = False,
+    rendered: bool = True,
 ) -> Inspection:
     """
     Play one episode and record the memory, and the attention of the encoder if it has any.
@@ -153,9 +154,10 @@ def inspect_episode(
     :param max_steps: Steps after which to stop if the episode is longer, at least 1.
     :param seed: Seed of the environment and of sampled actions; ``None`` leaves both as they are.
     :param name: Name of the environment; ``None`` takes its id or class.
-    :param details: Also record values, probabilities of Discrete actions, observations of up to 64 numbers, and frames if the
-        environment was made with ``render_mode="rgb_array"`` or its observations are images. An agent without memory and
-        attention is accepted. A step takes about twice as long.
+    :param details: Also record values, probabilities of Discrete actions, observations of up to 64 numbers, and frames. An
+        agent without memory and attention is accepted. A step takes about twice as long.
+    :param rendered: With details: render the frames, if the environment was made with ``render_mode="rgb_array"``. Otherwise
+        observations that are images are the frames.
     :return: The episode.
     :raises ValueError: for an agent with neither, for a memory that records nothing, and for a model without an environment.
     """
@@ -176,7 +178,7 @@ def inspect_episode(
     while not ended and len(rewards) < max_steps:
         if details:
             outlooks.append(loop.outlook())
-            frames += _frame_before(loop)
+            frames += _frame_before(loop, rendered)
         with trace() as recorded:
             step = loop.step()
         records.append(recorded[:num_layers] + _memory_records(recorded[num_layers:], memory))
@@ -203,9 +205,9 @@ def inspect_episode(
     )
 
 
-def _frame_before(loop: ActingLoop) -> list[bytes]:
+def _frame_before(loop: ActingLoop, rendered: bool) -> list[bytes]:
     """:return: The picture that the first environment shows before a step; none if it has no pictures."""
-    if loop.env.render_mode == "rgb_array":
+    if rendered and loop.env.render_mode == "rgb_array":
         return [encode_frame(pictures(loop.env)[0])]
     picture = None if isinstance(loop.obs, dict) else picture_of_observation(loop.obs[0])
     return [] if picture is None else [encode_frame(picture)]

@@ -21,7 +21,7 @@ from sb3_cyborg.viewers.inspection import MAX_OBSERVATION, Inspection
 TEMPLATE = Path(__file__).parent / "page"
 FORMATS = (".html", ".htm")
 MISSING = 255
-"""Byte of a cell without a value. The others are in proportion to the value: 254 is the largest one."""
+"""Byte of a cell without a value. The others are in proportion to the square root of the value; 254 is the largest value."""
 DIGITS = 6
 """Significant digits of the numbers in the page."""
 
@@ -207,7 +207,7 @@ def _map(values: np.ndarray, **options: Any) -> dict[str, Any]:
     heads, _, rows = values.shape
     known = np.isfinite(values)
     top = float(options.pop("top", 0) or (values[known].max() if known.any() else 0) or 1)
-    scaled = np.round(np.clip(np.where(known, values, 0) / top, 0, 1) * (MISSING - 1)).astype(np.uint8)
+    scaled = np.round(np.sqrt(np.clip(np.where(known, values, 0) / top, 0, 1)) * (MISSING - 1)).astype(np.uint8)
     data = base64.b64encode(np.where(known, scaled, np.uint8(MISSING)).tobytes()).decode()
     defaults = {"kind": "slot", "first": 0, "share": True, "colours": "violet", "absent": "empty", "note": ""}
     height = int(np.clip(6 * rows, 48, 300))

@@ -1,5 +1,6 @@
 """Viewers of a run of ``TrainerV7``: its agent is loaded and acts in an environment like the one it was trained in."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from sb3_cyborg.viewers.figures import check_picture
 from sb3_cyborg.viewers.inspection import Inspection, check_inspectable, inspect_episode
 from sb3_cyborg.viewers.inspection_figure import Heads, draw_inspection
 from sb3_cyborg.viewers.inspection_page import check_page, write_inspection_page
-from sb3_cyborg.viewers.recording import check_output, enjoy, has_pictures, render_mode_for
+from sb3_cyborg.viewers.recording import check_output, enjoy, has_pictures, pictures, render_mode_for
 
 
 @contextmanager
@@ -86,7 +87,10 @@ def inspect_run(
         check_picture(output)
     if html is not None:
         check_page(html)
-    with _loaded(run, which, device, trust) as (trainer, env), _with_pictures(trainer, env, html is not None) as shown:
+    with (
+        _loaded(run, which, device, trust) as (trainer, env),
+        _with_pictures(trainer, env, html is not None) as (shown, renders),
+    ):
         if output is not None:
             check_inspectable(trainer.model)
         inspection = inspect_episode(
@@ -97,6 +101,7 @@ def inspect_run(
             seed=trainer.config.seed if seed is None else seed,
             name=trainer.config.env,
             details=html is not None,
+            rendered=renders,
         )
     if output is not None:
         draw_inspection(inspection, output, heads)
@@ -106,13 +111,23 @@ def inspect_run(
 
 
 @contextmanager
-def _with_pictures(trainer: TrainerV7, env: VecEnv, wanted: bool) -> Iterator[VecEnv]:
-    """:return: A context with environments that render pictures, if these are wanted and possible; otherwise ``env``."""
+def _with_pictures(trainer: TrainerV7, env: VecEnv, wanted: bool) -> Iterator[tuple[VecEnv, bool]]:
+    """
+    :return: A context with environments that render pictures, if these are wanted and possible, otherwise with ``env``, and
+        whether they render. A warning says why an environment that names ``rgb_array`` among its render modes renders none.
+    """
     if not wanted or not has_pictures(env):
-        yield env
+        yield env, False
         return
     with rendered_env(trainer, "rgb_array") as rendered:
-        yield rendered
+        rendered.reset()
+        try:
+            pictures(rendered)
+        except Exception as error:  # of the environment
+            warnings.warn(f"The page has no frames: `render()` raised {type(error).__name__}: {error}", stacklevel=2)
+            yield env, False
+            return
+        yield rendered, True
 
 
 def enjoy_run(

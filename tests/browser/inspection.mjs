@@ -46,6 +46,9 @@ async function use(page) {
   seen.slider = await counter(page);
   seen.now = await page.textContent("#now");
   seen.reads = await page.locator(".read").allTextContents();
+  seen.bars = await page.evaluate(() =>
+    [...document.querySelectorAll(".odds div")].map((box) => box.firstElementChild.getBoundingClientRect().width / box.clientWidth),
+  );
   seen.frames = await page.locator("#now img").count();
   seen.decoded = await page.evaluate(() => [...document.images].every((image) => image.complete && image.naturalWidth > 0));
   seen.drawn = await page.evaluate(() =>

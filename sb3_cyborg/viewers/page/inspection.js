@@ -39,13 +39,22 @@ function number(value) {
   return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3)));
 }
 
-function numbers(values) {
-  const shown = values.slice(0, 8).map(number).join(", ");
-  return values.length > 8 ? `${shown}, … (${values.length} numbers)` : shown;
+function numbers(values, most = 8) {
+  const shown = values.slice(0, most).map(number).join(", ");
+  return values.length > most ? `${shown}, … (${values.length} numbers)` : shown;
+}
+
+function rounded(value) {
+  return value === null ? null : Number(value.toFixed(2));
 }
 
 function percent(share) {
   return `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+}
+
+// Width of a bar in its box.
+function setWidth(bar, share) {
+  bar.style.width = `${100 * share}%`;
 }
 
 function parseColour(text) {
@@ -61,7 +70,7 @@ function ramp(name) {
   });
 }
 
-// --- the maps of a part: bytes by head, step and row
+// --- the maps of a part: bytes by head, step and row, in proportion to the square root of the value, so that small values differ
 
 function decode(map) {
   map.bytes = Uint8Array.from(atob(map.values), (letter) => letter.charCodeAt(0));
@@ -75,10 +84,10 @@ function byteAt(map, head, step, row) {
 // The value of a cell over the chosen heads, or null where nothing is stored.
 function cell(map, choice, step, row) {
   const heads = map.heads === 1 ? [0] : choice === "mean" || choice === "max" ? [...Array(map.heads).keys()] : [Number(choice)];
-  const found = heads.map((head) => byteAt(map, head, step, row)).filter((byte) => byte !== MISSING);
-  if (!found.length) return null;
-  const byte = choice === "max" ? Math.max(...found) : found.reduce((sum, value) => sum + value, 0) / found.length;
-  return (byte / (MISSING - 1)) * map.top;
+  const bytes = heads.map((head) => byteAt(map, head, step, row)).filter((byte) => byte !== MISSING);
+  if (!bytes.length) return null;
+  const values = bytes.map((byte) => (byte / (MISSING - 1)) ** 2 * map.top);
+  return choice === "max" ? Math.max(...values) : values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 function reduced(values, choice) {
@@ -105,7 +114,7 @@ function addChart(parent, title, options) {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", title);
   canvas.style.height = `${options.height}px`;
-  const top = element("span", "axis top", box, options.top);
+  const top = element("span", `axis ${options.topPlace ?? "top"}`, box, options.top);
   const bottom = element("span", "axis bottom", box, options.bottom);
   const cursor = element("div", "cursor", box);
   const ghost = element("div", "ghost", box);
@@ -180,6 +189,7 @@ function addLines(parent, title, names, values, options = {}) {
     note: options.note,
     top: number(ends[1]),
     bottom: ends[0] === ends[1] ? "" : number(ends[0]),
+    topPlace: ends[0] === ends[1] ? "middle" : "top",
     describe: (step) => (options.quiet ? [] : names.map((name, line) => `${name} ${number(values[step][line])}`)),
     draw(context, width, height) {
       const x = (step) => ((step + 0.5) / data.steps) * width;
@@ -239,7 +249,7 @@ function addMap(parent, part, map) {
       for (let step = 0; step < data.steps; step++) {
         for (let row = 0; row < map.rows; row++) {
           const value = cell(map, part.choice, step, row);
-          const colour = value === null ? ABSENT : colours[Math.round((value / map.top) * (MISSING - 1))];
+          const colour = value === null ? ABSENT : colours[Math.round(Math.sqrt(value / map.top) * (MISSING - 1))];
           image.data.set([...colour, 255], 4 * ((map.rows - 1 - row) * data.steps + step));
         }
       }
@@ -275,12 +285,18 @@ function describeCell(part, map, step, row) {
   return [`${map.quantity} of ${where}: ${map.share ? percent(value) : number(value)}`];
 }
 
+function addSteps(parent) {
+  const steps = element("div", "steps", parent);
+  for (const text of ["0", "step of the episode", String(data.steps - 1)]) element("span", "", steps, text);
+}
+
 function addScale(parent, map) {
   const scale = element("div", "scale", parent);
-  const entry = element("span", "", scale, "0");
+  const entry = element("span", "", scale, `${map.quantity}: 0`);
   const bar = element("i", "ramp", entry);
   bar.style.background = `linear-gradient(90deg, ${RAMPS[map.colours].join(", ")})`;
-  entry.append(`${map.share ? percent(map.top) : number(map.top)} ${map.quantity}`);
+  const shown = (value) => (map.share ? percent(value) : number(value));
+  entry.append(`${shown(map.top)}, middle ${shown(map.top / 4)}`);
   if (map.bytes.includes(MISSING)) {
     const absent = element("span", "", scale);
     element("i", "", absent).style.background = `rgb(${ABSENT.join(",")})`;
@@ -308,6 +324,7 @@ function addPart(parent, part) {
   addLines(card, "Share of the read that is the learned null vector", ["null vector"], nulls, { low: 0, high: 1 });
   part.chooseNulls = () => nulls.forEach((row, step) => (row[0] = reduced(part.null_shares[step], part.choice)));
   if (part.gates) addLines(card, "Write gates", part.gate_names, part.gates, { low: 0, high: 1, height: 76 });
+  addSteps(card);
   part.charts = charts.slice(first);
 }
 
@@ -334,8 +351,8 @@ function showReads(strip, part, map, step) {
     button.type = "button";
     if (data.frames) addFrame(button, past);
     element("b", "", button, `step ${past}: ${percent(share)}`);
-    if (data.observations) element("span", "", button, `observed ${numbers(data.observations[past].slice(0, 4))}`);
-    element("i", "", button).style.width = percent(share);
+    if (data.observations) element("span", "", button, `saw ${numbers(data.observations[past].slice(0, 4).map(rounded))}`);
+    setWidth(element("i", "", button), share);
     button.addEventListener("click", () => show(past));
   }
   const empty = element("div", "read none", strip);
@@ -361,7 +378,7 @@ function showNow(step) {
     element("dt", "", list, name);
     element("dd", "", list, text);
   };
-  entry("step", `${step} of 0 to ${data.steps - 1}`);
+  entry("step", String(step));
   if (data.observations) entry("observation", numbers(data.observations[step]));
   entry("action", numbers(data.actions[step]));
   if (data.values) entry("value", number(data.values[step]));
@@ -378,7 +395,7 @@ function showProbabilities(card, step) {
   for (const [action, share] of likeliest) {
     const taken = action === data.actions[step][0] ? "taken" : "";
     element("span", taken, odds, String(action));
-    element("i", taken, element("div", "", odds)).style.width = percent(share);
+    setWidth(element("i", taken, element("div", "", odds)), share);
     element("span", `number ${taken}`, odds, percent(share));
   }
 }
@@ -430,6 +447,7 @@ function addEpisode(parent) {
   else if (data.observations) {
     addLines(card, "Observation", names("observation", data.observations), data.observations, { points: data.discrete_observations, quiet: true });
   }
+  addSteps(card);
 }
 
 byId("title").textContent = data.title;
