@@ -23,7 +23,6 @@ from sb3_cyborg.cli.base import CONTEXT, Command, Group, Trust, errors_as_lines 
 app = typer.Typer(
     name="sb3-cyborg",
     cls=Group,
-    help="Agents with memory, for Stable-Baselines3. Each command has its own --help, with examples.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -234,6 +234,22 @@ function addLegend(parent, names) {
 
 // --- a chart of coloured cells
 
+// A canvas with a pixel for each cell.
+function paint(map, choice, colours) {
+  const image = new ImageData(data.steps, map.rows);
+  for (let step = 0; step < data.steps; step++) {
+    for (let row = 0; row < map.rows; row++) {
+      const value = cell(map, choice, step, row);
+      const colour = value === null ? ABSENT : colours[Math.round(Math.sqrt(value / map.top) * (MISSING - 1))];
+      image.data.set([...colour, 255], 4 * ((map.rows - 1 - row) * data.steps + step));
+    }
+  }
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [data.steps, map.rows];
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
+
 function addMap(parent, part, map) {
   decode(map);
   const colours = ramp(map.colours);
@@ -245,19 +261,12 @@ function addMap(parent, part, map) {
     bottom: map.row_names ? "" : String(map.first),
     describe: (step, row) => describeCell(part, map, step, row),
     draw(context, width, height) {
-      const image = new ImageData(data.steps, map.rows);
-      for (let step = 0; step < data.steps; step++) {
-        for (let row = 0; row < map.rows; row++) {
-          const value = cell(map, part.choice, step, row);
-          const colour = value === null ? ABSENT : colours[Math.round(Math.sqrt(value / map.top) * (MISSING - 1))];
-          image.data.set([...colour, 255], 4 * ((map.rows - 1 - row) * data.steps + step));
-        }
+      if (map.paintedFor !== part.choice) {
+        map.painted = paint(map, part.choice, colours);
+        map.paintedFor = part.choice;
       }
-      const small = document.createElement("canvas");
-      [small.width, small.height] = [data.steps, map.rows];
-      small.getContext("2d").putImageData(image, 0, 0);
       context.imageSmoothingEnabled = data.steps > width || map.rows > height;
-      context.drawImage(small, 0, 0, width, height);
+      context.drawImage(map.painted, 0, 0, width, height);
       if (map.group) {
         context.fillStyle = "#64748b";
         for (let row = map.group; row < map.rows; row += map.group) context.fillRect(0, height * (1 - row / map.rows), width, 1);
