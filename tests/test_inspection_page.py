@@ -22,6 +22,7 @@ from sb3_cyborg.viewers.inspection_page import MISSING, inspection_page, page_da
 from sb3_cyborg.viewers.runs import inspect_run
 from tests.browser_helpers import ROOT, require_chromium
 from tests.helpers import OBSERVATION_SPACES, ToyEnv, toy_model, toy_vec_env
+from tests.mask_helpers import masked_model, masked_vec_env
 from tests.test_inspection import KINDS, STEPS, LongToyEnv, agent, transformer_agent
 
 EVIL = '</script><script>attacked = 1</script><img src=x onerror="attacked = 1">&lt;{{data}}'
@@ -92,6 +93,18 @@ def test_continuous_actions_have_no_probabilities() -> None:
     data = page_data(inspection)
     assert data["probabilities"] is None
     assert not data["discrete_actions"]
+
+
+def test_illegal_actions_have_probability_zero() -> None:
+    env = masked_vec_env(1, mean_length=100)
+    model = masked_model(env, policy_kwargs={"memory": "kv"})
+    inspection = inspect_episode(model, env, details=True, max_steps=6)
+    probabilities = inspection.probabilities
+    assert probabilities is not None
+    (masks,) = env.get_attr("masks")
+    illegal = ~np.array(masks)[-inspection.steps :]
+    assert illegal.any()
+    np.testing.assert_array_equal(probabilities == 0, illegal)
 
 
 def test_frames_are_those_before_each_step() -> None:

@@ -2,4 +2,4 @@
 
 
 class RankError(RuntimeError):
-    """Another rank has failed, so this one cannot go on."""
+    """Another rank has failed, so this one cannot continue."""
