@@ -266,6 +266,7 @@ function addMap(parent, part, map) {
         map.paintedFor = part.choice;
       }
       context.imageSmoothingEnabled = data.steps > width || map.rows > height;
+      context.imageSmoothingQuality = "high"; // thin lines stay when many steps share a pixel
       context.drawImage(map.painted, 0, 0, width, height);
       if (map.group) {
         context.fillStyle = "#64748b";
