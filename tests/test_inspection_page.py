@@ -58,7 +58,9 @@ def test_details_do_not_change_the_episode(deterministic: bool) -> None:
     np.testing.assert_array_equal(plain.rewards, detailed.rewards)
     for name, values in plain.memory.items():
         np.testing.assert_array_equal(values, detailed.memory[name])
-    assert plain.values is plain.probabilities is plain.frames is None
+    assert plain.values is None
+    assert plain.probabilities is None
+    assert plain.frames is None
     assert detailed.encoder == "gru"
 
 
