@@ -21,7 +21,7 @@ SEED ?= 0
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench bench-peers results clean
+.PHONY: help venv demo test test-slow test-slow-short test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench bench-peers results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -51,6 +51,12 @@ pytest: test  ## the same, with SB3's name
 
 test-slow: $(STAMP)  ## only the slow tests: documentation's code, examples, RL Zoo's hyperparameters (minutes)
 	$(PYTEST) --timeout=1800 -m slow
+
+# Failures of ranks, groups of seeds, the export of every stack.
+ENDURANCE := tests/test_rank_failures.py tests/test_seeds.py tests/test_export.py
+
+test-slow-short: $(STAMP)  ## the slow tests except those that take very long, as in CI (minutes)
+	$(PYTEST) --timeout=1800 -m slow $(ENDURANCE:%=--deselect=%)
 
 test-official: $(OFFICIAL_STAMP)  ## Mamba-2 against its official kernels, interpreted on the CPU (minutes; an environment of 2 GB)
 	$(ONE_THREAD) $(OFFICIAL)/python -m pytest tests/official -s $(PYTEST_ARGS)

@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,9 +19,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from sb3_cyborg.runtime import OnnxAgent
+from tests.browser_helpers import EXAMPLE, ROOT, require_chromium
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "browser"
 STEPS, ROWS, BACK = 200, 3, 4
 LARGEST_FILE = 500_000
 
@@ -92,16 +90,9 @@ def test_an_agent_that_has_not_learned_is_not_written(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def chromium() -> str:
     """:return: The path of Chromium; node and the packages of the page are there as well."""
-    programs = {name: shutil.which(name) for name in ("node", "npm", "chromium")}
-    if missing := [name for name, path in programs.items() if path is None]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    if not (EXAMPLE / "node_modules" / "playwright-core").is_dir():
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--fetch-retries=0"]
-        result = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, timeout=300)
-        if result.returncode:
-            pytest.skip(f"`npm ci` in examples/browser has failed, it needs the npm registry: {result.stderr.strip()[-300:]}")
+    path = require_chromium()
     subprocess.run(["npm", "run", "build"], cwd=EXAMPLE, check=True, capture_output=True, timeout=60)
-    return str(programs["chromium"])
+    return path
 
 
 @contextmanager

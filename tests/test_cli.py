@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sb3_cyborg import MemoryPPO, TrainerV7, cli
+from sb3_cyborg import MemoryPPO, TrainerV7, cli, kernels
 from sb3_cyborg.envs import FAMILIES
 from sb3_cyborg.trainers.checkpoints import list_checkpoints, read_checkpoint
 from sb3_cyborg.trainers.config import TrainerConfig
@@ -181,7 +181,51 @@ def test_a_flag_overrides_the_file(folder: Path) -> None:
     )
     assert saved.keys() == TrainerConfig.model_fields.keys()
     assert "Run: runs/tests-Fixed-v0_1" in result.stdout
+    assert "n_envs 4 x n_steps 16 = 64 transitions" in result.stdout
+    assert "encoder mamba, memory kv, " in result.stdout
     assert "Finished after 128 steps" in result.stdout
+
+
+def test_sizes_before_training_and_commands_after_it() -> None:
+    flags = "--n-envs 2 --n-steps 32 --batch-size 32 --seq-len 16 --burn-in 8 --n-epochs 3 --hidden-dim 8 --eval-freq 0"
+    result = run("train", "--env", "CartPole-v1", *flags.split(), "--memory", "ring", "--device", "cpu", "-n", "100")
+    parameters = sum(
+        parameter.numel() for parameter in MemoryPPO.load("runs/CartPole-v1_1/final_model.zip").policy.parameters()
+    )
+    assert result.stdout.splitlines() == [
+        "Run: runs/CartPole-v1_1",
+        "  rollout   n_envs 2 x n_steps 32 = 64 transitions",
+        "  minibatch batch_size 32 transitions = 2 x seq_len 16",
+        "  update    n_epochs 3 x 2 minibatches, burn_in 8",
+        f"  agent     encoder gru, memory ring, {parameters:,} parameters",
+        f"  device    cpu, {kernels.describe()}",
+        "Finished after 128 steps. Next:",
+        "  sb3-cyborg eval runs/CartPole-v1_1",
+        "  sb3-cyborg plot runs/CartPole-v1_1 --output curve.png",
+        "  sb3-cyborg inspect runs/CartPole-v1_1 --html memory.html",
+        "  sb3-cyborg enjoy runs/CartPole-v1_1 --video agent.gif",
+        "  sb3-cyborg export runs/CartPole-v1_1 --output agent.onnx",
+    ]
+    assert "note" not in result.stderr
+
+
+def test_commands_that_would_not_work_are_not_suggested() -> None:
+    pytest.importorskip("popgym")
+    shown = run("train", "--env", "sb3_cyborg/popgym-RepeatPreviousEasy-v0", *SHORT, "--memory", "none").stdout
+    assert "sb3-cyborg eval" in shown
+    assert "inspect" not in shown, "an agent without memory"
+    assert "enjoy" not in shown, "an environment without pictures"
+
+
+@pytest.mark.parametrize(("total", "is_told"), [("32", False), ("20", True)])
+def test_fewer_steps_than_a_rollout_are_told(total: str, is_told: bool) -> None:
+    flags = ["--n-steps", "32", "--n-epochs", "1", "--hidden-dim", "8", "--eval-freq", "0", "--no-progress-bar"]
+    result = run("train", "--env", FIXED, *flags, "--timesteps", total)
+    notes = [line for line in result.stderr.splitlines() if "note" in line]
+    assert [line[:75] for line in notes] == is_told * [
+        "sb3-cyborg: note: `total_timesteps`=20 leaves 20 steps, less than a rollout"
+    ]
+    assert "Finished after 32 steps" in result.stdout
 
 
 def test_each_key_is_a_flag() -> None:
@@ -290,6 +334,11 @@ def test_pictures(folder: Path, finished: Path) -> None:
     path = str(finished / "run")
     run("plot", path, "-o", "curve.png")
     run("inspect", path, "-o", "memory.png", "--max-steps", "5")
+    result = run("inspect", path, "--html", "memory.html", "--max-steps", "5")
+    assert result.stdout.startswith("memory.html: 5 steps of tests/Fixed-v0, return ")
+    assert "The page has no frames: `render()` raised NotImplementedError" in result.stderr
+    assert (folder / "memory.html").read_text().startswith("<!doctype html>")
+    assert ".html" in said(run("inspect", path, "--html", "memory.txt", code=2))
     for picture in ("curve.png", "memory.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     assert ".png" in said(run("plot", path, "-o", "curve.txt", code=2))

@@ -26,6 +26,7 @@ LAYERS = (
     {"info", "seeds", "zoo"},
     {"hub"},
     {"cli"},
+    {"__main__"},
 )
 """The parts of the package, from the lowest layer to the highest. A part imports itself and what is in lower layers."""
 ENVS = "envs"

@@ -39,7 +39,8 @@ from sb3_cyborg.memory_ppo.policies import (
     MemoryMultiInputActorCriticPolicy,
     policy_options,
 )
-from sb3_cyborg.memory_ppo.ranks import NormalizeMerger, RankError, Ranks, callbacks_of_rank, find_ranks, use_own_gpu
+from sb3_cyborg.memory_ppo.rank_error import RankError
+from sb3_cyborg.memory_ppo.ranks import NormalizeMerger, Ranks, callbacks_of_rank, find_ranks, use_own_gpu
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import (
     RolloutBufferV7,
     TrainingBatch,

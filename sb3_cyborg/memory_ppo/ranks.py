@@ -30,6 +30,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from sb3_cyborg.memory_ppo.rank_error import RankError
+
 T = TypeVar("T")
 
 Reduce = Callable[[th.Tensor], th.Tensor]
@@ -53,10 +55,6 @@ def in_one_process(sums: th.Tensor) -> th.Tensor:
     :return: The same vector.
     """
     return sums
-
-
-class RankError(RuntimeError):
-    """Another rank has failed, so this one cannot go on."""
 
 
 @dataclass

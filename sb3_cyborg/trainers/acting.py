@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
-from sb3_cyborg.maskable import WithActionMasks, is_masking_supported
+from sb3_cyborg.maskable import WithActionMasks, get_action_masks, is_masking_supported
 from sb3_cyborg.memory_ppo.maskable import MaskableMemoryPPO
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 
@@ -43,6 +44,18 @@ class Step(NamedTuple):
     finished: list[EpisodeResult]
 
 
+class Outlook(NamedTuple):
+    """
+    Estimates of an agent for the present observations of N environments, before it acts.
+
+    :param values: Values in units of the (normalized) return, (N,).
+    :param probabilities: Probabilities of Discrete actions, (N, A); ``None`` for other actions.
+    """
+
+    values: np.ndarray
+    probabilities: np.ndarray | None
+
+
 class ActingLoop:
     """
     Let an agent act, step by step. Construction resets the environments; each :meth:`step` acts once.
@@ -71,6 +84,27 @@ class ActingLoop:
         self.totals = np.zeros(env.num_envs)
         """Sum of the rewards since the last end, (N,), not normalized."""
         self._lengths = np.zeros(env.num_envs, dtype=int)
+
+    def outlook(self) -> Outlook:
+        """:return: Value and probabilities of the coming step. The state and the random numbers stay as they are."""
+        policy: Any = self.model.policy
+        policy.set_training_mode(False)
+        obs, _ = policy.obs_to_tensor(self.obs)
+        starts = th.as_tensor(self._starts, dtype=th.float32, device=policy.device)
+        if self._state is None:
+            state = policy.get_initial_state(len(starts))
+        else:
+            state = {name: th.as_tensor(leaf, device=policy.device) for name, leaf in self._state.items()}
+        masks = None
+        if self._agent is not self.model:
+            masks = th.as_tensor(get_action_masks(self.env), dtype=th.bool, device=policy.device)
+        with th.no_grad():
+            values = policy.predict_values(obs, state, starts)
+            distribution, _ = policy.get_distribution(obs, state, starts, masks)
+        probabilities = None
+        if isinstance(self.model.action_space, spaces.Discrete):
+            probabilities = distribution.distribution.probs.cpu().numpy()
+        return Outlook(values[:, 0].cpu().numpy(), probabilities)
 
     def step(self) -> Step:
         """:return: The next step."""

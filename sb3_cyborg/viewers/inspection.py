@@ -11,14 +11,19 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_cyborg.checks import check_positive
+from sb3_cyborg.encoders.encoder_v7 import EncoderV7
 from sb3_cyborg.memories.attention import AttentionMemory
 from sb3_cyborg.memories.memory_v7 import MEMORIES, MemoryV7
 from sb3_cyborg.memories.trace import QUANTITIES, Record, trace
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
-from sb3_cyborg.trainers.acting import ActingLoop, env_to_act_in
+from sb3_cyborg.trainers.acting import ActingLoop, Outlook, env_to_act_in
+from sb3_cyborg.viewers.frames import encode_frame, picture_of_observation
+from sb3_cyborg.viewers.recording import pictures
 
 MAX_OBSERVATION = 8
 """Observations with at most this many numbers are kept."""
+MAX_OBSERVATION_WITH_DETAILS = 64
+"""The same for an inspection with details."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,16 @@ class Inspection:
     :param name: Name of the environment.
     :param memory: Records of the memory, ``(T, ...)`` each; the names are those of ``memories.trace.QUANTITIES``. Empty for
         the memory ``none``.
-    :param observations: (T, D) if D is at most 8, or ``None``.
+    :param observations: (T, D) if D is at most 8, or 64 with details, or ``None``.
     :param actions: (T, A).
     :param rewards: (T,), not normalized.
     :param ended: True if the episode ended, false if ``max_steps`` cut it off.
     :param layers: Records of each attention layer of the encoder (``trxl``), as in ``memory``; empty for other encoders.
+    :param encoder: Name of the encoder.
+    :param values: With details: the value at each step, (T,), in units of the (normalized) return.
+    :param probabilities: With details: the probabilities of Discrete actions, (T, A); ``None`` for other actions.
+    :param frames: With details: a picture of the environment before each step, as a PNG or JPEG file; ``None`` for an
+        environment without pictures.
     """
 
     kind: str
@@ -45,6 +55,10 @@ class Inspection:
     rewards: np.ndarray
     ended: bool
     layers: tuple[dict[str, np.ndarray], ...] = ()
+    encoder: str = ""
+    values: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    frames: tuple[bytes, ...] | None = None
 
     @property
     def parts(self) -> dict[str, "Inspection"]:
@@ -128,6 +142,8 @@ def inspect_episode(
     max_steps: int = 500,
     seed: int | None = None,
     name: str | None = None,
+    details: bool = False,
+    rendered: bool = True,
 ) -> Inspection:
     """
     Play one episode and record the memory, and the attention of the encoder if it has any.
@@ -138,20 +154,31 @@ def inspect_episode(
     :param max_steps: Steps after which to stop if the episode is longer, at least 1.
     :param seed: Seed of the environment and of sampled actions; ``None`` leaves both as they are.
     :param name: Name of the environment; ``None`` takes its id or class.
+    :param details: Also record values, probabilities of Discrete actions, observations of up to 64 numbers, and frames. An
+        agent without memory and attention is accepted. A step takes about twice as long.
+    :param rendered: With details: render the frames, if the environment was made with ``render_mode="rgb_array"``. Otherwise
+        observations that are images are the frames.
     :return: The episode.
     :raises ValueError: for an agent with neither, for a memory that records nothing, and for a model without an environment.
     """
     check_positive(max_steps=max_steps)
-    memory, num_layers = _parts_of(model)
+    check_inspectable(model, needs_memory=not details)
+    memory, num_layers = _memory_of(model), _num_layers(model)
     env = env_to_act_in(model, env)
     loop = ActingLoop(model, env, deterministic=deterministic, seed=seed)
-    keeps_observations = not isinstance(loop.obs, dict) and np.size(loop.obs[0]) <= MAX_OBSERVATION
+    largest = MAX_OBSERVATION_WITH_DETAILS if details else MAX_OBSERVATION
+    keeps_observations = not isinstance(loop.obs, dict) and np.size(loop.obs[0]) <= largest
     records: list[list[Record]] = []  # of each step: the layers of the encoder, then the memory
+    outlooks: list[Outlook] = []
+    frames: list[bytes] = []
     observations: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     rewards: list[float] = []
     ended = False
     while not ended and len(rewards) < max_steps:
+        if details:
+            outlooks.append(loop.outlook())
+            frames += _frame_before(loop, rendered)
         with trace() as recorded:
             step = loop.step()
         records.append(recorded[:num_layers] + _memory_records(recorded[num_layers:], memory))
@@ -161,6 +188,7 @@ def inspect_episode(
         rewards.append(float(step.rewards[0]))
         ended = bool(step.dones[0])
     parts = [_stack(part) for part in zip(*records, strict=True)]
+    probabilities = [outlook.probabilities[0] for outlook in outlooks if outlook.probabilities is not None]
     return Inspection(
         kind=memory.kind,
         name=name or _name_of(env),
@@ -170,30 +198,61 @@ def inspect_episode(
         rewards=np.array(rewards),
         ended=ended,
         layers=tuple(parts[:num_layers]),
+        encoder=_encoder_of(model).mode,
+        values=np.array([outlook.values[0] for outlook in outlooks]) if details else None,
+        probabilities=np.stack(probabilities) if probabilities else None,
+        frames=tuple(frames) if frames else None,
     )
+
+
+def _frame_before(loop: ActingLoop, rendered: bool) -> list[bytes]:
+    """:return: The picture that the first environment shows before a step; none if it has no pictures."""
+    if rendered and loop.env.render_mode == "rgb_array":
+        return [encode_frame(pictures(loop.env)[0])]
+    picture = None if isinstance(loop.obs, dict) else picture_of_observation(loop.obs[0])
+    return [] if picture is None else [encode_frame(picture)]
+
+
+def check_inspectable(model: Any, needs_memory: bool = True) -> None:
+    """
+    :param model: An agent.
+    :param needs_memory: Refuse an agent with neither a memory nor an encoder with attention.
+    :raises ValueError: for an agent that :func:`inspect_episode` does not accept.
+    """
+    if not isinstance(model, MemoryPPO):
+        raise ValueError(f"Only a MemoryPPO agent can be inspected, got {type(model).__name__}.")
+    if needs_memory and not can_be_inspected(model):
+        kinds = ", ".join(repr(kind) for kind in sorted(MEMORIES) if kind != "none")
+        raise ValueError(
+            f"This agent has no memory to inspect (memory 'none'); memories that can be inspected: {kinds}; encoder: 'trxl'."
+        )
+
+
+def can_be_inspected(model: MemoryPPO) -> bool:
+    """:return: Whether an agent has a memory, or an encoder with attention."""
+    return _memory_of(model).kind != "none" or _num_layers(model) > 0
+
+
+def _memory_of(model: MemoryPPO) -> MemoryV7:
+    memory = model.policy.core.parts["memory"]
+    assert isinstance(memory, MemoryV7)
+    return memory
+
+
+def _encoder_of(model: MemoryPPO) -> EncoderV7:
+    encoder = model.policy.core.parts["encoder"]
+    assert isinstance(encoder, EncoderV7)
+    return encoder
+
+
+def _num_layers(model: MemoryPPO) -> int:
+    """:return: Number of layers with attention of the encoder, each of which records once in a step."""
+    return sum(isinstance(module, AttentionMemory) for module in _encoder_of(model).modules())
 
 
 def _stack(records: Sequence[Record]) -> dict[str, np.ndarray]:
     """:return: The first row of the records of all steps, (T, ...) each."""
     return {key: th.stack([record[key][0] for record in records]).double().cpu().numpy() for key in records[0]}
-
-
-def _parts_of(model: Any) -> tuple[MemoryV7, int]:
-    """
-    :return: The memory of an agent, and the number of attention layers of its encoder. Each of them records once in a step.
-    :raises ValueError: for other agents, and for one with neither.
-    """
-    if not isinstance(model, MemoryPPO):
-        raise ValueError(f"Only a MemoryPPO agent can be inspected, got {type(model).__name__}.")
-    memory = model.policy.core.parts["memory"]
-    assert isinstance(memory, MemoryV7)
-    num_layers = sum(isinstance(module, AttentionMemory) for module in model.policy.core.parts["encoder"].modules())
-    if memory.kind == "none" and not num_layers:
-        kinds = ", ".join(repr(kind) for kind in sorted(MEMORIES) if kind != "none")
-        raise ValueError(
-            f"This agent has no memory to inspect (memory 'none'); memories that can be inspected: {kinds}; encoder: 'trxl'."
-        )
-    return memory, num_layers
 
 
 def _memory_records(records: list[Record], memory: MemoryV7) -> list[Record]:

@@ -139,6 +139,11 @@ def _write_video(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
         part.unlink(missing_ok=True)
 
 
+def has_pictures(env: VecEnv) -> bool:
+    """:return: Whether the environments name ``rgb_array`` among their render modes, with which they render pictures."""
+    return "rgb_array" in ((_attribute(env, "metadata", None) or {}).get("render_modes") or ())
+
+
 def _check_render_mode(env: VecEnv, wanted: str) -> None:
     known = _attribute(env, "metadata", None) or {}
     modes = ", ".join(map(repr, known.get("render_modes") or ())) or "none"
@@ -190,10 +195,11 @@ def _show(env: VecEnv) -> np.ndarray:
     return np.empty((0, 0, 3), dtype=np.uint8)
 
 
-def _frame(env: VecEnv) -> np.ndarray:
+def pictures(env: VecEnv) -> list[np.ndarray]:
     """
-    :return: One picture of all environments, (height, width, 3) uint8.
-    :raises ValueError: for an environment that renders anything else.
+    :param env: Environments made with ``render_mode="rgb_array"``.
+    :return: A picture of each of them, (height, width, 3) uint8.
+    :raises ValueError: for environments that render anything else.
     """
     images = [np.asarray(image) for image in env.get_images() if image is not None]
     if len(images) < env.num_envs:
@@ -202,6 +208,12 @@ def _frame(env: VecEnv) -> np.ndarray:
         shape, kind = image.shape, image.dtype
         if len(shape) != 3 or shape[2] != 3 or kind != np.uint8:
             raise ValueError(f"A picture is (height, width, 3) of uint8, but `render()` gave {shape} of {kind}.")
+    return images
+
+
+def _frame(env: VecEnv) -> np.ndarray:
+    """:return: One picture of all environments, (height, width, 3) uint8."""
+    images = pictures(env)
     return tile_images(images) if len(images) > 1 else images[0]
 
 

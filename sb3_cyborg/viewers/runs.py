@@ -1,5 +1,6 @@
 """Viewers of a run of ``TrainerV7``: its agent is loaded and acts in an environment like the one it was trained in."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_cyborg.trainers.acting import EpisodeResult
 from sb3_cyborg.trainers.trainer_v7 import TrainerV7
 from sb3_cyborg.viewers.figures import check_picture
-from sb3_cyborg.viewers.inspection import Inspection, inspect_episode
+from sb3_cyborg.viewers.inspection import Inspection, check_inspectable, inspect_episode
 from sb3_cyborg.viewers.inspection_figure import Heads, draw_inspection
-from sb3_cyborg.viewers.recording import check_output, enjoy, render_mode_for
+from sb3_cyborg.viewers.inspection_page import check_page, write_inspection_page
+from sb3_cyborg.viewers.recording import check_output, enjoy, has_pictures, pictures, render_mode_for
 
 
 @contextmanager
@@ -50,8 +52,9 @@ def _loaded(
 
 def inspect_run(
     run: Path | str,
-    output: Path | str,
+    output: Path | str | None = None,
     *,
+    html: Path | str | None = None,
     which: str = "best",
     device: str = "auto",
     trust: bool = False,
@@ -61,32 +64,70 @@ def inspect_run(
     seed: int | None = None,
 ) -> Inspection:
     """
-    Draw the memory of a run's agent along one episode.
+    Show the memory of a run's agent along one episode, as a picture, as a page, or as both.
 
     :param run: Folder of a run of ``TrainerV7``, or a file that it saved.
-    :param output: A PNG, PDF or SVG file.
+    :param output: A PNG, PDF or SVG file, or ``None``.
+    :param html: An HTML file, or ``None``. The page needs no network. It shows frames if the environment renders pictures, and
+        agents without a memory as well.
     :param which: Which checkpoint of a run: ``"best"``, ``"last"``, or its number of steps.
     :param device: Device of the agent.
     :param trust: As for :meth:`TrainerV7.load <sb3_cyborg.trainers.trainer_v7.TrainerV7.load>`.
-    :param heads: Reduction over the heads: ``"mean"``, ``"max"``, or the number of the only head to draw.
+    :param heads: Reduction over the heads in the picture: ``"mean"``, ``"max"``, or the number of the only head to draw.
     :param deterministic: Take the mode of the policy instead of a sample.
     :param max_steps: Steps after which to stop if the episode is longer, at least 1.
     :param seed: Seed of the environment and of sampled actions; ``None`` takes that of the run.
     :return: The episode that was drawn.
-    :raises ValueError: for a run that cannot be loaded, and for an agent whose memory cannot be inspected.
+    :raises ValueError: for a run that cannot be loaded, without a file to write, and for a picture of an agent whose memory
+        cannot be inspected.
     """
-    check_picture(output)
-    with _loaded(run, which, device, trust) as (trainer, env):
+    if output is None and html is None:
+        raise ValueError("Nothing to write: give `output`, a picture, or `html`, a page.")
+    if output is not None:
+        check_picture(output)
+    if html is not None:
+        check_page(html)
+    with (
+        _loaded(run, which, device, trust) as (trainer, env),
+        _with_pictures(trainer, env, html is not None) as (shown, renders),
+    ):
+        if output is not None:
+            check_inspectable(trainer.model)
         inspection = inspect_episode(
             trainer.model,
-            env,
+            shown,
             deterministic=deterministic,
             max_steps=max_steps,
             seed=trainer.config.seed if seed is None else seed,
             name=trainer.config.env,
+            details=html is not None,
+            rendered=renders,
         )
-    draw_inspection(inspection, output, heads)
+    if output is not None:
+        draw_inspection(inspection, output, heads)
+    if html is not None:
+        write_inspection_page(inspection, html)
     return inspection
+
+
+@contextmanager
+def _with_pictures(trainer: TrainerV7, env: VecEnv, wanted: bool) -> Iterator[tuple[VecEnv, bool]]:
+    """
+    :return: A context with environments that render pictures, if these are wanted and possible, otherwise with ``env``, and
+        whether they render. A warning says why an environment that names ``rgb_array`` among its render modes renders none.
+    """
+    if not wanted or not has_pictures(env):
+        yield env, False
+        return
+    with rendered_env(trainer, "rgb_array") as rendered:
+        rendered.reset()
+        try:
+            pictures(rendered)
+        except Exception as error:  # of the environment
+            warnings.warn(f"The page has no frames: `render()` raised {type(error).__name__}: {error}", stacklevel=2)
+            yield env, False
+            return
+        yield rendered, True
 
 
 def enjoy_run(
