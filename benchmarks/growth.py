@@ -21,6 +21,8 @@ from sb3_cyborg.sequence_model import SequenceModel, Stack
 
 T, ROWS, SLOTS, WIDTH = 64, 8, 64, 128
 ALL = ("gru/none", "lstm/none", "mamba/none", "gru/ring", "gru/kv", "gru/slot", "gru/pmm")
+AXES = {"T": "steps T of a sequence", "S": "slots S of the memory", "width": "width", "N": "environments N"}
+"""Labels of the horizontal axes."""
 WITH_SLOTS = ("gru/ring", "gru/kv", "gru/slot", "gru/pmm")
 
 
@@ -63,27 +65,34 @@ SECTIONS: list[Section] = [
 ]
 
 
-def draw(results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]) -> None:
+GrowthTables = dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]
+"""By the name of the varied size: title, sizes, and times in microseconds of each agent at these sizes."""
+
+
+def draw(results: GrowthTables) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6))
+    colours = {agent: f"C{number}" for number, agent in enumerate(ALL)}
+    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 4.2))
     for axis, (name, (title, sizes, times)) in zip(axes, results.items(), strict=True):
         for agent, values in times.items():
-            axis.plot(sizes, values, marker="o", label=agent)
-        axis.set(xscale="log", yscale="log", xlabel=name, title=title.partition(",")[0])
+            axis.plot(sizes, values, marker="o", color=colours[agent], label=agent)
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name], ylabel="microseconds", title=title.partition(",")[0])
         axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axis.minorticks_off()
-    axes[0].legend(fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.0))
     figure.tight_layout()
-    figure.savefig(RESULTS / "growth.png", dpi=110)
+    figure.savefig(RESULTS / "growth.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
 
 
 def main() -> None:
     repeats = set_up(__doc__)
-    results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]] = {}
+    results: GrowthTables = {}
     report = [describe_machine()]
     for name, title, sizes, agents, build in SECTIONS:
         turns, steps = {}, {}

@@ -43,6 +43,8 @@ Cells = Mapping[tuple[str, str], Rows]
 """Rows by task and agent."""
 
 RESAMPLES = 2000
+LINE_WIDTHS = (5.0, 3.8, 2.7, 1.8, 1.0)
+"""Widths of the curves of the agents. Later ones are on top of earlier ones and narrower, so that all can be seen."""
 LONG_RUN = 300.0
 """Duration of a run, in seconds, above which three seeds are sufficient."""
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
@@ -235,22 +237,29 @@ def draw_curves(curves: Cells, path: Path) -> bool:
         return False
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = _pyplot().subplots(lines, columns, figsize=(4 * columns, 2.9 * lines), squeeze=False)
+    figure, axes = _pyplot().subplots(lines, columns, figsize=(4 * columns, 3.1 * lines), squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
     for name, axis in zip(names, axes.flat, strict=False):
-        task = TASKS[name]
+        task, seeds = TASKS[name], list[str]()
         for number, agent in enumerate(AGENTS):
             if (name, agent) in curves:
                 steps, values = curves_of(curves[name, agent], task)
-                axis.plot(steps, values.mean(0), color=f"C{number}", label=agent)
-                axis.fill_between(steps, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
+                axis.plot(steps / 1000, values.mean(0), color=f"C{number}", linewidth=LINE_WIDTHS[number], label=agent)
+                if len(values) > 1:
+                    axis.fill_between(steps / 1000, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
+                seeds.append(str(len(values)))
         if task.solved is not None:
-            axis.axhline(task.solved, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=name, ylabel=task.metric)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+            axis.axhline(task.solved, color="black", linewidth=1, linestyle=":", label="threshold of a solved task")
+        axis.set_title(f"{name} (seeds: {', '.join(seeds)})", fontsize=9)
+        axis.set(ylabel=f"mean {task.metric} of an evaluation", xlabel="environment steps, thousands")
     handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 0.0))
+    figure.suptitle(
+        "Mean over the seeds (their numbers in order of the legend). Band: 95% bootstrap interval, for several seeds.\n"
+        "Widths differ so that lines on top of each other can be seen.",
+        fontsize=10,
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=100, bbox_inches="tight")
     _pyplot().close(figure)
@@ -334,7 +343,7 @@ def report(out: Path) -> str:
         parts += ["Solved at an evaluation during training, but not at the end:", "\n".join(gone)]
     if draw_curves(curves, out / "learning_curves.png"):
         parts += [
-            "Mean over seeds with its bootstrap 95% band; dotted: threshold of a solved task.",
+            "Mean over seeds, with the 95% bootstrap interval where there are several; dotted: threshold of a solved task.",
             "![Learning curves](learning_curves.png)",
         ]
     studied = f", after {STUDY_STEPS:,} steps"
