@@ -120,7 +120,7 @@ def untrusted(where: object, what: str) -> ValueError:
     :return: The error for a file that is loaded without trust.
     """
     return ValueError(
-        f"{where} {what}, which can run any code when it is loaded. If you trust whoever wrote the file, pass `trust=True` "
+        f"{where} {what}, which can run any code when it is loaded. If you trust the author of the file, pass `trust=True` "
         "(on the command line `--trust`)."
     )
 

@@ -152,7 +152,7 @@ def check_modules(config: Mapping[str, Any], where: object, trust: bool) -> None
         if colon and module not in sys.modules and not trust:
             raise ValueError(
                 f"{where}: the environment {text!r} would import the module {module!r}, which can run any code. Import it "
-                "before, or, if you trust whoever wrote the file, pass `trust=True` (on the command line `--trust`)."
+                "before, or, if you trust the author of the file, pass `trust=True` (on the command line `--trust`)."
             )
 
 
