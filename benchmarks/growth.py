@@ -21,8 +21,13 @@ from sb3_cyborg.sequence_model import SequenceModel, Stack
 
 T, ROWS, SLOTS, WIDTH = 64, 8, 64, 128
 ALL = ("gru/none", "lstm/none", "mamba/none", "gru/ring", "gru/kv", "gru/slot", "gru/pmm")
-AXES = {"T": "steps T of a sequence", "S": "slots S of the memory", "width": "width", "N": "environments N"}
-"""Labels of the horizontal axes."""
+AXES = {
+    "T": ("training step, 8 rows", "steps T of a sequence"),
+    "S": ("training step, 8 rows", "slots S of the memory"),
+    "width": ("training step, 8 rows", "width"),
+    "N": ("step of acting", "environments N"),
+}
+"""Titles of the panels, and labels of their horizontal axes."""
 WITH_SLOTS = ("gru/ring", "gru/kv", "gru/slot", "gru/pmm")
 
 
@@ -74,15 +79,19 @@ def draw(results: GrowthTables) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     colours = {agent: f"C{number}" for number, agent in enumerate(ALL)}
     figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 4.2))
-    for axis, (name, (title, sizes, times)) in zip(axes, results.items(), strict=True):
+    for axis, (name, (_, sizes, times)) in zip(axes, results.items(), strict=True):
         for agent, values in times.items():
             axis.plot(sizes, values, marker="o", color=colours[agent], label=agent)
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name], ylabel="microseconds", title=title.partition(",")[0])
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name][1], ylabel="CPU time, microseconds", title=AXES[name][0])
         axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()
+        axis.grid(alpha=0.25)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.0))
     figure.tight_layout()

@@ -253,14 +253,15 @@ def draw_curves(curves: Cells, path: Path) -> bool:
             axis.axhline(task.solved, color="black", linewidth=1, linestyle=":", label="threshold of a solved task")
         axis.set_title(f"{name} (seeds: {', '.join(seeds)})", fontsize=9)
         axis.set(ylabel=f"mean {task.metric} of an evaluation", xlabel="environment steps, thousands")
-    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {label: found.pop(label) for label in AGENTS if label in found} | found
     figure.legend(handles.values(), handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 0.0))
     figure.suptitle(
         "Mean over the seeds (their numbers in order of the legend). Band: 95% bootstrap interval, for several seeds.\n"
         "Widths differ so that lines on top of each other can be seen.",
         fontsize=10,
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
     figure.savefig(path, dpi=100, bbox_inches="tight")
     _pyplot().close(figure)
     return True
@@ -284,8 +285,8 @@ def draw_kinds(cells: Cells, path: Path) -> bool:
         image = axis.imshow(values, cmap="viridis", aspect="auto", vmin=-0.5, vmax=1.0)
         axis.set_xticks(range(len(MEMORIES)), list(MEMORIES))
         axis.set_yticks(range(len(ENCODERS)), list(ENCODERS))
-        axis.set(title=f"{name}: {TASKS[name].metric}", xlabel="memory", ylabel="encoder")
-        figure.colorbar(image, ax=axis)
+        axis.set(title=name, xlabel="memory", ylabel="encoder")
+        figure.colorbar(image, ax=axis, label=f"mean {TASKS[name].metric} of the final policy, one seed")
     _save(figure, path)
     return True
 
