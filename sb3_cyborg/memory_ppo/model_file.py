@@ -50,7 +50,7 @@ def to_entries(objects: Mapping[str, Any], registered: Mapping[str, type] | None
     """
     :param objects: Objects by key.
     :param registered: Classes by registered name.
-    :return: For each key what JSON can hold: plain data, or, with a warning, the object pickled in SB3's form.
+    :return: By key, a form that JSON can hold: plain data, or, with a warning, the object pickled as in SB3.
     """
     classes = Classes(registered or {})
     entries, pickled = {}, []

@@ -56,7 +56,7 @@ def in_one_process(sums: th.Tensor) -> th.Tensor:
 
 
 class RankError(RuntimeError):
-    """Another rank has failed, so this one cannot go on."""
+    """Another rank has failed, so this one cannot continue."""
 
 
 @dataclass

@@ -120,7 +120,7 @@ def build_normalize(entries: object, where: object, trust: bool = False) -> VecN
     """
     :param entries: The result of :func:`normalize_entries`.
     :param where: The file, for errors.
-    :param trust: Whether to load what was pickled, such as a space of the user's own class.
+    :param trust: Whether to load pickled objects, such as a space of the user's own class.
     :return: ``VecNormalize`` without environments: ``set_venv`` gives it some.
     :raises ValueError: for damaged entries, and for pickled ones without trust.
     """
@@ -157,7 +157,7 @@ def check_modules(config: Mapping[str, Any], where: object, trust: bool) -> None
 
 
 def trust_flag(config: TrainerConfig) -> str:
-    """:return: What commands for a run of this config need in a process of their own: ``" --trust"``, or nothing."""
+    """:return: The flag that commands for a run of this config need in a new process: ``" --trust"``, or nothing."""
     return " --trust" if ":" in config.env else ""
 
 
@@ -331,7 +331,7 @@ class Newest(NamedTuple):
     """
     The result of :func:`newest_file`.
 
-    :param path: The file to go on from, or ``None``.
+    :param path: The file to continue from, or ``None``.
     :param num_timesteps: The steps after which it was saved; 0 for ``None``.
     :param damaged: The files that cannot be read, each with the reason.
     """
