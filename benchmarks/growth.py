@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.limits import least, set_up, table, write_report
 from benchmarks.throughput import RESULTS, describe_machine
@@ -74,29 +76,28 @@ GrowthTables = dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]
 """By the name of the varied size: title, sizes, and times in microseconds of each agent at these sizes."""
 
 
-def draw(results: GrowthTables) -> None:
-    import matplotlib
+def growth_figure(results: GrowthTables) -> Figure:
+    """
+    Draws the tables, one panel each; an agent has the same colour in all panels.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
+    :param results: The tables.
+    :return: The figure.
+    """
     colours = {agent: f"C{number}" for number, agent in enumerate(ALL)}
-    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 4.2))
-    for axis, (name, (_, sizes, times)) in zip(axes, results.items(), strict=True):
+    figure = Figure(figsize=(4 * len(results), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (name, (_, sizes, times)) in zip(panels, results.items(), strict=True):
         for agent, values in times.items():
-            axis.plot(sizes, values, marker="o", color=colours[agent], label=agent)
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name][1], ylabel="CPU time, microseconds", title=AXES[name][0])
-        axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:,.0f}")
-        axis.minorticks_off()
-        axis.grid(alpha=0.25)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.0))
-    figure.tight_layout()
-    figure.savefig(RESULTS / "growth.png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
+            axes.plot(sizes, values, marker="o", color=colours[agent], label=agent)
+        axes.set(xscale="log", yscale="log", xlabel=AXES[name][1], ylabel="CPU time, microseconds", title=AXES[name][0])
+        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
 
 
 def main() -> None:
@@ -114,7 +115,7 @@ def main() -> None:
         rows: list[list[Any]] = [[agent, *(f"{value:.0f}" for value in values)] for agent, values in times.items()]
         report += [f"**{title}**", table([name, *map(str, sizes)], rows)]
     write_report(report, "growth.md")
-    draw(results)
+    growth_figure(results).savefig(RESULTS / "growth.png", dpi=110)
 
 
 if __name__ == "__main__":

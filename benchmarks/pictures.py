@@ -20,8 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.growth import GrowthTables
-from benchmarks.growth import draw as draw_growth
+from benchmarks.growth import GrowthTables, growth_figure
 from benchmarks.learning import CURVES, RESULTS, RUNS, latest, read
 from benchmarks.learning_report import Cells, by_cell, curves_of, scores, seeds_counted
 from benchmarks.learning_tasks import DEFAULT, FRAME_STACK, RECURRENT, TASKS
@@ -232,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_learning(cells, out / "learning.png")
     draw_speed(read_speeds(RESULTS / SPEED_TABLE), out / "speed.png")
     draw_steadiness(curves, out / "steadiness.png")
-    draw_growth(read_growth(RESULTS / "growth.md"))
+    growth_figure(read_growth(RESULTS / "growth.md")).savefig(RESULTS / "growth.png", dpi=110)
 
 
 if __name__ == "__main__":
