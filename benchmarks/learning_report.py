@@ -230,8 +230,24 @@ def _save(figure: Any, path: Path) -> None:
     _pyplot().close(figure)
 
 
+def _draw_task(name: str, curves: Cells, axis: Any) -> None:
+    """Draws the mean evaluations of each agent on a task, with their 95% bands."""
+    task, seeds = TASKS[name], list[str]()
+    for number, agent in enumerate(AGENTS):
+        if (name, agent) in curves:
+            steps, values = curves_of(curves[name, agent], task)
+            axis.plot(steps / 1000, values.mean(0), color=f"C{number}", linewidth=LINE_WIDTHS[number], label=agent)
+            if len(values) > 1:
+                axis.fill_between(steps / 1000, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
+            seeds.append(str(len(values)))
+    if task.solved is not None:
+        axis.axhline(task.solved, color="black", linewidth=1, linestyle=":", label="threshold of a solved task")
+    axis.set_title(f"{name} (seeds: {', '.join(seeds)})", fontsize=9)
+    axis.set(ylabel=f"mean {task.metric} of an evaluation", xlabel="environment steps, thousands")
+
+
 def draw_curves(curves: Cells, path: Path) -> bool:
-    """Draws mean evaluations during training with their 95% bands, one plot per task. :return: Whether there are runs."""
+    """Draws the evaluations during training, one panel per task. :return: Whether there are runs."""
     names = [name for name in TASKS if name not in MASK_TASKS and any((name, agent) in curves for agent in AGENTS)]
     if not names:
         return False
@@ -241,18 +257,7 @@ def draw_curves(curves: Cells, path: Path) -> bool:
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
     for name, axis in zip(names, axes.flat, strict=False):
-        task, seeds = TASKS[name], list[str]()
-        for number, agent in enumerate(AGENTS):
-            if (name, agent) in curves:
-                steps, values = curves_of(curves[name, agent], task)
-                axis.plot(steps / 1000, values.mean(0), color=f"C{number}", linewidth=LINE_WIDTHS[number], label=agent)
-                if len(values) > 1:
-                    axis.fill_between(steps / 1000, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
-                seeds.append(str(len(values)))
-        if task.solved is not None:
-            axis.axhline(task.solved, color="black", linewidth=1, linestyle=":", label="threshold of a solved task")
-        axis.set_title(f"{name} (seeds: {', '.join(seeds)})", fontsize=9)
-        axis.set(ylabel=f"mean {task.metric} of an evaluation", xlabel="environment steps, thousands")
+        _draw_task(name, curves, axis)
     found = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     handles = {label: found.pop(label) for label in AGENTS if label in found} | found
     figure.legend(handles.values(), handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 0.0))

@@ -294,7 +294,7 @@ def _train_in_workers(
     trust: bool,
     given: dict[str, Any],
 ) -> None:
-    """Start the command in several processes, and wait for their end. Their arguments are checked first."""
+    """Start the command in several processes, and wait for their end. What can be wrong is checked before."""
     if is_worker():
         raise ValueError("`--workers` starts processes, but torchrun has started this one: leave it out.")
     values = canonical(read_flags(given))
@@ -366,7 +366,7 @@ def _train_seeds(
             print(f"sb3-cyborg: error: seed {outcome.run.seed} has failed: {outcome.reason}", file=sys.stderr)
     if states != {FINISHED}:
         hint = "" if trust or not trust_flag(parsed) else ", with `--trust`"
-        print(f"The same command continues the runs that are not finished{hint}.", file=sys.stderr)
+        print(f"The same command goes on with the runs that are not finished{hint}.", file=sys.stderr)
     return 0 if states == {FINISHED} else FAILED if RUN_FAILED in states else INTERRUPTED
 
 
