@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -72,7 +71,7 @@ def draw_memory(curves: Cells, path: Path) -> None:
     :param path: PNG file to write.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, len(MEMORY_TASKS), sharey=True)
+    panels: Any = figure.subplots(1, len(MEMORY_TASKS), sharey=True)
     for axes, (name, title) in zip(panels, MEMORY_TASKS.items(), strict=True):
         task = TASKS[name]
         for agent, colour in COLOURS.items():
@@ -106,9 +105,8 @@ def draw_learning(cells: Cells, path: Path) -> None:
     for line, name in enumerate(LEARNING_TASKS):
         for offset, agent in zip((-0.25, 0.0, 0.25), COLOURS, strict=True):
             values = scores(cells[name, agent], TASKS[name])
-            style = {"color": COLOURS[agent], "marker": MARKERS[agent], "alpha": 0.65, "linestyle": "none", "markersize": 6}
             spread = np.linspace(-0.1, 0.1, len(values)) if len(values) > 1 else np.zeros(1)
-            axes.plot(values, line + offset + spread, **style)
+            axes.plot(values, line + offset + spread, MARKERS[agent], color=COLOURS[agent], markersize=6, alpha=0.65)
         axes.axhline(line + 0.5, color="0.9", linewidth=0.8)
     axes.set_yticks(range(len(LEARNING_TASKS)), LEARNING_TASKS)
     axes.invert_yaxis()
@@ -170,6 +168,7 @@ def steadiness(cells: Cells, name: str) -> list[float]:
         it, from the first success on (included), in (0, 1].
     """
     task = TASKS[name]
+    assert task.solved is not None
     _, values = curves_of(cells[name, DEFAULT], task)
     shares = []
     for reached in values >= task.solved:
