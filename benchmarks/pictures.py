@@ -84,7 +84,7 @@ def draw_memory(curves: Cells, path: Path) -> None:
         assert task.solved is not None
         axes.axhline(task.solved, color="black", linewidth=0.8, linestyle=":", label=f"solved: {task.solved}")
         axes.set_title(title, fontsize=10)
-        axes.set(xlabel="environment steps", ylim=(-0.75, 1.12))
+        axes.set(xlabel="environment steps", ylim=(-0.85, 1.12))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
         axes.grid(alpha=0.25)
