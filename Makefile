@@ -21,7 +21,7 @@ SEED ?= 0
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-slow-short test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench bench-peers results clean
+.PHONY: help venv demo test test-slow test-slow-short test-official test-cuda test-minerl docs pytest lint check-codestyle format type commit-checks bench bench-peers results pictures clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -122,6 +122,13 @@ $(PEERS_STAMP): requirements/bench-peers.txt
 
 results: $(STAMP)  ## write the table and the plots of the learning benchmark, from benchmarks/results/learning_*.csv
 	$(BIN)/python -m benchmarks.learning_report
+
+# Crafter trains for a quarter of an hour: its pictures are drawn only with CRAFTER=1. Those of growth, speed and learning are drawn
+# from the measurements in benchmarks/results, which `make bench` and benchmarks/learning.py write.
+pictures: $(STAMP) results  ## draw all pictures of README and documentation (minutes); CRAFTER=1 for those of Crafter as well
+	$(BIN)/python docs/figures/burn_in.py
+	$(BIN)/python -m benchmarks.pictures
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.trained_pictures $(if $(CRAFTER),--only demo inspect curves crafter)
 
 clean:  ## remove build outputs and caches; .venv, .venv-official, .venv-minerl, .venv-peers and runs/ stay
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.limits import least, set_up, table, write_report
 from benchmarks.throughput import RESULTS, describe_machine
@@ -21,6 +23,13 @@ from sb3_cyborg.sequence_model import SequenceModel, Stack
 
 T, ROWS, SLOTS, WIDTH = 64, 8, 64, 128
 ALL = ("gru/none", "lstm/none", "mamba/none", "gru/ring", "gru/kv", "gru/slot", "gru/pmm")
+AXES = {
+    "T": ("training step, 8 rows", "steps T of a sequence"),
+    "S": ("training step, 8 rows", "slots S of the memory"),
+    "width": ("training step, 8 rows", "width"),
+    "N": ("step of acting", "environments N"),
+}
+"""Titles of the panels, and labels of their horizontal axes."""
 WITH_SLOTS = ("gru/ring", "gru/kv", "gru/slot", "gru/pmm")
 
 
@@ -63,27 +72,37 @@ SECTIONS: list[Section] = [
 ]
 
 
-def draw(results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]) -> None:
-    import matplotlib
+GrowthTables = dict[str, tuple[str, Sequence[int], dict[str, list[float]]]]
+"""By the name of the varied size: title, sizes, and times in microseconds of each agent at these sizes."""
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6))
-    for axis, (name, (title, sizes, times)) in zip(axes, results.items(), strict=True):
+def growth_figure(results: GrowthTables) -> Figure:
+    """
+    Draws the tables, one panel each; an agent has the same colour in all panels.
+
+    :param results: The tables.
+    :return: The figure.
+    """
+    colours = {agent: f"C{number}" for number, agent in enumerate(ALL)}
+    figure = Figure(figsize=(4 * len(results), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (name, (_, sizes, times)) in zip(panels, results.items(), strict=True):
         for agent, values in times.items():
-            axis.plot(sizes, values, marker="o", label=agent)
-        axis.set(xscale="log", yscale="log", xlabel=name, title=title.partition(",")[0])
-        axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
-        axis.minorticks_off()
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "growth.png", dpi=110)
+            axes.plot(sizes, values, marker="o", color=colours[agent], label=agent)
+        axes.set(xscale="log", yscale="log", xlabel=AXES[name][1], ylabel="CPU time, microseconds", title=AXES[name][0])
+        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
 
 
 def main() -> None:
     repeats = set_up(__doc__)
-    results: dict[str, tuple[str, Sequence[int], dict[str, list[float]]]] = {}
+    results: GrowthTables = {}
     report = [describe_machine()]
     for name, title, sizes, agents, build in SECTIONS:
         turns, steps = {}, {}
@@ -96,7 +115,7 @@ def main() -> None:
         rows: list[list[Any]] = [[agent, *(f"{value:.0f}" for value in values)] for agent, values in times.items()]
         report += [f"**{title}**", table([name, *map(str, sizes)], rows)]
     write_report(report, "growth.md")
-    draw(results)
+    growth_figure(results).savefig(RESULTS / "growth.png", dpi=110)
 
 
 if __name__ == "__main__":

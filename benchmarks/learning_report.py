@@ -43,6 +43,8 @@ Cells = Mapping[tuple[str, str], Rows]
 """Rows by task and agent."""
 
 RESAMPLES = 2000
+LINE_WIDTHS = (5.0, 3.8, 2.7, 1.8, 1.0)
+"""Widths of the curves of the agents. Later ones are on top of earlier ones and narrower, so that all can be seen."""
 LONG_RUN = 300.0
 """Duration of a run, in seconds, above which three seeds are sufficient."""
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
@@ -228,30 +230,43 @@ def _save(figure: Any, path: Path) -> None:
     _pyplot().close(figure)
 
 
+def _draw_task(name: str, curves: Cells, axis: Any) -> None:
+    """Draws the mean evaluations of each agent on a task, with their 95% bands."""
+    task, seeds = TASKS[name], list[str]()
+    for number, agent in enumerate(AGENTS):
+        if (name, agent) in curves:
+            steps, values = curves_of(curves[name, agent], task)
+            axis.plot(steps / 1000, values.mean(0), color=f"C{number}", linewidth=LINE_WIDTHS[number], label=agent)
+            if len(values) > 1:
+                axis.fill_between(steps / 1000, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
+            seeds.append(str(len(values)))
+    if task.solved is not None:
+        axis.axhline(task.solved, color="black", linewidth=1, linestyle=":", label="threshold of a solved task")
+    axis.set_title(f"{name} (seeds: {', '.join(seeds)})", fontsize=9)
+    axis.set(ylabel=f"mean {task.metric} of an evaluation", xlabel="environment steps, thousands")
+
+
 def draw_curves(curves: Cells, path: Path) -> bool:
-    """Draws mean evaluations during training with their 95% bands, one plot per task. :return: Whether there are runs."""
+    """Draws the evaluations during training, one panel per task. :return: Whether there are runs."""
     names = [name for name in TASKS if name not in MASK_TASKS and any((name, agent) in curves for agent in AGENTS)]
     if not names:
         return False
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = _pyplot().subplots(lines, columns, figsize=(4 * columns, 2.9 * lines), squeeze=False)
+    figure, axes = _pyplot().subplots(lines, columns, figsize=(4 * columns, 3.1 * lines), squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
     for name, axis in zip(names, axes.flat, strict=False):
-        task = TASKS[name]
-        for number, agent in enumerate(AGENTS):
-            if (name, agent) in curves:
-                steps, values = curves_of(curves[name, agent], task)
-                axis.plot(steps, values.mean(0), color=f"C{number}", label=agent)
-                axis.fill_between(steps, *bootstrap_band(values), color=f"C{number}", alpha=0.2, linewidth=0)
-        if task.solved is not None:
-            axis.axhline(task.solved, color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=name, ylabel=task.metric)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-    handles = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        _draw_task(name, curves, axis)
+    found = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {label: found.pop(label) for label in AGENTS if label in found} | found
     figure.legend(handles.values(), handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 0.0))
-    figure.tight_layout()
+    figure.suptitle(
+        "Mean over the seeds (their numbers in order of the legend). Band: 95% bootstrap interval, for several seeds.\n"
+        "Widths differ so that lines on top of each other can be seen.",
+        fontsize=10,
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
     figure.savefig(path, dpi=100, bbox_inches="tight")
     _pyplot().close(figure)
     return True
@@ -275,8 +290,8 @@ def draw_kinds(cells: Cells, path: Path) -> bool:
         image = axis.imshow(values, cmap="viridis", aspect="auto", vmin=-0.5, vmax=1.0)
         axis.set_xticks(range(len(MEMORIES)), list(MEMORIES))
         axis.set_yticks(range(len(ENCODERS)), list(ENCODERS))
-        axis.set(title=f"{name}: {TASKS[name].metric}", xlabel="memory", ylabel="encoder")
-        figure.colorbar(image, ax=axis)
+        axis.set(title=name, xlabel="memory", ylabel="encoder")
+        figure.colorbar(image, ax=axis, label=f"mean {TASKS[name].metric} of the final policy, one seed")
     _save(figure, path)
     return True
 
@@ -334,7 +349,7 @@ def report(out: Path) -> str:
         parts += ["Solved at an evaluation during training, but not at the end:", "\n".join(gone)]
     if draw_curves(curves, out / "learning_curves.png"):
         parts += [
-            "Mean over seeds with its bootstrap 95% band; dotted: threshold of a solved task.",
+            "Mean over seeds, with the 95% bootstrap interval where there are several; dotted: threshold of a solved task.",
             "![Learning curves](learning_curves.png)",
         ]
     studied = f", after {STUDY_STEPS:,} steps"

@@ -15,11 +15,14 @@ project = "sb3_cyborg"
 author = "the sb3_cyborg authors"
 release = version = sb3_cyborg.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"{project} {release}"
 
+myst_enable_extensions = ["colon_fence"]  # for the cards of the landing page
 myst_heading_anchors = 4  # so that links like page.md#a-heading work, as on GitHub
 default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"

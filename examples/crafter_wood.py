@@ -72,7 +72,7 @@ def evaluate(model: Any, agent: str, episodes: int) -> float:
 def record(model: BaseAlgorithm, agent: str, path: Path) -> None:
     """Writes every other step of the start of the first evaluation episode as a GIF."""
     set_random_seed(EVAL_SEED)
-    env = make_env(agent, 1, EVAL_SEED, render_mode="rgb_array", render_size=180)
+    env = make_env(agent, 1, EVAL_SEED, render_mode="rgb_array", render_size=360)
     obs, state, starts, frames = env.reset(), None, np.ones(1, bool), []
     for _ in range(GIF_STEPS):
         frames.append(Image.fromarray(np.asarray(env.render())).quantize(32))

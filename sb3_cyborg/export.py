@@ -135,7 +135,7 @@ def sampling_parameters(distribution: Distribution) -> dict[str, th.Tensor]:
 
 
 def _moments(normalize: VecNormalize | None, space: spaces.Space[Any]) -> Normalizer:
-    """:return: Mean and standard deviation of what ``VecNormalize`` normalizes, by key; the key of an array is ``""``."""
+    """:return: Mean and standard deviation of the normalized observations, by key; the key of an array is ``""``."""
     if normalize is None or not normalize.norm_obs:
         return {}
     for name in ("_normalize_obs", "normalize_obs"):

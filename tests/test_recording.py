@@ -61,7 +61,7 @@ def test_gif(model: MemoryPPO, tmp_path: Path) -> None:
     assert results == [EpisodeResult(10.0, LENGTH)] * 2
     assert lines == ["episode 1: return 10.00, length 5", "episode 2: return 10.00, length 5", f"video: {path}"]
     with Image.open(path) as gif:
-        assert gif.size == (47, 33)
+        assert gif.size == (7 * 47, 7 * 33)  # small frames are enlarged to 320 pixels or more
         assert gif.info["duration"] == 100
         assert gif.info["loop"] == 0
         frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(gif)]
@@ -75,7 +75,7 @@ def test_mp4(model: MemoryPPO, tmp_path: Path) -> None:
     enjoy(model, PictureEnv(), video=path, n_episodes=3, fps=5, report=lambda _: None)
     assert path.stat().st_size > 1_000
     frames = iio.imread(path, plugin="FFMPEG")
-    assert frames.shape == (3 * LENGTH, 34, 48, 3)
+    assert frames.shape == (3 * LENGTH, 232, 330, 3)
     assert greys(frames) == pytest.approx([0, 40, 80, 120, 160] * 3, abs=8)
     assert iio.immeta(path, plugin="FFMPEG")["fps"] == 5
 

@@ -151,7 +151,7 @@ def test_results_without_a_complete_file_are_never_overwritten(run: Path, left: 
     if left == "sessions.yaml":  # the list of a run that was resumed
         (run / left).write_text("- num_timesteps: 0\n- num_timesteps: 64\n")
     before = content(run)
-    with pytest.raises(ValueError, match=r"no complete checkpoint to go on from.*`--restart` starts it anew") as caught:
+    with pytest.raises(ValueError, match=r"no complete checkpoint to continue from.*`--restart` starts it anew") as caught:
         TrainerV7.resume(run)
     assert "\n" not in str(caught.value)
     assert ("step_" if left == "checkpoints" else left) in str(caught.value)
@@ -264,7 +264,7 @@ def test_a_key_that_is_removed_from_the_config_counts_as_its_default(run: Path) 
 
 def test_a_config_that_cannot_be_read_is_refused_with_the_way_out(run: Path) -> None:
     (run / "config.yaml").write_text("env: [")
-    with pytest.raises(ValueError, match=r"is not YAML.*Correct it, or delete it to go on with the settings in step_0000"):
+    with pytest.raises(ValueError, match=r"is not YAML.*Correct it, or delete it to continue with the settings in step_0000"):
         TrainerV7.resume(run)
 
 

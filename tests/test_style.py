@@ -33,6 +33,18 @@ ENVS = "envs"
 """A part outside the layers: it imports only ``checks``, and only ``trainers`` and higher layers import it."""
 MASK_NAMES = {"mask", "masks", "keep"}
 
+RIDDLES = re.compile(
+    r"the very states?|one door|way through the house|worlds? to remember|\bhonest\b|needs no memory takes"
+    r"|\b(equally|as) loud\b|half the usual|what is smaller|learns soon what|what followed what|\bwhoever\b"
+    r"|leaves them out|blow(n|s)? up|breaks off nothing|than it is used in|measures as lines|\bfor want of\b|under one roof",
+    re.IGNORECASE,
+)
+"""Phrases that readers had to guess the meaning of. Write the term of the field instead."""
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+MAX_README_LINES = 150
+MAX_PROSE_WIDTH = 150
+"""Characters of a line of prose in a page. Tables, code and lines with links may be wider."""
+
 Problems = Iterator[tuple[int, str]]
 """Line numbers with messages."""
 
@@ -44,11 +56,13 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value.strip()
 
 
-def find_docstrings_with_what(tree: ast.Module) -> Problems:
-    """:return: Docstrings that begin with "What": a docstring begins with the term or with a verb."""
+def find_riddles(tree: ast.Module) -> Problems:
+    """:return: Docstrings that begin with "What", "Whoever" or "How", and docstrings with a phrase of :data:`RIDDLES`."""
     for line, text in docstrings(tree):
-        if re.match(r"What\b", text):
-            yield line, f"a docstring begins with 'What': {text.splitlines()[0]}"
+        if first := re.match(r"(What|Whoever|How)\b", text):
+            yield line, f"a docstring begins with {first[0]!r} instead of the term or a verb: {text.splitlines()[0]}"
+        elif riddle := RIDDLES.search(" ".join(text.split())):
+            yield line, f"a docstring has a phrase that is not plain English: {riddle[0]!r}"
 
 
 def definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
@@ -157,7 +171,7 @@ def collect(find: Callable[[ast.Module], Problems]) -> list[str]:
     ]
 
 
-RULES = [find_docstrings_with_what, find_undescribed_parameters, find_float_masks]
+RULES = [find_riddles, find_undescribed_parameters, find_float_masks]
 
 
 @pytest.mark.parametrize("find", RULES)
@@ -167,9 +181,13 @@ def test_rule(find: Callable[[ast.Module], Problems]) -> None:
 
 
 BAD = [
-    (find_docstrings_with_what, '"""What the module is for."""'),
-    (find_docstrings_with_what, 'class A:\n    def f(self) -> None:\n        """\n        What it does.\n        """'),
-    (find_docstrings_with_what, 'SIZE = 1\n"""What is large."""'),
+    (find_riddles, '"""What the module is for."""'),
+    (find_riddles, 'class A:\n    def f(self) -> None:\n        """\n        What it does.\n        """'),
+    (find_riddles, 'SIZE = 1\n"""What is large."""'),
+    (find_riddles, '"""How it works."""'),
+    (find_riddles, 'def f() -> None:\n    """How the caller waits."""'),
+    (find_riddles, '"""One door to many environments."""'),
+    (find_riddles, '"""Trained from the very\nstates of the rollout."""'),
     (find_undescribed_parameters, 'def f(a, *, b):\n    """:param a: One."""'),
     (find_undescribed_parameters, 'def f(a):\n    """:param a: One. :param b: Gone."""'),
     (find_undescribed_parameters, 'class A:\n    """:param a: One."""\n    def __init__(self, a, **options): ...'),
@@ -196,6 +214,48 @@ GOOD = [
 @pytest.mark.parametrize("source", GOOD)
 def test_rules_find_nothing_else(source: str) -> None:
     assert [problem for find in RULES for problem in find(ast.parse(source))] == []
+
+
+def find_unplain_text(text: str) -> Problems:
+    """
+    :param text: A page in Markdown.
+    :return: Phrases of :data:`RIDDLES`, headings that begin with "What", "Whoever" or "How", and too long lines of prose.
+    """
+    for riddle in RIDDLES.finditer(text):
+        yield text.count("\n", 0, riddle.start()) + 1, f"a phrase that is not plain English: {riddle[0]!r}"
+    is_code = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        is_code ^= line.startswith("```")
+        if not is_code and re.match(r"#+ (What|Whoever|How)\b", line):
+            yield number, f"a heading that needs the text below it: {line}"
+        if not is_code and not line.startswith(("|", "```")) and "](" not in line and len(line) > MAX_PROSE_WIDTH:
+            yield number, f"a line of {len(line)} characters, at most {MAX_PROSE_WIDTH}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_in_plain_english(page: Path) -> None:
+    problems = [f"{page.name}:{line}: {message}" for line, message in find_unplain_text(page.read_text())]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("# Speed\n\nIt is fast.", 0),
+        ("# What is honest about it", 2),
+        ("## How a change is measured", 1),
+        ("Worlds to remember in", 1),
+        ("x" * 151, 1),
+        ("| " + "x" * 200 + " |", 0),
+        ("```python\n# What is this?\n" + "x" * 200 + "\n```", 0),
+    ],
+)
+def test_text_that_is_not_plain_is_found(text: str, count: int) -> None:
+    assert len(list(find_unplain_text(text))) == count
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MAX_README_LINES
 
 
 def package_files() -> Iterator[tuple[Path, str]]:

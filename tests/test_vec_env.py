@@ -222,7 +222,7 @@ def test_monitor_files(name: str, tmp_path: Path) -> None:
         ({"name": "CartPole-v1", "n_envs": 0}, "`n_envs` must be a whole number of at least 1, got 0"),
         ({"name": "CartPole-v1", "frame_stack": 1.5}, "`frame_stack` must be a whole number"),
         ({"name": "CartPole-v1", "vec_env": "subprocess"}, "Unknown vec_env 'subprocess'. Did you mean 'subproc'"),
-        ({"name": "CartPole-v1", "env_kwargs": {"gravity": 1}}, "does not take what `env_kwargs` holds, {'gravity': 1}"),
+        ({"name": "CartPole-v1", "env_kwargs": {"gravity": 1}}, "does not take `env_kwargs`={'gravity': 1}"),
         ({"name": CHAIN, "env_kwargs": {"length": 1}}, "'length'. Did you mean 'memory_length'?"),
         ({"name": CHAIN, "vec_env": "dummy", "env_kwargs": {"length": 1}}, "'length'. Did you mean 'memory_length'?"),
         ({"name": "CartPole-v1", "monitor_kwargs": {"override": True}}, "Did you mean 'override_existing'"),

@@ -195,4 +195,4 @@ def _wrong_keywords_as_value_errors(name: object, env_kwargs: dict[str, Any] | N
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise ValueError(f"Environment {name!r} does not take what `env_kwargs` holds, {env_kwargs}: {error}.") from error
+        raise ValueError(f"Environment {name!r} does not take `env_kwargs`={env_kwargs}: {error}.") from error

@@ -170,7 +170,7 @@ MODEL_ARGUMENTS: dict[str, Rule] = {
     "distributed": Flag(),
     "n_envs": Whole(1),
 }
-"""Rules of the arguments of ``MemoryPPO``. What several arguments have to keep together is checked where they are used."""
+"""Rules of the arguments of ``MemoryPPO``. Conditions on several arguments are checked where these are used."""
 
 LEARN_ARGUMENTS: dict[str, Rule] = {
     "total_timesteps": Number(0),

@@ -856,8 +856,8 @@ class MemoryPPO(RecurrentPPO):
         """
         Save the model in SB3's zip, without pickles: see :mod:`~sb3_cyborg.memory_ppo.model_file`.
 
-        A path is written atomically: if writing fails, an old file stays. What has no plain form, such as a function as a
-        schedule, is pickled with a warning, and the file then loads with ``trust=True`` only.
+        A path is written atomically: if writing fails, an old file stays. An object without plain form, such as a function as
+        a schedule, is pickled with a warning, and the file then loads with ``trust=True`` only.
 
         :param path: Path to the file, with ``.zip`` added if it has no suffix, or an open file.
         :param exclude: Names of further attributes to leave out.

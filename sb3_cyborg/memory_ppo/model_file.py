@@ -50,7 +50,7 @@ def to_entries(objects: Mapping[str, Any], registered: Mapping[str, type] | None
     """
     :param objects: Objects by key.
     :param registered: Classes by registered name.
-    :return: For each key what JSON can hold: plain data, or, with a warning, the object pickled in SB3's form.
+    :return: By key, a form that JSON can hold: plain data, or, with a warning, the object pickled as in SB3.
     """
     classes = Classes(registered or {})
     entries, pickled = {}, []
@@ -120,7 +120,7 @@ def untrusted(where: object, what: str) -> ValueError:
     :return: The error for a file that is loaded without trust.
     """
     return ValueError(
-        f"{where} {what}, which can run any code when it is loaded. If you trust whoever wrote the file, pass `trust=True` "
+        f"{where} {what}, which can run any code when it is loaded. If you trust the author of the file, pass `trust=True` "
         "(on the command line `--trust`)."
     )
 

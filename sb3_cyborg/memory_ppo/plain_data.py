@@ -57,7 +57,7 @@ class Classes:
     Names of classes in a file.
 
     :param registered: Classes by registered name.
-    :param given: Further objects by import path, which take the place of what the path leads to.
+    :param given: Objects by import path, which replace those that the paths lead to.
     :param trust: Whether any module may be imported.
     """
 

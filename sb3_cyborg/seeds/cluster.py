@@ -10,7 +10,7 @@ from sb3_cyborg.seeds.jobs import POLL_SECONDS, LocalJob
 from sb3_cyborg.seeds.seed_runs import SeedRun
 
 CLUSTERS = ("slurm", "local")
-"""Executors of submitit; ``local`` starts processes on this machine, to try out what a cluster would do."""
+"""Executors of submitit; ``local`` starts processes on this machine, for tests."""
 DEFAULTS = {"cpus_per_task": 1, "timeout_min": 24 * 60}
 """Options of submitit, which ``--cluster-options`` override. Its own limit is 5 minutes."""
 

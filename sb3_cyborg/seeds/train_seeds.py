@@ -52,8 +52,8 @@ def train_seeds(
     ``seeds.md``            the returns of each seed, their mean over the n finished runs and its 95 % t interval
     ======================= ===========================================================================================
 
-    A second call with the same settings goes on: finished seeds are left out, others are resumed. It may have other seeds, and
-    other values of the settings that may change in a resumed run, e.g. more ``total_timesteps``.
+    A second call with the same settings continues: finished seeds are left out, others are resumed. It may have other seeds,
+    and other values of the settings that may change in a resumed run, e.g. more ``total_timesteps``.
 
     :param config: Settings; ``seed`` is not used.
     :param seeds: The seeds.

@@ -120,7 +120,7 @@ def build_normalize(entries: object, where: object, trust: bool = False) -> VecN
     """
     :param entries: The result of :func:`normalize_entries`.
     :param where: The file, for errors.
-    :param trust: Whether to load what was pickled, such as a space of the user's own class.
+    :param trust: Whether to load pickled objects, such as a space of the user's own class.
     :return: ``VecNormalize`` without environments: ``set_venv`` gives it some.
     :raises ValueError: for damaged entries, and for pickled ones without trust.
     """
@@ -152,12 +152,12 @@ def check_modules(config: Mapping[str, Any], where: object, trust: bool) -> None
         if colon and module not in sys.modules and not trust:
             raise ValueError(
                 f"{where}: the environment {text!r} would import the module {module!r}, which can run any code. Import it "
-                "before, or, if you trust whoever wrote the file, pass `trust=True` (on the command line `--trust`)."
+                "before, or, if you trust the author of the file, pass `trust=True` (on the command line `--trust`)."
             )
 
 
 def trust_flag(config: TrainerConfig) -> str:
-    """:return: What commands for a run of this config need in a process of their own: ``" --trust"``, or nothing."""
+    """:return: The flag that commands for a run of this config need in a new process: ``" --trust"``, or nothing."""
     return " --trust" if ":" in config.env else ""
 
 
@@ -331,7 +331,7 @@ class Newest(NamedTuple):
     """
     The result of :func:`newest_file`.
 
-    :param path: The file to go on from, or ``None``.
+    :param path: The file to continue from, or ``None``.
     :param num_timesteps: The steps after which it was saved; 0 for ``None``.
     :param damaged: The files that cannot be read, each with the reason.
     """

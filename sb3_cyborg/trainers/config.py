@@ -164,7 +164,7 @@ Scheduled = Annotated[float | str, BeforeValidator(_schedule)]
 
 class TrainerConfig(BaseModel):
     """
-    Settings of :class:`~sb3_cyborg.trainers.trainer_v7.TrainerV7`. The description of each field says what it means.
+    Settings of :class:`~sb3_cyborg.trainers.trainer_v7.TrainerV7`. Each field has a description.
 
     Keys are the words of SB3 and RL Zoo where these have one. Other words for them are accepted, ``horizon`` for ``n_steps``
     for example: see ``sb3_cyborg.trainers.vocabulary``. ``memory: {type: pmm, num_slots: 16}`` is accepted for

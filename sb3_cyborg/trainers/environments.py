@@ -102,9 +102,13 @@ def policy_for(config: TrainerConfig, env: VecEnv) -> str:
     """
     policy, space = config.policy, env.observation_space
     if policy.startswith("Cnn") and not is_image_space(space):
-        raise ValueError(f"`policy`={policy!r} needs images, but {config.env!r} has {space}; 'auto' picks what fits.")
+        raise ValueError(
+            f"`policy`={policy!r} needs images, but {config.env!r} has {space}; 'auto' selects a policy that fits."
+        )
     if policy.startswith("MultiInput") and not isinstance(space, spaces.Dict):
-        raise ValueError(f"`policy`={policy!r} needs a Dict space, but {config.env!r} has {space}; 'auto' picks what fits.")
+        raise ValueError(
+            f"`policy`={policy!r} needs a Dict space, but {config.env!r} has {space}; 'auto' selects a policy that fits."
+        )
     if policy != "auto":
         return policy
     if isinstance(space, spaces.Dict):

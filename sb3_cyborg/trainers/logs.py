@@ -16,7 +16,7 @@ from sb3_cyborg.trainers.side_files import move_aside
 
 class WandbOutput(KVWriter):
     """
-    Send what SB3 logs to a run of Weights & Biases. Steps are a metric, so that a resumed run may go back to its checkpoint.
+    Send the logged values to a run of Weights & Biases. Steps are a metric, so a resumed run may go back to its checkpoint.
 
     :param run: The result of ``wandb.init``.
     """
@@ -58,7 +58,7 @@ def make_logger(folder: Path | None, verbose: int, num_timesteps: int, extra: KV
 
 class TensorBoardOutput(TensorBoardOutputFormat):
     """
-    SB3's output for TensorBoard, which hides what was logged after the checkpoint that a run is resumed from.
+    SB3's output for TensorBoard, which hides the values logged after the checkpoint that a run is resumed from.
 
     :param folder: Folder of the logs.
     :param num_timesteps: Steps of the checkpoint; 0 for a new run.

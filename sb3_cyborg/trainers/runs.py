@@ -101,7 +101,7 @@ def check_is_run(run: Path) -> None:
 
 def file_to_resume(run: Path) -> Path | None:
     """
-    Find the file that a run goes on from, and move damaged ones and unfinished ones out of the way.
+    Find the file that a run continues from, and move damaged and unfinished files aside.
 
     :param run: Folder of a run, which the caller has locked.
     :return: The newest complete file, or ``None`` if the run was stopped before it had written any result.
@@ -112,7 +112,7 @@ def file_to_resume(run: Path) -> Path | None:
         if results := _results(run):
             damaged = "".join(f" {path.name}: {reason}." for path, reason in [*newest.damaged.items()][:1])
             raise ValueError(
-                f"The run {str(run)!r} has {', '.join(results)}, but no complete checkpoint to go on from.{damaged} "
+                f"The run {str(run)!r} has {', '.join(results)}, but no complete checkpoint to continue from.{damaged} "
                 f"`--restart` starts it anew and moves its files into {OLD_FOLDER}<number>."
             )
         return None
@@ -120,7 +120,7 @@ def file_to_resume(run: Path) -> Path | None:
     evaluated = {name for name in (EVALUATIONS, BEST) if (run / name).exists()}
     for name in (MONITOR_FILE, SESSIONS_FILE, *({EVALUATIONS, BEST} - evaluated if evaluated else ())):
         if not (run / name).exists():
-            warn_caller(f"{run / name} is missing: it is written anew, without what it held before.")
+            warn_caller(f"{run / name} is missing: it is written anew, without its earlier content.")
     for path, reason in newest.damaged.items():
         move_aside(path, reason, f"The run goes on from {newest.path.name}.")
     for name in (FOLDER, "tensorboard"):
@@ -200,10 +200,10 @@ def edited_config(run: Path, checkpoint: Checkpoint, changes: Mapping[str, Any],
     Compare the config file of a run with the settings in its checkpoint. Edits of keys that may change are printed.
 
     :param run: Folder of the run.
-    :param checkpoint: The checkpoint that it goes on from.
+    :param checkpoint: The checkpoint that it continues from.
     :param changes: Settings to change, by key, which override those of the file.
     :param trust: Whether the file may name a module to import.
-    :return: The settings to go on with.
+    :return: The settings to continue with.
     :raises ValueError: for other edits, with both values, and for a file that is no config.
     """
     path = run / CONFIG_FILE
@@ -216,7 +216,9 @@ def edited_config(run: Path, checkpoint: Checkpoint, changes: Mapping[str, Any],
     try:
         edited = read_yaml(path)
     except ValueError as error:
-        raise ValueError(f"{error} Correct it, or delete it to go on with the settings in {checkpoint.path.name}.") from error
+        raise ValueError(
+            f"{error} Correct it, or delete it to continue with the settings in {checkpoint.path.name}."
+        ) from error
     check_modules(edited, path, trust)
     config = TrainerConfig.parse(merge(edited, changes))
     trained = TrainerConfig.parse(merge(checkpoint.config, {key: getattr(config, key) for key in RESUME_KEYS}))

@@ -1,4 +1,4 @@
-"""Files of a run that it can go on without: they are moved aside if they are damaged, and never deleted."""
+"""Files that a run can continue without: they are moved aside if they are damaged, and never deleted."""
 
 import shutil
 from pathlib import Path

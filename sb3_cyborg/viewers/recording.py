@@ -23,6 +23,9 @@ DEFAULT_FPS = 30
 LARGEST_GIF_FPS = 50
 """Frames per second of a GIF at most: many programs show faster ones slowly."""
 
+SMALLEST_PICTURE = 320
+"""Pixels of the longer side of a frame below which frames are enlarged."""
+
 
 def check_video(video: Path | str) -> Path:
     """
@@ -214,7 +217,13 @@ def pictures(env: VecEnv) -> list[np.ndarray]:
 def _frame(env: VecEnv) -> np.ndarray:
     """:return: One picture of all environments, (height, width, 3) uint8."""
     images = pictures(env)
-    return tile_images(images) if len(images) > 1 else images[0]
+    return _enlarge(tile_images(images) if len(images) > 1 else images[0])
+
+
+def _enlarge(frame: np.ndarray) -> np.ndarray:
+    """:return: The frame with each pixel repeated so often that its longer side has ``SMALLEST_PICTURE`` pixels at least."""
+    factor = -(-SMALLEST_PICTURE // max(frame.shape[:2]))
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
