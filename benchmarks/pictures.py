@@ -154,7 +154,7 @@ def draw_speed(rows: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     repeats = len({row["repeat"] for row in rows})
     axes.set(xlabel=f"training speed, times the peer's (CPU time, median of {repeats} repeats)", title=SPEED_TITLE)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.45, -0.1), ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
 
 
