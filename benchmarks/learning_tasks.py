@@ -231,7 +231,7 @@ TASKS: dict[str, Task] = {
     ),
     "ConcentrationMaskedEasy": _masked("ConcentrationMaskedEasy", 100_000),
     "BattleshipMaskedEasy": _masked("BattleshipMaskedEasy", 200_000),
-    "MineSweeperMaskedEasy": _masked("MineSweeperMaskedEasy", 1_000_000),
+    "MineSweeperMaskedEasy": _masked("MineSweeperMaskedEasy", 400_000),
 }
 """All tasks, in the order of the table."""
 

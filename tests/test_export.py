@@ -103,7 +103,7 @@ def assert_acts_alike(model: MemoryPPO, path: Path, steps: int, rows: int = 3) -
         np.testing.assert_allclose(onnx_actions, actions, rtol=0, atol=tolerance, err_msg=f"actions at step {step}")
         assert onnx_state.keys() == state.keys()
         for name, leaf in state.items():
-            np.testing.assert_allclose(onnx_state[name], leaf, rtol=0, atol=TOLERANCE, err_msg=f"{name} at step {step}")
+            np.testing.assert_allclose(onnx_state[name], leaf, rtol=1e-6, atol=TOLERANCE, err_msg=f"{name} at step {step}")
     if isinstance(space, spaces.Dict):
         return
     # The values of all steps but the first, as one batch.
@@ -145,16 +145,15 @@ def test_every_exported_stack_acts_as_the_agent(mode: str, kind: str, actions: s
 SQUASHED_SDE: dict[str, Any] = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("actions", "observations", "policy", "settings"),
     [
-        ("box_2x3", "matrix", "MlpPolicy", {}),
-        ("box", "box", "MlpPolicy", {"use_sde": True}),
-        ("multi_binary", "multi_discrete", "MlpPolicy", {}),
+        pytest.param("box_2x3", "matrix", "MlpPolicy", {}, marks=pytest.mark.slow),
+        pytest.param("box", "box", "MlpPolicy", {"use_sde": True}, marks=pytest.mark.slow),
+        pytest.param("multi_binary", "multi_discrete", "MlpPolicy", {}, marks=pytest.mark.slow),
         ("multi_discrete", "discrete", "MlpPolicy", {}),
-        ("discrete", "image", "CnnPolicy", {}),
-        ("box", "dict", "MultiInputPolicy", SQUASHED_SDE),
+        pytest.param("discrete", "image", "CnnPolicy", {}, marks=pytest.mark.slow),
+        pytest.param("box", "dict", "MultiInputPolicy", SQUASHED_SDE, marks=pytest.mark.slow),
     ],
 )
 def test_every_space_is_exported(
@@ -466,11 +465,12 @@ def test_the_command_exports_a_run_with_its_vec_normalize(tmp_path: Path) -> Non
         starts = np.array([step == 0, step % 7 == 0])
         actions, state = trainer.model.predict(normalize.normalize_obs(obs), state, starts, True)
         pt2_state = agent.get_initial_state(2) if onnx_state is None else onnx_state
-        outputs, pt2_state = program(
-            observation=th.as_tensor(obs),
-            state={name: th.as_tensor(leaf) for name, leaf in pt2_state.items()},
-            episode_start=th.as_tensor(starts),
-        )
+        with th.no_grad():
+            outputs, pt2_state = program(
+                observation=th.as_tensor(obs),
+                state={name: th.as_tensor(leaf) for name, leaf in pt2_state.items()},
+                episode_start=th.as_tensor(starts),
+            )
         onnx_actions, onnx_state = agent.predict(obs, onnx_state, starts)
         np.testing.assert_array_equal(onnx_actions, actions)
         np.testing.assert_array_equal(outputs["action"], actions)

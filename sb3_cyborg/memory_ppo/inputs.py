@@ -101,7 +101,7 @@ class Inputs(SequenceModel):
     def _preprocess(self, value: th.Tensor, space: spaces.Space[Any]) -> th.Tensor:
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             # Equal to SB3's one-hot vectors, whose check of the range would branch on values.
-            return encode_actions(value.reshape(len(value), -1).long(), space)
+            return encode_actions(value.reshape(value.shape[0], -1).long(), space)  # `len` would fix the batch of an export
         seen = preprocess_obs(value, space, normalize_images=self.normalize_images)
         assert isinstance(seen, th.Tensor)
         return seen
