@@ -103,7 +103,8 @@ def assert_acts_alike(model: MemoryPPO, path: Path, steps: int, rows: int = 3) -
         np.testing.assert_allclose(onnx_actions, actions, rtol=0, atol=tolerance, err_msg=f"actions at step {step}")
         assert onnx_state.keys() == state.keys()
         for name, leaf in state.items():
-            np.testing.assert_allclose(onnx_state[name], leaf, rtol=1e-6, atol=TOLERANCE, err_msg=f"{name} at step {step}")
+            atol = TOLERANCE * max(1.0, float(np.abs(leaf).max()))  # sums of large terms round in proportion to them
+            np.testing.assert_allclose(onnx_state[name], leaf, rtol=0, atol=atol, err_msg=f"{name} at step {step}")
     if isinstance(space, spaces.Dict):
         return
     # The values of all steps but the first, as one batch.
