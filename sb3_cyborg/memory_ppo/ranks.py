@@ -5,6 +5,7 @@ A launcher such as ``torchrun`` starts the processes and gives each its number. 
 for tensors on a CPU, NCCL for those on a GPU.
 """
 
+import atexit
 import contextlib
 import copy
 import io
@@ -70,6 +71,13 @@ _joined: _Joined | None = None
 _has_left = False
 
 
+def _disconnect() -> None:
+    """Close the connections at the end of the process: it may abort if threads of PyTorch's backend are left then."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError, ValueError):  # connections that are lost already
+            dist.destroy_process_group()
+
+
 @dataclass(frozen=True)
 class Ranks:
     """
@@ -108,6 +116,7 @@ class Ranks:
             return
         store, rank, size = next(iter(rendezvous("env://")))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        atexit.register(_disconnect)
         assert dist.group.WORLD is not None
         _joined = _Joined(dist.group.WORLD, store)
 
