@@ -82,11 +82,12 @@ def values(model: MemoryPPO, obs: Any, state: dict[str, np.ndarray], starts: np.
         return model.policy.predict_values(th.as_tensor(obs), tensors, th.as_tensor(starts)).numpy()[:, 0]
 
 
-def assert_acts_alike(model: MemoryPPO, path: Path, steps: int, rows: int = 3) -> None:
+def assert_acts_alike(model: MemoryPPO, path: Path, steps: int, rows: int = 3, large_states: bool = False) -> None:
     """
     Assert that the agent and its export act alike, each with its own state, through episodes that end at random.
 
-    Discrete actions are equal; Box actions, states and values within 1e-5.
+    Discrete actions are equal; Box actions, states and values within 1e-5. With ``large_states``, states are so within 1e-5 of
+    their largest entry: with entries of 20, PyTorch's own states are 1.7e-5 from those in fp64, and those of the export 8e-6.
     """
     agent, space, rng = OnnxAgent(path), model.observation_space, np.random.default_rng(0)
     space.seed(0)
@@ -103,7 +104,7 @@ def assert_acts_alike(model: MemoryPPO, path: Path, steps: int, rows: int = 3) -
         np.testing.assert_allclose(onnx_actions, actions, rtol=0, atol=tolerance, err_msg=f"actions at step {step}")
         assert onnx_state.keys() == state.keys()
         for name, leaf in state.items():
-            atol = TOLERANCE * max(1.0, float(np.abs(leaf).max()))  # sums of large terms round in proportion to them
+            atol = TOLERANCE * max(1.0, float(np.abs(leaf).max())) if large_states else TOLERANCE
             np.testing.assert_allclose(onnx_state[name], leaf, rtol=0, atol=atol, err_msg=f"{name} at step {step}")
     if isinstance(space, spaces.Dict):
         return
@@ -162,7 +163,7 @@ def test_every_space_is_exported(
 ) -> None:
     model = make_model("lstm", "kv", actions, observations, policy, **settings)
     export_onnx(model, tmp_path / "agent.onnx")
-    assert_acts_alike(model, tmp_path / "agent.onnx", steps=60)
+    assert_acts_alike(model, tmp_path / "agent.onnx", steps=60, large_states=observations in ("image", "dict"))
 
 
 @pytest.mark.slow
