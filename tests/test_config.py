@@ -77,6 +77,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"amp": "yes"}, ["`amp`", "'yes'", "boolean"]),
     ({"device": "gpu"}, ["'gpu'", "'cuda'"]),
     ({"env_kwargs": 3}, ["`env_kwargs`", "3", "dictionary"]),
+    ({"env_kwargs": {"reward": [max]}}, ["`env_kwargs`", "['reward'][0]", "YAML", "builtin_function_or_method"]),
     ({"seed": -1}, ["`seed`", "-1"]),
     *[({"run_name": name}, ["`run_name`", "plain name of a folder", repr(name)]) for name in NO_FOLDERS],
     ({"run_name": "\ud800"}, ["`run_name`", "unicode"]),
@@ -89,6 +90,20 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"save_freq": 1e300}, ["`save_freq`", "1000000000000000"]),
     ({"frame_stack": 10**9}, ["`frame_stack`", "1000"]),
 ]
+
+
+def test_values_of_numpy_become_those_of_python() -> None:
+    kwargs = {"size": np.int64(3), "scale": [np.float32(0.5), np.bool_(True)], "map": np.eye(2), np.str_("name"): "x"}
+    config = TrainerConfig.parse({"env": "CartPole-v1", "env_kwargs": kwargs, "memory_kwargs": {"num_slots": np.int64(4)}})
+    assert config.env_kwargs == {"size": 3, "scale": [0.5, True], "map": [[1.0, 0.0], [0.0, 1.0]], "name": "x"}
+    assert TrainerConfig.parse(parse_yaml(config.to_yaml(), "here")) == config
+
+
+def test_deep_values_are_refused() -> None:
+    deep: list[Any] = []
+    deep.append(deep)
+    with pytest.raises(ValueError, match=r"`env_kwargs`: is nested more than 50 levels deep"):
+        TrainerConfig.parse({"env": "CartPole-v1", "env_kwargs": {"deep": deep}})
 
 
 @pytest.mark.parametrize(("given", "said"), BAD, ids=[str(given) for given, _ in BAD])

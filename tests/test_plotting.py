@@ -244,14 +244,19 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         plot_learning_curves([write_monitor(tmp_path / "run", steady(1.0))], tmp_path / "curve.png")
 
 
-@pytest.mark.parametrize("text", ["", "r,l,t\n1,2,3\n", "#{}\nr,l,t\n", '#{"t_start": 0}\nreward\n', '#{"t_start": 0}\n'])
+START = '#{"t_start": 0}\n'
+
+
+@pytest.mark.parametrize("text", ["", "r,l,t\n1,2,3\n", "#{}\nr,l,t\n", "\xff\n", f"{START}reward\n", START])
 def test_a_file_that_is_not_monitors(tmp_path: Path, text: str) -> None:
-    (tmp_path / "monitor.csv").write_text(text)
+    (tmp_path / "monitor.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"monitor\.csv is not a file that SB3's Monitor wrote"):
         read_episodes(tmp_path)
 
 
-@pytest.mark.parametrize("line", ["1,2", "1,2,3,4", "1,two,3"])
+@pytest.mark.parametrize(
+    "line", ["1,2", "1,2,3,4", "1,two,3", "", pytest.param("1,2," + 200_000 * "3", id="too long for csv")]
+)
 def test_a_damaged_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "monitor.csv").write_text(f'#{{"t_start": 0}}\nr,l,t\n1,2,3\n{line}\n1,2,3\n')
     with pytest.raises(ValueError, match=r"monitor\.csv, line 4, does not fit its columns r, l, t"):

@@ -27,7 +27,7 @@ from sb3_cyborg.memory_ppo.arguments import MODEL_ARGUMENTS, POLICY_ARGUMENTS
 from sb3_cyborg.memory_ppo.memory_ppo import MemoryPPO
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import check_burn_in, plan_minibatches, plan_n_steps
 from sb3_cyborg.memory_ppo.schedules import AUTO_LEARNING_RATE
-from sb3_cyborg.trainers.config_file import dump_yaml, read_yaml, readable
+from sb3_cyborg.trainers.config_file import dump_yaml, plain_values, read_yaml, readable
 from sb3_cyborg.trainers.folder_name import check_folder_name
 from sb3_cyborg.trainers.vocabulary import NAME_OPTIONS, canonical, merge
 
@@ -324,6 +324,11 @@ class TrainerConfig(BaseModel):
         if problem := RULES[str(info.field_name)].problem(value):
             raise ValueError(f"{problem}, got {value!r}.")
         return value
+
+    @field_validator("env_kwargs", "normalize", "encoder_kwargs", "memory_kwargs", "policy_kwargs")
+    @classmethod
+    def _check_plain(cls, value: Any) -> Any:
+        return plain_values(value)
 
     @field_validator("env")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -93,6 +94,29 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 def _problem(text: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+
+
+def plain_values(value: Any, where: str = "", depth: int = MAX_DEPTH) -> Any:
+    """
+    :param value: A value of a config.
+    :param where: The keys that led to it, for the error.
+    :param depth: Number of levels that may follow.
+    :return: The same value with numbers and lists of Python in place of those of numpy, which :func:`dump_yaml` cannot write.
+    :raises ValueError: for objects that YAML has no notation for, and for a value that is nested too deep.
+    """
+    if depth == 0:
+        raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        items = ((key, plain_values(item, f"{where}[{key!r}]", depth - 1)) for key, item in value.items())
+        return {plain_values(key, where, depth - 1): item for key, item in items}
+    if type(value) in (list, tuple):
+        return type(value)([plain_values(item, f"{where}[{index}]", depth - 1) for index, item in enumerate(value)])
+    if type(value) not in _Dumper.yaml_representers:
+        kind = type(value).__name__
+        raise ValueError(f"{where} must be data that a YAML file can hold, got {value!r} of type {kind}".strip())
+    return value
 
 
 def dump_yaml(value: Any) -> str:

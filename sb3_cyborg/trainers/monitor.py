@@ -28,7 +28,7 @@ def read_header(lines: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         header = json.loads(lines[0].removeprefix("#"))
         header["t_start"] = float(header["t_start"])
         columns = next(csv.reader(lines[1:2]))
-    except (IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+    except (IndexError, KeyError, StopIteration, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"it has no header of SB3's Monitor ({error})") from error
     if not {"r", "l", "t"} <= set(columns):
         raise ValueError(f"its columns are {columns}")

@@ -82,18 +82,19 @@ def read_episodes(run: Path) -> Episodes:
 
 def _read_monitor(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """:return: The header of a Monitor file, and its rows with ``t`` in seconds since the epoch."""
-    *lines, _ = path.read_text().split("\n")  # text after the last line break is an incomplete line
+    *lines, _ = path.read_text(errors="replace").split("\n")  # text after the last line break is an incomplete line
     try:
         header, names = read_header(lines)
     except ValueError as error:
         raise ValueError(f"{path} is not a file that SB3's Monitor wrote: {error}.") from error
     rows: list[dict[str, float]] = []
     began = header["t_start"]
-    for number, values in enumerate(csv.reader(lines[2:]), start=3):
+    for number, line in enumerate(lines[2:], start=3):
         try:
+            values = next(csv.reader([line]))
             row = {name: _number(value) for name, value in zip(names, values, strict=True)}
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, does not fit its columns {', '.join(names)}: {values}") from error
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {number}, does not fit its columns {', '.join(names)}: {line[:200]!r}") from error
         if rows and row["t"] + began < rows[-1]["t"]:  # a resumed run appends, and its clock restarts
             began = rows[-1]["t"]
         rows.append(row | {"t": row["t"] + began})

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,8 @@ PLAIN_SIZES = st.dictionaries(st.sampled_from(SIZES), st.integers(0, 512), max_s
 
 def same(given_value: Any, value: Any) -> bool:
     """:return: Whether a config holds what was given: the same value, or a number of another type or as text."""
+    if isinstance(given_value, np.bool_) and isinstance(value, bool):  # of an option of an environment, a memory and so on
+        given_value = bool(given_value)
     if isinstance(given_value, bool) or isinstance(value, bool):
         return bool(given_value is value)
     if type(given_value) is type(value) is int:
