@@ -204,6 +204,16 @@ TASKS: dict[str, Task] = {
         metric="success",
         env_kwargs={"agent_view_size": 3, "actions": "move"},
     ),
+    "MiniGrid-MemoryS13": Task(
+        "sb3_cyborg/MiniGrid-MemoryS13-v0",
+        400_000,
+        16,
+        "success 0.95",
+        "none known",
+        solved=0.95,
+        metric="success",
+        env_kwargs={"agent_view_size": 3, "actions": "move"},
+    ),
     "CartPoleNoVel": _control("CartPoleNoVel-v1", 100_000, 8, goal="return 500", beat="RecurrentPPO 500", solved=500),
     "PendulumNoVel": _control("PendulumNoVel-v1", 100_000, 4, goal="return -200", beat="RecurrentPPO -217.9", solved=-200),
     "MountainCarContinuousNoVel": _control(
@@ -239,7 +249,8 @@ MASK_TASKS = tuple(name for name, task in TASKS.items() if task.masked)
 """The tasks with action masks."""
 
 KIND_TASKS = ("MemoryChain-64", "RepeatPreviousMedium")
-ENCODER_TASKS = (*KIND_TASKS, "MemoryChain-256", "MiniGrid-MemoryS9", "CartPoleNoVel", "TMaze-100")
+ENCODER_TASKS = (*KIND_TASKS, "MemoryChain-256", "MiniGrid-MemoryS9", "MiniGrid-MemoryS13", "CartPoleNoVel", "TMaze-100")
+"""Of these, TMaze-100 is the long one: a window must reach back 100 steps. MiniGrid-MemoryS13 is in no other grid."""
 STUDY_STEPS = 400_000
 """Budget of the grids of kinds and burn-in, lower than the table's: the default solves their tasks within it."""
 BURN_IN_TASKS = ("MemoryChain-64", "RepeatPreviousEasy", "RepeatPreviousMedium", "MiniGrid-MemoryS9")
@@ -261,7 +272,7 @@ KINDS = [kind_agent(encoder, memory) for encoder in ENCODERS for memory in MEMOR
 ENCODER_AGENTS = [kind_agent(*each) for each in (("trxl", "none"), ("mingru", "none"), *PEERS_OF_ENCODERS)]
 BURN_IN_AGENTS = [burn_in_agent(burn_in, n_epochs) for n_epochs in BURN_IN_EPOCHS for burn_in in BURN_INS]
 GRIDS: dict[str, tuple[tuple[str, ...], list[str]]] = {
-    "table": (tuple(name for name in TASKS if name not in MASK_TASKS), list(AGENTS)),
+    "table": (tuple(name for name in TASKS if name not in (*MASK_TASKS, "MiniGrid-MemoryS13")), list(AGENTS)),
     "masks": (MASK_TASKS, list(MASK_AGENTS)),
     "kinds": (KIND_TASKS, KINDS),
     "encoders": (ENCODER_TASKS, ENCODER_AGENTS),
