@@ -7,6 +7,7 @@ two marks.
 """
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ from benchmarks.learning_tasks import (
     BURN_IN_TASKS,
     BURN_INS,
     DEFAULT,
+    ENCODER_AGENTS,
+    ENCODER_TASKS,
     FRAME_STACK,
+    GRIDS,
     KIND_TASKS,
     KINDS,
     MASK_AGENTS,
@@ -127,9 +131,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main_table(cells: Cells) -> str:
     words = {None: "-", True: "met", False: "**missed**"}
     rows = []
-    for name, task in TASKS.items():
-        if task.masked:
-            continue
+    for name in GRIDS["table"][0]:
+        task = TASKS[name]
         goal = task.goal if task.agent == DEFAULT else f"{task.goal}, best"
         same = the_same(task, name, BEST) == DEFAULT
         results = ["the same" if agent == BEST and same else cell(cells.get((name, agent)), task) for agent in AGENTS]
@@ -147,11 +150,27 @@ def mask_table(cells: Cells) -> str:
     return table(["task", "budget", *MASK_AGENTS], rows)
 
 
+def encoder_table(cells: Cells) -> str:
+    """:return: The table of encoders: score, median of the steps at which runs were solved first, and minutes of CPU time."""
+    rows = []
+    for name in ENCODER_TASKS:
+        results = []
+        for agent in ENCODER_AGENTS:
+            runs = cells.get((name, agent), [])
+            text = cell(runs, TASKS[name])
+            if runs:
+                # Runs that were never solved count as later than the others.
+                first = sorted(float(row["solved_at"] or "inf") for row in runs)[len(runs) // 2]
+                text += f"; {'-' if first == math.inf else f'{first / 1000:,.0f}k'}"
+                text += f"; {np.mean([float(row['cpu_s']) for row in runs]) / 60:.1f} min"
+            results.append(text)
+        rows.append([name, *results])
+    return table(["task", *(agent.partition(" ")[0].replace("+", "/") for agent in ENCODER_AGENTS)], rows)
+
+
 def cost_table(cells: Cells) -> str:
     rows = []
-    for name in TASKS:
-        if TASKS[name].masked:
-            continue
+    for name in GRIDS["table"][0]:
         costs = []
         for agent in AGENTS:
             runs = cells.get((name, agent), [])
@@ -357,6 +376,12 @@ def report(out: Path) -> str:
         for name in KIND_TASKS:
             parts += [f"**Encoders and memories on {name}{studied}**", kinds_table(name, cells)]
         parts.append("![Encoders and memories](learning_kinds.png)")
+    if any((name, agent) in cells for name in ENCODER_TASKS for agent in ENCODER_AGENTS):
+        parts += [
+            f"**Encoders{studied}**: the score; the steps after which it was solved first (median of the seeds, `-` if most "
+            "never were); CPU time with evaluations:",
+            encoder_table(cells),
+        ]
     if draw_burn_in(curves, out / "learning_burn_in.png"):
         for name in BURN_IN_TASKS:
             if lines := burn_in_rows(name, cells, curves):
