@@ -29,6 +29,7 @@ from sb3_cyborg import MemoryPPO, zoo
 from sb3_cyborg.checks import unknown_name
 from sb3_cyborg.encoders.encoder_v7 import ENCODERS
 from sb3_cyborg.memories.memory_v7 import MEMORIES
+from sb3_cyborg.memory_ppo.actions import action_encoding_dim, encode_actions
 from sb3_cyborg.memory_ppo.episode_time import TIME_WAVES, encode_time
 from sb3_cyborg.memory_ppo.policies import MemoryActorCriticPolicy
 from sb3_cyborg.memory_ppo.rollout_buffer_v7 import plan_minibatches, plan_n_steps
@@ -290,28 +291,28 @@ def _wider(space: spaces.Space[Any], low: float, high: float, size: int) -> spac
 
 class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], RecordConstructorArgs):
     """
-    Appends the last action to the observation, one-hot, with zeros at the start. For peers of a MemoryPPO with
+    Appends the last action to the observation, with MemoryPPO's encoding and zeros at the start. For peers of a MemoryPPO with
     ``use_last_action``.
 
-    :param env: An environment with flat observations and discrete actions.
+    :param env: An environment with flat observations, and with actions of any space that MemoryPPO supports.
     """
 
     def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        assert isinstance(env.action_space, spaces.Discrete)
-        self.one_hot = np.eye(int(env.action_space.n), dtype=np.float32)
-        self.observation_space = _wider(env.observation_space, 0.0, 1.0, len(self.one_hot))
+        self.size = action_encoding_dim(env.action_space)
+        self.observation_space = _wider(env.observation_space, -1.0, 1.0, self.size)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """:return: The first observation, with zeros."""
         obs, info = self.env.reset(**kwargs)
-        return np.concatenate([obs, np.zeros(len(self.one_hot), np.float32)]), info
+        return np.concatenate([obs, np.zeros(self.size, np.float32)]), info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """:return: The step of the environment, with the action appended to the observation."""
         obs, *rest = self.env.step(action)
-        return (np.concatenate([obs, self.one_hot[int(action)]]), *rest)  # type: ignore[return-value]  # mypy does not know the length
+        encoded = encode_actions(th.as_tensor(np.array(action)).reshape(1, -1), self.env.action_space)[0].numpy()
+        return (np.concatenate([obs, encoded]), *rest)  # type: ignore[return-value]  # mypy does not know the length
 
 
 class TimeObservation(gym.ObservationWrapper[np.ndarray, Any, np.ndarray], RecordConstructorArgs):

@@ -193,6 +193,21 @@ def test_last_action_is_part_of_the_observation() -> None:
     assert env.observation_space.contains(obs)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "action", "encoded"),
+    [
+        ("sb3_cyborg/popgym-MineSweeperEasy-v0", [1, 3], [0, 1, 0, 0, 0, 0, 0, 1]),
+        ("Pendulum-v1", np.array([-1.0], np.float32), [-0.5]),
+    ],
+)
+def test_last_actions_of_other_spaces(env_id: str, action: Any, encoded: list[float]) -> None:
+    env = LastActionObservation(gym.make(env_id))
+    env.reset(seed=0)
+    obs, *_ = env.step(action)
+    np.testing.assert_array_equal(obs[-len(encoded) :], encoded)
+    assert env.observation_space.contains(obs)
+
+
 def test_time_is_part_of_the_observation() -> None:
     env = TimeObservation(gym.make("CartPole-v1"))
     for _ in range(2):
