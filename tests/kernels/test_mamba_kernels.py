@@ -176,6 +176,7 @@ def test_pmm_of_any_size(rows: int, steps: int, slots: int, heads: int, size: in
     th.manual_seed(seed)
     model = PersistentMemory(5, heads * size, slots, heads)
     nn.init.normal_(model.query.weight, std=2.0)  # sharp attention, so that heads give slots more than half of it
+    nn.init.normal_(model.null_value)  # zeros at the start: the weight of the null entry would have no gradient
     assert_sequence_equals_steps(model, rows, steps, resets, seed)
 
 
