@@ -310,7 +310,7 @@ def draw_kinds(cells: Cells, path: Path) -> bool:
         axis.set_xticks(range(len(MEMORIES)), list(MEMORIES))
         axis.set_yticks(range(len(ENCODERS)), list(ENCODERS))
         axis.set(title=name, xlabel="memory", ylabel="encoder")
-        figure.colorbar(image, ax=axis, label=f"mean {TASKS[name].metric} of the final policy, one seed")
+        figure.colorbar(image, ax=axis, label=f"mean {TASKS[name].metric} of the final policy, one to three seeds")
     _save(figure, path)
     return True
 

@@ -922,7 +922,7 @@ class MemoryPPO(RecurrentPPO):
 
 
 def _copied(value: Any) -> Any:
-    """:return: A deep copy. Dictionaries of tensors, such as state-dicts, are copied several times faster than by ``deepcopy``."""
+    """:return: A deep copy. Dictionaries of tensors, as state-dicts, are copied several times faster than by ``deepcopy``."""
     if isinstance(value, th.Tensor):
         return value.clone()
     if isinstance(value, dict):
