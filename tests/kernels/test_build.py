@@ -105,7 +105,7 @@ def test_a_current_library_is_kept_and_a_stale_one_replaced(
     ("environment", "message"),
     [
         ({"CXX": "", "PATH": "/nonexistent"}, r"no C\+\+ compiler is found \(c\+\+, g\+\+, clang\+\+ or \$CXX\)"),
-        ({"CXX": "no-such-compiler -O3"}, "CXX='no-such-compiler -O3' is not found: set it to a C++ compiler, or unset it"),
+        ({"CXX": "no-such-compiler -O3"}, r"CXX='no-such-compiler -O3' is not found: set it to a C\+\+ compiler, or unset it"),
         ({"CXX": "false"}, "`false` fails: exit code 1"),
     ],
 )
