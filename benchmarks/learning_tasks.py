@@ -21,6 +21,7 @@ import rl_zoo3
 import torch as th
 import yaml
 from gymnasium import spaces
+from gymnasium.spaces.utils import flatten
 from gymnasium.utils import RecordConstructorArgs
 from sb3_contrib import MaskablePPO
 from torch import nn
@@ -137,6 +138,20 @@ def _maze(length: int, steps: int, frames: int) -> Task:
     )
 
 
+def _minigrid(name: str, steps: int, beat: str) -> Task:
+    """A Memory task. View and actions are those of S9's result to beat, which had images of 84x84 and 99 mazes."""
+    return Task(
+        f"sb3_cyborg/MiniGrid-{name}-v0",
+        steps,
+        16,
+        "success 0.95",
+        beat,
+        solved=0.95,
+        metric="success",
+        env_kwargs={"agent_view_size": 3, "actions": "move"},
+    )
+
+
 def _popgym(name: str, solved: float | None, beat: str, *, steps: int = 1_000_000, **options: Any) -> Task:
     goal = options.pop("goal", f"return {solved}")
     return Task(f"sb3_cyborg/popgym-{name}-v0", steps, 64, goal, beat, solved=solved, **options)
@@ -194,27 +209,8 @@ TASKS: dict[str, Task] = {
         above=(RECURRENT, 0.2),
         slots=128,
     ),
-    # View and actions are those of the result to beat, which was obtained with images of 84x84 and 99 mazes.
-    "MiniGrid-MemoryS9": Task(
-        "sb3_cyborg/MiniGrid-MemoryS9-v0",
-        800_000,
-        16,
-        "success 0.95",
-        "LSTM-256 PPO 0.90",
-        solved=0.95,
-        metric="success",
-        env_kwargs={"agent_view_size": 3, "actions": "move"},
-    ),
-    "MiniGrid-MemoryS13": Task(
-        "sb3_cyborg/MiniGrid-MemoryS13-v0",
-        400_000,
-        16,
-        "success 0.95",
-        "none known",
-        solved=0.95,
-        metric="success",
-        env_kwargs={"agent_view_size": 3, "actions": "move"},
-    ),
+    "MiniGrid-MemoryS9": _minigrid("MemoryS9", 800_000, "LSTM-256 PPO 0.90"),
+    "MiniGrid-MemoryS13": _minigrid("MemoryS13", 400_000, "none known"),
     "CartPoleNoVel": _control("CartPoleNoVel-v1", 100_000, 8, goal="return 500", beat="RecurrentPPO 500", solved=500),
     "PendulumNoVel": _control("PendulumNoVel-v1", 100_000, 4, goal="return -200", beat="RecurrentPPO -217.9", solved=-200),
     "MountainCarContinuousNoVel": _control(
@@ -311,7 +307,11 @@ class LastActionObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any], Recor
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """:return: The step of the environment, with the action appended to the observation."""
         obs, *rest = self.env.step(action)
-        encoded = encode_actions(th.as_tensor(np.array(action)).reshape(1, -1), self.env.action_space)[0].numpy()
+        space = self.env.action_space
+        if isinstance(space, spaces.Box):
+            encoded = encode_actions(th.as_tensor(np.array(action)).reshape(1, -1), space)[0].numpy()
+        else:  # the same, and fast enough not to slow the peers down
+            encoded = np.asarray(flatten(space, action), np.float32)
         return (np.concatenate([obs, encoded]), *rest)  # type: ignore[return-value]  # mypy does not know the length
 
 

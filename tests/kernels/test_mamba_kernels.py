@@ -176,8 +176,16 @@ def test_pmm_of_any_size(rows: int, steps: int, slots: int, heads: int, size: in
     th.manual_seed(seed)
     model = PersistentMemory(5, heads * size, slots, heads)
     nn.init.normal_(model.query.weight, std=2.0)  # sharp attention, so that heads give slots more than half of it
-    nn.init.normal_(model.null_value)  # zeros at the start: the weight of the null entry would have no gradient
     assert_sequence_equals_steps(model, rows, steps, resets, seed)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_pmm_with_a_null_entry_that_is_read(resets: bool) -> None:
+    """The value of the null entry is zero at the start, and its weight has no gradient then."""
+    th.manual_seed(0)
+    model = PersistentMemory(5, 16, 4, 2)
+    nn.init.normal_(model.null_value)
+    assert_sequence_equals_steps(model, 3, 12, resets, 0)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
